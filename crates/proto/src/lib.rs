@@ -1,1 +1,28 @@
+//! Holds the gRPC contracts as Rust, and the only conversions between them and the core's values.
 
+#[allow(clippy::all, clippy::unwrap_used)]
+mod generated {
+    // The nesting is the packages': the generated code names its neighbours by it.
+    pub mod agent {
+        pub mod v1 {
+            tonic::include_proto!("sealci.agent.v1");
+        }
+    }
+    pub mod scheduler {
+        pub mod v1 {
+            tonic::include_proto!("sealci.scheduler.v1");
+        }
+    }
+}
+
+/// Between agents and schedulers: `api/proto/sealci/agent/v1`.
+pub use generated::agent::v1 as agent;
+/// Between controllers and schedulers: `api/proto/sealci/scheduler/v1`.
+pub use generated::scheduler::v1 as scheduler;
+
+mod convert;
+
+pub use convert::{Malformed, attempt_id};
+
+/// The protocol version that this crate's contracts describe.
+pub const PROTOCOL: u32 = 1;
