@@ -1,1 +1,4 @@
-
+//! x
+pub mod dispatch;
+pub mod store;
+pub mod watchers;
