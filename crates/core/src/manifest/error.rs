@@ -129,7 +129,8 @@ impl ManifestErrors {
 
     fn excerpt(&self, lines: &Lines<'_>, error: &ManifestError) -> Excerpt {
         let underlined = self.source.text.get(error.span.start..error.span.end).unwrap_or_default();
-        Excerpt::of(lines.text_of(error.line), error.column, underlined.chars().count())
+        let (line, start) = lines.line(error.span.start);
+        Excerpt::of(lines.text_of(line), error.span.start - start, error.column, underlined.chars().count())
     }
 }
 

@@ -10,7 +10,7 @@ use super::source::{Span, quoted};
 /// Names that are shown of a cycle before the rest is counted.
 const SHOWN_OF_CYCLE: usize = 24;
 /// Suggestions that are looked for in one manifest: each compares with every action.
-const MAX_SUGGESTIONS: usize = 32;
+const MAX_SUGGESTIONS: usize = 16;
 
 /// Something that an action waits for.
 #[derive(Debug, Clone, Copy)]

@@ -83,45 +83,53 @@ pub(super) fn mend_of_later(key: &str) -> String {
     }
 }
 
+/// Where a key of this name has its place.
+fn place_of(key: &str) -> Option<&'static Section> {
+    SECTIONS.into_iter().find(|section| section.offered.contains(&key) || section.later.contains(&key))
+}
+
+/// The key that was likely meant by one that `section` does not have; it may be another section's.
+pub(super) fn meant(key: &str, section: &Section) -> Option<&'static str> {
+    if place_of(key).is_some() {
+        return None;
+    }
+    let here = section.offered.iter().chain(section.later).copied();
+    nearest(key, here).or_else(|| ELSEWHERE.iter().find(|(theirs, _)| *theirs == key).map(|(_, ours)| *ours))
+}
+
 /// What to do about a key that `section` does not have.
 pub(super) fn mend_of_unknown(key: &str, section: &Section) -> String {
-    let here = || section.offered.iter().chain(section.later).copied();
     if key == "<<" {
         return "write the keys out: manifests have no merge keys".to_owned();
     }
-    let place_of =
-        |key: &str| SECTIONS.iter().find(|other| other.offered.contains(&key) || other.later.contains(&key));
     if let Some(place) = place_of(key) {
         return format!("{} belongs in {}", quoted(key), place.what);
     }
-    if let Some(near) = nearest(key, here()) {
-        return format!("did you mean `{near}`?");
+    let known = |key: &str| section.offered.contains(&key) || section.later.contains(&key);
+    match meant(key, section).map(|meant| (meant, place_of(meant))) {
+        Some((meant, Some(place))) if !known(meant) => format!("did you mean `{meant}`, in {}?", place.what),
+        Some((meant, _)) => format!("did you mean `{meant}`?"),
+        None => {
+            let offered: Vec<String> = section.offered.iter().map(|key| format!("`{key}`")).collect();
+            format!("{} takes {}", section.what, offered.join(", "))
+        }
     }
-    if let Some((_, ours)) = ELSEWHERE.iter().find(|(theirs, _)| *theirs == key) {
-        return match place_of(ours) {
-            Some(place) if place.what != section.what => format!("did you mean `{ours}`, in {}?", place.what),
-            _ => format!("did you mean `{ours}`?"),
-        };
-    }
-    let known: Vec<String> = section.offered.iter().map(|key| format!("`{key}`")).collect();
-    format!("{} takes {}", section.what, known.join(", "))
 }
 
 /// The candidate that was likely meant. Of equally near ones the first.
 pub(super) fn nearest<'c>(written: &str, candidates: impl Iterator<Item = &'c str>) -> Option<&'c str> {
     /// The distance costs the product of two lengths; longer names are not compared.
-    const COMPARED_BYTES: usize = 48;
+    const COMPARED_BYTES: usize = 40;
     if written.len() > COMPARED_BYTES {
         return None;
     }
     let most = (written.chars().count() / 3).max(1);
-    let distance =
-        |candidate: &str| strsim::damerau_levenshtein(&written.to_lowercase(), &candidate.to_lowercase());
+    let lower = written.to_lowercase();
     candidates
         .filter(|candidate| {
             candidate.len() <= COMPARED_BYTES && candidate.len().abs_diff(written.len()) <= most
         })
-        .map(|candidate| (distance(candidate), candidate))
+        .map(|candidate| (strsim::osa_distance(&lower, &candidate.to_lowercase()), candidate))
         .filter(|(distance, _)| *distance <= most)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)

@@ -101,6 +101,7 @@ pub(super) fn pipeline<'n>(
     let fields = reader.fields(entries, &keys::PIPELINE);
     let name = match find(fields, "name") {
         Some(entry) => reader.pipeline_name(entry),
+        None if is_misspelt(fields, "name", &keys::PIPELINE) => None,
         None => {
             let mend = "say what it is called: `name: my pipeline`";
             reader.complain(ManifestErrorKind::Missing, beginning, "the pipeline has no `name`", mend);
@@ -110,6 +111,7 @@ pub(super) fn pipeline<'n>(
     let env = find(fields, "env").map(|entry| reader.env(entry)).unwrap_or_default();
     let actions = match find(fields, "actions") {
         Some(entry) => reader.actions(entry),
+        None if is_misspelt(fields, "actions", &keys::PIPELINE) => None,
         None => {
             let mend = "add `actions:` with at least one action and its `commands`";
             reader.complain(ManifestErrorKind::Missing, beginning, "the pipeline has no `actions`", mend);
@@ -122,7 +124,7 @@ pub(super) fn pipeline<'n>(
 impl Reader<'_> {
     fn pipeline_name(&mut self, entry: &Entry<'_>) -> Option<String> {
         let text = self.text(entry, "a text")?;
-        self.taken(ManifestErrorKind::Value, "name", entry.value.span, values::name(text))?;
+        self.taken(entry.value.span, values::name(text))?;
         Some(text.to_owned())
     }
 
@@ -144,7 +146,7 @@ impl Reader<'_> {
                 self.complain(ManifestErrorKind::Reserved, span, message, "choose another name");
                 continue;
             }
-            let named = self.taken(ManifestErrorKind::Value, name, span, values::variable_name(name));
+            let named = self.taken(span, values::variable_name(name));
             let value = self.text(variable, "a text (`\"\"` for an empty one)");
             if let (Some(()), Some(value)) = (named, value) {
                 size_bytes += name.len() + value.len();
@@ -176,10 +178,7 @@ impl Reader<'_> {
 
     fn action<'n>(&mut self, entry: &'n Entry<'_>) -> DraftAction<'n> {
         let (name, name_span): (&'n str, _) = (&entry.key, entry.key_span);
-        if let Err(refusal) = values::name(name) {
-            let message = format!("the action's name {} {}", quoted(name), refusal.message);
-            self.complain(ManifestErrorKind::Value, name_span, message, refusal.mend);
-        }
+        self.taken(name_span, values::name(name));
         let Some(entries) = self.mapping(entry, "a mapping with `commands`") else {
             return DraftAction { name, name_span, needs: Needs::Unreadable, body: Body::default() };
         };
@@ -187,6 +186,7 @@ impl Reader<'_> {
         let needs = find(fields, "needs").map_or(Needs::Previous, |entry| self.needs(entry));
         let commands = match find(fields, "commands") {
             Some(entry) => self.commands(entry),
+            None if is_misspelt(fields, "commands", &keys::ACTION) => Vec::new(),
             None => {
                 let message = format!("the action {} has no `commands`", quoted(name));
                 let mend = "say what it runs: `commands: [make test]`";
@@ -284,7 +284,7 @@ impl Reader<'_> {
     fn shell(&mut self, entry: &Entry<'_>) -> Option<Shell> {
         self.parsed(entry, "`sh` or `bash`", |text| {
             Shell::parse(text).ok_or_else(|| {
-                Refusal::new(format!("there is no shell {}", quoted(text)), "write `sh` or `bash`")
+                Refusal::new(format!("no shell is called {}", quoted(text)), "write `sh` or `bash`")
             })
         })
     }
@@ -324,7 +324,7 @@ impl Reader<'_> {
             };
             let Some(text) = self.plain(text, item.span) else { continue };
             let code = values::exit_code(text);
-            let Some(code) = self.taken(ManifestErrorKind::Value, &entry.key, item.span, code) else {
+            let Some(code) = self.taken(item.span, code) else {
                 continue;
             };
             if codes.contains(&code) {
@@ -373,7 +373,7 @@ impl Reader<'_> {
                     Some(near) => format!("did you mean `{near}`?"),
                     None => format!("write one of {}", names.join(", ")),
                 };
-                Refusal::new(format!("there is no executor {}", quoted(text)), mend)
+                Refusal::new(format!("no executor is called {}", quoted(text)), mend)
             })
         })?;
         if has_image && matches!(executor, ExecutorKind::Process | ExecutorKind::Sandbox) {
@@ -399,7 +399,7 @@ impl Reader<'_> {
         let mut labels = BTreeMap::new();
         for label in entries {
             let name = &label.key;
-            let named = self.taken(ManifestErrorKind::Value, name, label.key_span, values::label_name(name));
+            let named = self.taken(label.key_span, values::label_name(name));
             let value = self.parsed(label, "a text", |text| values::label_value(text).map(|()| text));
             if let (Some(()), Some(value)) = (named, value) {
                 labels.insert(name.clone().into_owned(), value.to_owned());
@@ -437,6 +437,11 @@ impl Reader<'_> {
             _ => Err(Refusal::new(format!("{} is neither on nor off", quoted(text)), "write `on` or `off`")),
         })
     }
+}
+
+/// Whether a key that was refused was meant as this one, so that its absence is no second error.
+fn is_misspelt(fields: &[Entry<'_>], key: &str, section: &keys::Section) -> bool {
+    fields.iter().take(64).any(|entry| keys::meant(&entry.key, section) == Some(key))
 }
 
 /// What was written where YAML sees a mapping of one key, on one line and without braces: a command with a `: ` in it,

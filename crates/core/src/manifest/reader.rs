@@ -37,22 +37,22 @@ impl Reader<'_> {
         parse: impl FnOnce(&'n str) -> Result<T, Refusal>,
     ) -> Option<T> {
         let text = self.text(entry, wanted)?;
-        self.taken(ManifestErrorKind::Value, &entry.key, entry.value.span, parse(text))
+        let parsed = parse(text).map_err(|refusal| Refusal {
+            message: format!("{}: {}", quoted(&entry.key), refusal.message),
+            ..refusal
+        });
+        self.taken(entry.value.span, parsed)
     }
 
-    pub(super) fn taken<T>(
-        &mut self,
-        kind: ManifestErrorKind,
-        subject: &str,
-        span: Span,
-        result: Result<T, Refusal>,
-    ) -> Option<T> {
-        let refusal = match result {
-            Ok(value) => return Some(value),
-            Err(refusal) => refusal,
-        };
-        self.complain(kind, span, format!("{}: {}", quoted(subject), refusal.message), refusal.mend);
-        None
+    /// The value, or a complaint that says why there is none.
+    pub(super) fn taken<T>(&mut self, span: Span, result: Result<T, Refusal>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(refusal) => {
+                self.complain(ManifestErrorKind::Value, span, refusal.message, refusal.mend);
+                None
+            }
+        }
     }
 
     pub(super) fn text<'n>(&mut self, entry: &'n Entry<'_>, wanted: &str) -> Option<&'n str> {

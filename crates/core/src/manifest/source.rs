@@ -168,14 +168,19 @@ pub(super) struct Excerpt {
 const EXCERPT_CHARACTERS: usize = 140;
 
 impl Excerpt {
-    /// `column` counts from 1; `length` is of the underlined text, in characters.
-    pub(super) fn of(line: &str, column: usize, length: usize) -> Self {
+    /// The caret comes `at` a byte of the line, under the `column` from 1; `length` of it are underlined.
+    pub(super) fn of(line: &str, at: usize, column: usize, length: usize) -> Self {
+        const BEFORE: usize = 40;
         let before = column - 1;
-        let skipped =
-            if before + length.min(40) > EXCERPT_CHARACTERS { before.saturating_sub(40) } else { 0 };
-        let mut characters = line.chars().skip(skipped);
-        let mut shown: String = if skipped > 0 { "…".to_owned() } else { String::new() };
-        let caret_at = before - skipped + shown.chars().count();
+        let (start, caret_at) = if before + length.min(BEFORE) > EXCERPT_CHARACTERS {
+            // Counted backwards from the caret: the line may be the whole manifest.
+            let start = line[..at].char_indices().rev().nth(BEFORE - 1).map_or(0, |(start, _)| start);
+            (start, BEFORE + 1)
+        } else {
+            (0, before)
+        };
+        let mut shown = if start > 0 { "…".to_owned() } else { String::new() };
+        let mut characters = line[start..].chars();
         shown.extend(characters.by_ref().take(EXCERPT_CHARACTERS).map(|c| if c == '\t' { ' ' } else { c }));
         let visible = shown.chars().count();
         if characters.next().is_some() {
@@ -195,8 +200,8 @@ pub(super) fn is_deceptive(c: char) -> bool {
             | '\u{FEFF}' | '\u{FFF9}'..='\u{FFFB}' | '\u{E0000}'..='\u{E007F}')
 }
 
-/// The text with every deceptive character replaced by a visible one of the same length in bytes, so that spans stay
-/// what they are. Line ends and tabs remain; a lone carriage return becomes the line feed that it means.
+/// The text with every deceptive character replaced by a visible one of the same length in bytes, so that spans and
+/// columns stay what they are. Line ends and tabs remain; a lone carriage return becomes the line feed that it means.
 pub(super) fn harmless(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     let mut characters = text.chars().peekable();
@@ -204,7 +209,7 @@ pub(super) fn harmless(text: &str) -> String {
         match c {
             '\n' | '\t' => shown.push(c),
             '\r' => shown.push(if characters.peek() == Some(&'\n') { '\r' } else { '\n' }),
-            c if is_deceptive(c) => shown.push_str(["?", "??", "\u{FFFD}", "\u{FFFD}?"][c.len_utf8() - 1]),
+            c if is_deceptive(c) => shown.push(['?', '¤', '\u{FFFD}', '\u{10102}'][c.len_utf8() - 1]),
             c => shown.push(c),
         }
     }
@@ -251,17 +256,18 @@ mod tests {
     fn harmless_text_keeps_every_byte_in_its_place() {
         let text = "a\u{1b}[1m\u{9b}\u{202e}é\u{E0041}\rb\r\nc\n";
         let shown = harmless(text);
-        assert_eq!(shown, "a?[1m??\u{FFFD}é\u{FFFD}?\nb\r\nc\n");
+        assert_eq!(shown, "a?[1m¤\u{FFFD}é\u{10102}\nb\r\nc\n");
+        assert_eq!(shown.chars().count(), text.chars().count());
         assert_eq!(shown.len(), text.len());
     }
 
     #[test]
     fn a_long_line_is_shown_around_the_caret() {
         let line = format!("{}X{}", "a".repeat(1000), "b".repeat(1000));
-        let excerpt = Excerpt::of(&line, 1001, 1);
+        let excerpt = Excerpt::of(&line, 1000, 1001, 1);
         assert_eq!(excerpt.line.chars().nth(excerpt.caret_at), Some('X'));
         assert!(excerpt.line.chars().count() <= EXCERPT_CHARACTERS + 2);
-        let excerpt = Excerpt::of("name: x", 7, 400);
+        let excerpt = Excerpt::of("name: x", 6, 7, 400);
         assert_eq!((excerpt.line.as_str(), excerpt.caret_at, excerpt.caret_length), ("name: x", 6, 1));
     }
 

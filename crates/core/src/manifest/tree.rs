@@ -67,7 +67,7 @@ pub(super) fn build<'t>(text: &'t str, complaints: &mut Complaints) -> Option<No
         let (event, place) = match event {
             Ok(event) => event,
             Err(error) => {
-                refuse_syntax(&error, builder.complaints);
+                refuse_syntax(&error, text, builder.complaints);
                 return None;
             }
         };
@@ -251,8 +251,9 @@ fn without_doubles<'t>(mut entries: Vec<Entry<'t>>, complaints: &mut Complaints)
     entries
 }
 
-fn refuse_syntax(error: &ScanError, complaints: &mut Complaints) {
+fn refuse_syntax(error: &ScanError, text: &str, complaints: &mut Complaints) {
     let at = error.marker().byte_offset().unwrap_or_default();
+    let at = if is_about_tabs(error.kind()) { indenting_tab(text, at).unwrap_or(at) } else { at };
     let span = Span::new(at, at + 1);
     if *error.kind() == ErrorKind::RecursionLimitExceeded {
         let message = format!("more than {MAX_NESTING} levels within one another");
@@ -269,14 +270,35 @@ fn refuse_syntax(error: &ScanError, complaints: &mut Complaints) {
     complaints.add(ManifestErrorKind::Syntax, span, message, mend_of(error.kind()));
 }
 
+fn is_about_tabs(kind: &ErrorKind) -> bool {
+    use ErrorKind as E;
+    matches!(
+        kind,
+        E::TabNotAllowed
+            | E::TabInBlockIndentation
+            | E::TabInIndentation
+            | E::TabAtBlockScalarStart
+            | E::TabInPlainScalar
+    )
+}
+
+/// The first tab that indents a line, from the line of `from` on: the parser may point at the text that the line goes
+/// on with.
+fn indenting_tab(text: &str, from: usize) -> Option<usize> {
+    let mut start = text.get(..from)?.rfind(['\n', '\r']).map_or(0, |end| end + 1);
+    loop {
+        let indent = text[start..].len() - text[start..].trim_start_matches([' ', '\t']).len();
+        if let Some(tab) = text[start..start + indent].find('\t') {
+            return Some(start + tab);
+        }
+        start += text[start..].find(['\n', '\r'])? + 1;
+    }
+}
+
 fn mend_of(kind: &ErrorKind) -> &'static str {
     use ErrorKind as E;
     match kind {
-        E::TabNotAllowed
-        | E::TabInBlockIndentation
-        | E::TabInIndentation
-        | E::TabAtBlockScalarStart
-        | E::TabInPlainScalar => "indent with spaces: YAML allows no tabs there",
+        kind if is_about_tabs(kind) => "indent with spaces: YAML allows no tabs there",
         E::UnclosedQuotedScalar | E::DocumentIndicatorInQuotedScalar => {
             "close the quote that opens here or above"
         }
@@ -290,7 +312,7 @@ fn mend_of(kind: &ErrorKind) -> &'static str {
             "see that brackets and braces are paired and entries parted by commas"
         }
         E::MappingValueNotAllowed | E::MappingKeyNotAllowed | E::InvalidColonPlacement => {
-            "quote a text that contains `: `, or check the indentation"
+            "quote a text that contains `: `, close an open `[` or `{`, or check the indentation"
         }
         E::UnexpectedCharacter { .. } => {
             "quote a text that begins with `@`, `` ` ``, `%` or another special character"

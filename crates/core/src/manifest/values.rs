@@ -8,7 +8,7 @@ use super::source::quoted;
 /// Why a text is not taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refusal {
-    /// Goes on after "`timeout`": "`20x` is no duration".
+    /// A sentence that needs no subject but the key: "`20x` is no duration".
     pub(super) message: String,
     pub(super) mend: String,
 }
@@ -161,10 +161,10 @@ impl Decimal {
 pub(super) fn name(text: &str) -> Result<(), Refusal> {
     let allowed = "letters, digits, blanks and `._()/,-`";
     if text.is_empty() {
-        return Err(Refusal::new("is empty", "give it a name"));
+        return Err(Refusal::new("the name is empty", "give it a name"));
     }
     if text.len() > MAX_NAME_BYTES {
-        let message = format!("has {} bytes, at most {MAX_NAME_BYTES} are taken", text.len());
+        let message = format!("the name has {} bytes, at most {MAX_NAME_BYTES} are taken", text.len());
         return Err(Refusal::new(message, "shorten it"));
     }
     let is_allowed = |c: char| c.is_ascii_alphanumeric() || " ._()/,-".contains(c);
@@ -174,14 +174,20 @@ pub(super) fn name(text: &str) -> Result<(), Refusal> {
         } else {
             format!("`{c}`")
         };
-        return Err(Refusal::new(format!("has {shown}"), format!("a name has {allowed}")));
+        return Err(Refusal::new(
+            format!("the name {} has {shown}", quoted(text)),
+            format!("a name has {allowed}"),
+        ));
     }
     if text.trim() != text {
-        return Err(Refusal::new("begins or ends with a blank", "remove the blank"));
+        return Err(Refusal::new(
+            format!("the name {} begins or ends with a blank", quoted(text)),
+            "remove the blank",
+        ));
     }
     if text.split('/').any(|part| matches!(part.trim(), "" | "." | "..")) {
         return Err(Refusal::new(
-            "reads like a path that leads elsewhere",
+            format!("the name {} reads like a path that leads elsewhere", quoted(text)),
             "leave out `..`, `.` and doubled `/`",
         ));
     }
@@ -196,7 +202,7 @@ pub(super) fn variable_name(text: &str) -> Result<(), Refusal> {
         return Ok(());
     }
     let mend = "a variable has letters, digits and `_`, and does not begin with a digit";
-    Err(Refusal::new("is no name of a variable", mend))
+    Err(Refusal::new(format!("{} is no name of a variable", quoted(text)), mend))
 }
 
 /// Whether SealCI sets the variable itself.
@@ -211,14 +217,14 @@ pub(super) fn label_name(text: &str) -> Result<(), Refusal> {
         return Ok(());
     }
     let mend = format!("a label has letters, digits and `._/-`, at most {MAX_NAME_BYTES} bytes");
-    Err(Refusal::new("is no name of a label", mend))
+    Err(Refusal::new(format!("{} is no name of a label", quoted(text)), mend))
 }
 
 /// What a label says.
 pub(super) fn label_value(text: &str) -> Result<(), Refusal> {
     if text.len() > MAX_NAME_BYTES || text.chars().any(super::source::is_deceptive) {
         let mend = format!("write a text of one line, at most {MAX_NAME_BYTES} bytes");
-        return Err(Refusal::new("is no value for a label", mend));
+        return Err(Refusal::new("the value is longer than 128 bytes or has control characters", mend));
     }
     Ok(())
 }
