@@ -123,7 +123,7 @@ fn spec(live: &Live, index: usize, limits: &ActionLimits) -> ActionSpec {
             .unwrap_or_default(),
         container: plan.environment.container.clone().unwrap_or_default(),
         commands: plan.commands.clone(),
-        shell: "sh".into(),
+        shell: plan.shell.as_str().to_owned(),
         env: plan.env.clone().into_iter().collect::<BTreeMap<_, _>>().into_iter().collect(),
         resources: Some(plan.environment.resources.into()),
         timeout_ms: milliseconds(plan.timeout),

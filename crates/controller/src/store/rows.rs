@@ -19,7 +19,8 @@ pub struct Malformed {
 }
 
 impl Malformed {
-    pub(super) fn new(table: &'static str, row: impl ToString, what: impl ToString) -> Self {
+    /// Names the row and what is wrong with it.
+    pub fn new(table: &'static str, row: impl ToString, what: impl ToString) -> Self {
         Self { table, row: row.to_string(), what: what.to_string() }
     }
 }
