@@ -32,7 +32,11 @@ pub trait Repositories: Send + Sync + std::fmt::Debug {
     fn check(&self, url: &str) -> Result<(), RepositoryError>;
 
     /// The newest revision of a ref, or of the default branch, with its full name.
-    async fn resolve(&self, url: &str, r#ref: Option<&RefName>) -> Result<(RefName, Revision), RepositoryError>;
+    async fn resolve(
+        &self,
+        url: &str,
+        r#ref: Option<&RefName>,
+    ) -> Result<(RefName, Revision), RepositoryError>;
 
     /// A file at a revision, at most 1 MiB of it.
     async fn read(
@@ -241,11 +245,8 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_left_open_is_read_from_the_repository() {
-        let request = Request {
-            repo_url: push().repo_url,
-            request_id: Some("1".into()),
-            ..Request::default()
-        };
+        let request =
+            Request { repo_url: push().repo_url, request_id: Some("1".into()), ..Request::default() };
         let new = prepare(request, &OneFile).await.unwrap();
         assert_eq!(new.r#ref.unwrap().as_str(), "refs/heads/main");
         assert_eq!(new.revision.as_str(), "b".repeat(40));

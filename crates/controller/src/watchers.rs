@@ -7,6 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use sealci_core::ids::{AttemptId, PipelineId};
 use tokio::sync::watch;
 
+/// Keys that nobody follows any more, and that never changed again, are forgotten once there are so many.
+const PRUNE_ABOVE: usize = 1024;
+
 /// Who follows which pipeline, and which log.
 #[derive(Debug, Clone, Default)]
 pub struct Watchers {
@@ -36,6 +39,9 @@ impl<K: Eq + Hash> Topics<K> {
     /// Follows a key. What changed before this call wakes nobody: subscribe first, then read.
     pub fn subscribe(&self, key: K) -> watch::Receiver<()> {
         let mut topics = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if topics.len() >= PRUNE_ABOVE {
+            topics.retain(|_, topic| topic.receiver_count() > 0);
+        }
         topics.entry(key).or_insert_with(|| watch::channel(()).0).subscribe()
     }
 

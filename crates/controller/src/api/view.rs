@@ -51,9 +51,8 @@ pub fn story_actions(
 ) -> Result<Vec<types::Action>, StoreError> {
     let mut shown = Vec::with_capacity(story.actions.len());
     for row in &story.actions {
-        let planned: PlannedAction = serde_json::from_str(&row.planned).map_err(|error| {
-            crate::store::Malformed::new("actions", row.id, format!("planned: {error}"))
-        })?;
+        let planned: PlannedAction = serde_json::from_str(&row.planned)
+            .map_err(|error| crate::store::Malformed::new("actions", row.id, format!("planned: {error}")))?;
         let mut action = action(row, &planned, &story.actions)?;
         if verbose {
             let of_action = story.attempts.iter().filter(|attempt| attempt.action_id == row.id);
@@ -97,7 +96,8 @@ fn attempt(
     commands: &[commands::Model],
     names: &HashMap<Uuid, String>,
 ) -> Result<types::Attempt, StoreError> {
-    let of_attempt = commands.iter().filter(|row_| row_.action_id == row.action_id && row_.number == row.number);
+    let of_attempt =
+        commands.iter().filter(|row_| row_.action_id == row.action_id && row_.number == row.number);
     Ok(types::Attempt {
         number: row.number,
         round: row.round,

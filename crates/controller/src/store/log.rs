@@ -58,6 +58,21 @@ impl LogReader {
         }))
     }
 
+    /// The first gap that ends after `offset`: its bounds and its reason.
+    pub async fn next_gap(&self, offset: u64) -> Result<Option<(u64, u64, String)>, StoreError> {
+        use log_chunks::Column;
+        let row = log_chunks::Entity::find()
+            .filter(Column::ActionId.eq(self.attempt.action.as_uuid()))
+            .filter(Column::Number.eq(rows::number(self.attempt.number)))
+            .filter(Column::End.gt(i64::try_from(offset).unwrap_or(i64::MAX)))
+            .filter(Column::Gap.is_not_null())
+            .order_by_asc(Column::Start)
+            .limit(1)
+            .one(&self.store.readers)
+            .await?;
+        Ok(row.map(|row| (row.start.unsigned_abs(), row.end.unsigned_abs(), row.gap.unwrap_or_default())))
+    }
+
     /// The piece that holds `offset`, cut to begin there; none where nothing is stored yet.
     pub async fn piece(&self, offset: u64) -> Result<Option<LogPiece>, StoreError> {
         use log_chunks::Column;

@@ -10,6 +10,8 @@ mod log;
 mod migration;
 mod rows;
 
+use std::collections::HashMap;
+
 use sea_orm::{
     ColumnTrait, ConnectionTrait, DatabaseConnection, DbErr, EntityTrait, QueryFilter, QueryOrder,
 };
@@ -134,18 +136,25 @@ impl Store {
         Ok(agents::Entity::find().order_by_asc(agents::Column::Name).all(&self.writer).await?)
     }
 
+    /// The agents' names, by their ids.
+    pub async fn agent_names(&self) -> Result<HashMap<uuid::Uuid, String>, StoreError> {
+        let rows = agents::Entity::find().all(&self.readers).await?;
+        Ok(rows.into_iter().map(|row| (row.id, row.name)).collect())
+    }
+
+    /// One action's row, for showing.
+    pub async fn action(&self, action: ActionId) -> Result<Option<actions::Model>, StoreError> {
+        Ok(actions::Entity::find_by_id(action.as_uuid()).one(&self.readers).await?)
+    }
+
+    /// One pipeline's row, for showing.
+    pub async fn pipeline_row(&self, id: PipelineId) -> Result<Option<pipelines::Model>, StoreError> {
+        Ok(pipelines::Entity::find_by_id(id.as_uuid()).one(&self.readers).await?)
+    }
+
     /// Whether an instance was ever seen.
     pub async fn instance_was_seen(&self, instance: uuid::Uuid) -> Result<bool, StoreError> {
         Ok(entity::agent_instances::Entity::find_by_id(instance).one(&self.writer).await?.is_some())
-    }
-
-    /// The action with its pipeline's whole story, for showing.
-    pub async fn story_of_action(&self, action: ActionId) -> Result<Option<PipelineStory>, StoreError> {
-        let row = actions::Entity::find_by_id(action.as_uuid()).one(&self.readers).await?;
-        match row {
-            Some(row) => self.story(PipelineId::from_uuid(row.pipeline_id)).await,
-            None => Ok(None),
-        }
     }
 
     /// All there is to show of a pipeline, as one consistent state.
