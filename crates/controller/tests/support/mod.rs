@@ -240,7 +240,7 @@ impl Line {
         self.until(|body| find_want(body, |want| matches!(want.state, Some(want::State::Queued(_))))).await
     }
 
-    pub async fn from_agent(&self, body: from_agent::Body) {
+    pub async fn forward(&self, body: from_agent::Body) {
         self.say(scheduler_message::Body::FromAgent(FromAgent {
             session: 7,
             agent_id: AGENT.into(),
@@ -253,7 +253,7 @@ impl Line {
     /// Claims; the answer.
     pub async fn claim(&mut self, attempt: &AttemptRef, claim_id: &str) -> claim_answer::Answer {
         let claim = Claim { attempt: Some(attempt.clone()), claim_id: claim_id.into() };
-        self.from_agent(from_agent::Body::Claim(claim)).await;
+        self.forward(from_agent::Body::Claim(claim)).await;
         self.until(|body| match to_agent_body(body)? {
             to_agent::Body::ClaimAnswer(answer) => answer.answer,
             _ => None,
@@ -303,7 +303,7 @@ impl ScriptedAgent<'_> {
             body: Some(body),
         };
         self.sequence += 1;
-        self.line.from_agent(from_agent::Body::Event(event)).await;
+        self.line.forward(from_agent::Body::Event(event)).await;
     }
 
     pub async fn running(&mut self) {
@@ -318,7 +318,7 @@ impl ScriptedAgent<'_> {
             data: bytes::Bytes::copy_from_slice(bytes),
             gap: None,
         };
-        self.line.from_agent(from_agent::Body::LogChunk(chunk)).await;
+        self.line.forward(from_agent::Body::LogChunk(chunk)).await;
     }
 
     pub async fn finished(&mut self, kind: outcome::Kind, log_length: u64) {
