@@ -15,8 +15,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sealci_git::{AllowedTransports, Git, Mirrors, Options};
-use sealci_service::auth::{Token, TokenDigest, Tokens};
-use sealci_service::database::{Database, DatabaseError, Location};
+use sealci_service::auth::{Token, Tokens};
+use sealci_service::database::{Database, DatabaseError, DatabaseUrl};
+use sealci_service::listen::{self, Limits};
+use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -36,13 +38,13 @@ const MIRRORS_BUDGET_BYTES: u64 = 10 << 30;
 /// Everything a controller needs to know.
 #[derive(Debug, Clone)]
 pub struct Config {
-    pub database: Location,
+    pub database: DatabaseUrl,
     /// For mirrors, and what git needs.
     pub data: PathBuf,
     /// Who may call the REST API.
     pub tokens: Tokens,
     /// Lets agents enrol.
-    pub enrolment_tokens: Vec<TokenDigest>,
+    pub enrolment_tokens: Vec<Token>,
     /// Where the schedulers are: `http://127.0.0.1:8422`.
     pub schedulers: Vec<String>,
     /// What the schedulers let controllers in by.
@@ -65,8 +67,6 @@ pub enum ServeError {
     Store(#[from] StoreError),
     #[error("cannot use the data folder {path}")]
     Data { path: PathBuf, source: std::io::Error },
-    #[error("the listener failed")]
-    Listener(#[source] std::io::Error),
 }
 
 /// Serves until told to stop.
@@ -79,7 +79,7 @@ pub async fn serve(config: Config, listener: TcpListener, stop: CancellationToke
     let driver = dispatch::Config {
         lost_after: config.lost_after,
         limits: ActionLimits { grace: config.grace, log_quota_bytes: LOG_QUOTA_BYTES },
-        enrolment_tokens: config.enrolment_tokens.iter().map(|digest| digest.0).collect(),
+        enrolment_tokens: config.enrolment_tokens.iter().map(|token| Sha256::digest(token.expose()).into()).collect(),
     };
     let (driver, dispatch) = Driver::open(store.clone(), driver, watchers.clone()).await?;
 
@@ -98,16 +98,17 @@ pub async fn serve(config: Config, listener: TcpListener, stop: CancellationToke
     let mut tasks = JoinSet::new();
     tasks.spawn(driver.run(stop.clone()));
     tasks.spawn(dispatch::keep_link(link, dispatch, stop.clone()));
-    let mut http = std::pin::pin!(sealci_service::listen::serve(listener, router, stop.clone()));
-    let served = tokio::select! {
-        served = &mut http => served,
+    let limits = Limits::default();
+    let mut http = std::pin::pin!(listen::serve(listener, router, &limits, &stop));
+    tokio::select! {
+        () = &mut http => {}
         // Without its driver or its line the controller is none.
         _ = tasks.join_next() => {
             stop.cancel();
-            http.await
+            http.await;
         }
-    };
+    }
     stop.cancel();
     while tasks.join_next().await.is_some() {}
-    served.map_err(ServeError::Listener)
+    Ok(())
 }

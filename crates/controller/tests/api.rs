@@ -38,8 +38,8 @@ fn what_is_served_is_what_is_documented() {
     let served: BTreeSet<(String, String, String)> = sealci_controller::api::routes()
         .into_iter()
         .map(|route| {
-            let role = route.role.map_or("none", Role::as_str);
-            (route.path.to_owned(), route.method.to_owned(), role.to_owned())
+            let role = route.role.map_or("none".to_owned(), |role| role.to_string());
+            (route.path.to_owned(), route.method.to_owned(), role)
         })
         .collect();
     assert_eq!(served, documented);

@@ -20,7 +20,7 @@ use sealci_proto::scheduler::{
     scheduler_message, to_agent, want,
 };
 use sealci_service::auth::{Role, Token, Tokens};
-use sealci_service::database::Location;
+use sealci_service::database::DatabaseUrl;
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, mpsc};
@@ -80,8 +80,8 @@ pub struct World {
 }
 
 /// The databases to test on: SQLite always, PostgreSQL where `SEALCI_TEST_POSTGRES` names one.
-pub async fn databases(folder: &std::path::Path) -> Vec<Location> {
-    let mut locations = vec![Location::Sqlite(folder.join("controller.sqlite"))];
+pub async fn databases(folder: &std::path::Path) -> Vec<DatabaseUrl> {
+    let mut locations = vec![DatabaseUrl::Sqlite(folder.join("controller.sqlite"))];
     match std::env::var("SEALCI_TEST_POSTGRES") {
         Ok(url) => locations.push(fresh_schema(&url).await),
         Err(_) => eprintln!("SKIPPED: not tested on PostgreSQL, SEALCI_TEST_POSTGRES is not set"),
@@ -90,18 +90,18 @@ pub async fn databases(folder: &std::path::Path) -> Vec<Location> {
 }
 
 /// A schema of its own for each test.
-async fn fresh_schema(url: &str) -> Location {
+async fn fresh_schema(url: &str) -> DatabaseUrl {
     use sea_orm::ConnectionTrait;
     let schema = format!("test_{}", uuid::Uuid::now_v7().simple());
     let connection = sea_orm::Database::connect(url).await.unwrap();
     connection.execute_unprepared(&format!("CREATE SCHEMA {schema}")).await.unwrap();
     let separator = if url.contains('?') { '&' } else { '?' };
-    Location::Postgres(format!("{url}{separator}options=-c%20search_path%3D{schema}"))
+    DatabaseUrl::Postgres(format!("{url}{separator}options=-c%20search_path%3D{schema}"))
 }
 
 impl World {
     /// A controller on a database, and the scheduler it connects to.
-    pub async fn on(database: Location, lost_after: Duration) -> Self {
+    pub async fn on(database: DatabaseUrl, lost_after: Duration) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (door, lines) = mpsc::channel(4);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -110,14 +110,14 @@ impl World {
         let serving = tonic::transport::Server::builder()
             .add_service(service)
             .serve_with_incoming(TcpListenerStream::new(listener));
-        let (token, read_token, enrolment) = (Token::random(), Token::random(), Token::random());
+        let (token, read_token, enrolment) = (token(), token(), token());
         let config = Config {
             database,
             data: folder.path().join("controller"),
-            tokens: Tokens::new([(token.digest(), Role::Admin), (read_token.digest(), Role::Read)]),
-            enrolment_tokens: vec![enrolment.digest()],
+            tokens: Tokens::default().with(&token, Role::Admin).with(&read_token, Role::Read),
+            enrolment_tokens: vec![enrolment.clone()],
             schedulers: vec![scheduler],
-            cluster_secret: Token::random(),
+            cluster_secret: self::token(),
             transports: AllowedTransports { http: true, file: true },
             allow_local_addresses: true,
             lost_after,
@@ -338,8 +338,12 @@ pub async fn within<T>(wanted: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, wanted).await.expect("it did not come in time")
 }
 
-pub fn sqlite() -> (tempfile::TempDir, Location) {
+pub fn sqlite() -> (tempfile::TempDir, DatabaseUrl) {
     let folder = tempfile::tempdir().unwrap();
-    let location = Location::Sqlite(PathBuf::from(folder.path()).join("c.sqlite"));
+    let location = DatabaseUrl::Sqlite(PathBuf::from(folder.path()).join("c.sqlite"));
     (folder, location)
+}
+
+fn token() -> Token {
+    Token::generate().unwrap()
 }
