@@ -79,7 +79,11 @@ pub async fn serve(config: Config, listener: TcpListener, stop: CancellationToke
     let driver = dispatch::Config {
         lost_after: config.lost_after,
         limits: ActionLimits { grace: config.grace, log_quota_bytes: LOG_QUOTA_BYTES },
-        enrolment_tokens: config.enrolment_tokens.iter().map(|token| Sha256::digest(token.expose()).into()).collect(),
+        enrolment_tokens: config
+            .enrolment_tokens
+            .iter()
+            .map(|token| Sha256::digest(token.expose()).into())
+            .collect(),
     };
     let (driver, dispatch) = Driver::open(store.clone(), driver, watchers.clone()).await?;
 

@@ -1,9 +1,10 @@
 //! Answers about agents.
 
+use axum::Json;
 use axum::extract::State;
 use sealci_api::controller::types;
 use sealci_core::ids::AgentId;
-use sealci_service::problem::{Json, Path};
+use sealci_service::problem::{self, Path};
 use uuid::Uuid;
 
 use super::error::ApiError;
@@ -19,7 +20,7 @@ pub async fn list(State(api): State<Api>) -> Result<Json<types::AgentList>, ApiE
 pub async fn drain(
     State(api): State<Api>,
     Path(id): Path<Uuid>,
-    Json(wanted): Json<types::Drain>,
+    problem::Json(wanted): problem::Json<types::Drain>,
 ) -> Result<Json<types::Agent>, ApiError> {
     let agent = api.dispatch.drain(AgentId::from_uuid(id), wanted.drained).await?;
     Ok(Json(view::agent(&agent)))

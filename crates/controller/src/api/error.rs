@@ -57,7 +57,9 @@ fn of_refusal(refusal: &Refusal) -> Problem {
             Problem::not_found(detail)
         }
         Refusal::Rerun(_) => Problem::conflict(detail),
-        Refusal::NotRecorded | Refusal::ShuttingDown => Problem::new(StatusCode::SERVICE_UNAVAILABLE).detail(detail),
+        Refusal::NotRecorded | Refusal::ShuttingDown => {
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE).detail(detail)
+        }
     }
 }
 

@@ -23,7 +23,11 @@ use super::error::ApiError;
 use crate::store::{LogExtent, LogPiece, LogReader, StoreError};
 
 /// The log so far, or a part of it.
-pub async fn read(State(api): State<Api>, Path(id): Path<(Uuid, u32)>, headers: HeaderMap) -> Result<Response<Body>, ApiError> {
+pub async fn read(
+    State(api): State<Api>,
+    Path(id): Path<(Uuid, u32)>,
+    headers: HeaderMap,
+) -> Result<Response<Body>, ApiError> {
     let (log, extent) = open(&api, attempt_id(id)).await?;
     let range = headers.get(header::RANGE).and_then(|value| value.to_str().ok());
     let response = Response::builder()

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 
+use axum::Json;
 use axum::extract::{FromRequest, Multipart, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
@@ -11,7 +12,7 @@ use sealci_core::event::EventKind;
 use sealci_core::ids::{ActionId, PipelineId};
 use sealci_core::pipeline::RerunScope;
 use sealci_core::repository::RepositoryIdentity;
-use sealci_service::problem::{Json, Path, Problem, Query};
+use sealci_service::problem::{self, Path, Problem, Query};
 use serde::Deserialize;
 use uuid::Uuid;
 
@@ -50,8 +51,7 @@ pub async fn create(
 }
 
 async fn of_json(request: Request) -> Result<IntakeRequest, ApiError> {
-    let Json(wanted) =
-        Json::<types::CreatePipeline>::from_request(request, &()).await?;
+    let problem::Json(wanted) = problem::Json::<types::CreatePipeline>::from_request(request, &()).await?;
     Ok(IntakeRequest {
         repo_url: wanted.repo_url.to_string(),
         r#ref: wanted.ref_,
@@ -78,7 +78,8 @@ async fn of_form(request: Request) -> Result<IntakeRequest, ApiError> {
     let mut wanted = IntakeRequest::default();
     while let Some(field) = form.next_field().await.map_err(|error| unreadable(&error.body_text()))? {
         let name = field.name().unwrap_or_default().to_owned();
-        let text = field.text().await.map_err(|error| Problem::new(error.status()).detail(error.body_text()))?;
+        let text =
+            field.text().await.map_err(|error| Problem::new(error.status()).detail(error.body_text()))?;
         match name.as_str() {
             "repo_url" => wanted.repo_url = text,
             "ref" => wanted.r#ref = Some(text),
@@ -118,10 +119,7 @@ pub struct ListQuery {
 }
 
 /// Lists pipelines, newest first.
-pub async fn list(
-    State(api): State<Api>,
-    Query(query): Query<ListQuery>,
-) -> Answer<types::PipelinePage> {
+pub async fn list(State(api): State<Api>, Query(query): Query<ListQuery>) -> Answer<types::PipelinePage> {
     let limit = query.limit.unwrap_or(50);
     if !(1..=200).contains(&limit) {
         return Err(Problem::bad_request("`limit` is 1 to 200").into());
@@ -194,7 +192,7 @@ pub async fn cancel(State(api): State<Api>, Path(id): Path<Uuid>) -> Answer<type
 pub async fn rerun(
     State(api): State<Api>,
     Path(id): Path<Uuid>,
-    Json(wanted): Json<types::Rerun>,
+    problem::Json(wanted): problem::Json<types::Rerun>,
 ) -> Answer<types::Pipeline> {
     let scope = match wanted.scope {
         types::RerunScope::All => RerunScope::All,
