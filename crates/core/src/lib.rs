@@ -7,6 +7,7 @@
 pub mod attempt;
 pub mod event;
 pub mod ids;
+pub mod manifest;
 pub mod outcome;
 pub mod pipeline;
 pub mod plan;

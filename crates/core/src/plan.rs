@@ -21,12 +21,41 @@ pub struct PlannedAction {
     pub needs: Vec<usize>,
     /// At least one.
     pub commands: Vec<String>,
+    /// What runs the commands, all of them in one.
+    pub shell: Shell,
     /// The pipeline's and the action's variables; the action's win.
     pub env: BTreeMap<String, String>,
     pub environment: Environment,
     /// From the start of the first command.
     pub timeout: Duration,
     pub allow_failure: AllowFailure,
+}
+
+/// The shell in which an action's commands run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Shell {
+    #[default]
+    Sh,
+    Bash,
+}
+
+impl Shell {
+    /// All there are, in the order in which people are shown them.
+    pub const ALL: [Self; 2] = [Self::Sh, Self::Bash];
+
+    /// The name in manifests and on every wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Sh => "sh",
+            Self::Bash => "bash",
+        }
+    }
+
+    /// Reads [`Shell::as_str`].
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|shell| shell.as_str() == name)
+    }
 }
 
 /// What an action asks of the machine that runs it: `configuration` in the manifest.
