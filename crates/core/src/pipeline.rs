@@ -89,10 +89,15 @@ impl Action {
 
     /// Whether what needs this action may run.
     pub fn passed(&self) -> bool {
-        match self.outcome() {
-            Some(Outcome::Succeeded) => true,
-            Some(Outcome::Failed { exit_code, .. }) => self.allow_failure.allows(*exit_code),
-            Some(Outcome::TimedOut) => self.allow_failure == AllowFailure::Always,
+        self.outcome().is_some_and(|outcome| Self::passes(outcome, &self.allow_failure))
+    }
+
+    /// Whether an outcome counts as passed, by what the manifest allows.
+    pub fn passes(outcome: &Outcome, allowed: &AllowFailure) -> bool {
+        match outcome {
+            Outcome::Succeeded => true,
+            Outcome::Failed { exit_code, .. } => allowed.allows(*exit_code),
+            Outcome::TimedOut => *allowed == AllowFailure::Always,
             _ => false,
         }
     }

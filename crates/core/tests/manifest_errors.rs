@@ -490,7 +490,9 @@ fn a_terminal_gets_every_error_drawn_around_its_source() {
         "[ci.yaml:5:14]",
         "add the unit: `3s` or `3m`",
         "`timeout` is there twice (first on line 5)",
+        "[ci.yaml:6:5]",
         "first here",
+        "again here",
     ] {
         assert!(drawn.contains(part), "{drawn}\nwants: {part}");
     }

@@ -198,11 +198,12 @@ impl Diagnostic for ManifestError {
     }
 
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
-        let label = |span: Span, text: Option<&str>| {
-            LabeledSpan::new(text.map(str::to_owned), span.start, span.end - span.start)
-        };
-        let here = label(self.span, Some("here"));
-        let first = self.first.map(|span| label(span, Some("first here")));
+        let source_span = |span: Span| (span.start, span.end - span.start);
+        let again = self.first.map(|_| "again here".to_owned());
+        let here = LabeledSpan::new_primary_with_span(again, source_span(self.span));
+        let first = self
+            .first
+            .map(|span| LabeledSpan::new_with_span(Some("first here".to_owned()), source_span(span)));
         Some(Box::new(std::iter::once(here).chain(first)))
     }
 }

@@ -22,61 +22,67 @@ struct Edge {
 
 /// The needs of each action, as indices, ascending. With complaints they are no more than a guess.
 pub(super) fn resolve(actions: &[DraftAction<'_>], complaints: &mut Complaints) -> Vec<Vec<usize>> {
-    let index: HashMap<&str, usize> =
-        actions.iter().enumerate().map(|(i, action)| (action.name, i)).collect();
-    let mut suggestions = 0;
-    let mut edges: Vec<Vec<Edge>> = Vec::with_capacity(actions.len());
-    for (this, action) in actions.iter().enumerate() {
-        edges.push(match &action.needs {
-            Needs::Previous => this.checked_sub(1).map(|to| Edge { to, written: None }).into_iter().collect(),
-            Needs::Unreadable => Vec::new(),
-            Needs::Listed(names) => {
-                let mut found = Vec::with_capacity(names.len());
-                let mut first: HashMap<&str, Span> = HashMap::with_capacity(names.len());
-                for (name, span) in names {
-                    if let Some(before) = first.insert(name, *span) {
-                        first.insert(name, before);
-                        let message = format!("{} is needed twice", quoted(name));
-                        let mend = "name it once";
-                        complaints.add_with_first(
-                            ManifestErrorKind::Duplicate,
-                            *span,
-                            Some(before),
-                            message,
-                            mend,
-                        );
-                    } else if *name == action.name {
-                        let message = format!("{} needs itself", quoted(name));
-                        let mend = "remove it, or name the action that was meant";
-                        complaints.add(ManifestErrorKind::Cycle, *span, message, mend);
-                    } else if let Some(to) = index.get(name) {
-                        found.push(Edge { to: *to, written: Some(*span) });
-                    } else {
-                        suggestions += 1;
-                        let others =
-                            actions.iter().map(|other| other.name).filter(|other| *other != action.name);
-                        let near = if suggestions <= MAX_SUGGESTIONS { nearest(name, others) } else { None };
-                        let mend = match near {
-                            Some(near) => format!("did you mean {}?", quoted(near)),
-                            None => "name an action of this manifest".to_owned(),
-                        };
-                        let message = format!("there is no action {}", quoted(name));
-                        complaints.add(ManifestErrorKind::UnknownAction, *span, message, mend);
-                    }
-                }
-                found
-            }
-        });
-    }
+    let index = actions.iter().enumerate().map(|(index, action)| (action.name, index)).collect();
+    let mut names = Names { actions, index, suggestions: 0 };
+    let edges_of = |(this, action): (usize, &DraftAction<'_>)| match &action.needs {
+        Needs::Previous => this.checked_sub(1).map(|to| Edge { to, written: None }).into_iter().collect(),
+        Needs::Unreadable => Vec::new(),
+        Needs::Listed(listed) => names.edges(action.name, listed, complaints),
+    };
+    let edges: Vec<Vec<Edge>> = actions.iter().enumerate().map(edges_of).collect();
     refuse_cycles(actions, &edges, complaints);
-    edges
-        .into_iter()
-        .map(|edges| {
-            let mut needs: Vec<usize> = edges.into_iter().map(|edge| edge.to).collect();
-            needs.sort_unstable();
-            needs
-        })
-        .collect()
+    let needs_of = |edges: Vec<Edge>| {
+        let mut needs: Vec<usize> = edges.into_iter().map(|edge| edge.to).collect();
+        needs.sort_unstable();
+        needs
+    };
+    edges.into_iter().map(needs_of).collect()
+}
+
+/// What the actions are called.
+struct Names<'a, 'n> {
+    actions: &'a [DraftAction<'n>],
+    index: HashMap<&'n str, usize>,
+    suggestions: usize,
+}
+
+impl Names<'_, '_> {
+    /// What the action of this `name` waits for, without itself, doubles, and what there is not.
+    fn edges(&mut self, name: &str, listed: &[(&str, Span)], complaints: &mut Complaints) -> Vec<Edge> {
+        let mut edges = Vec::with_capacity(listed.len());
+        let mut seen: HashMap<&str, Span> = HashMap::with_capacity(listed.len());
+        for (needed, span) in listed {
+            if let Some(first) = seen.get(needed) {
+                let message = format!("{} is needed twice", quoted(needed));
+                let kind = ManifestErrorKind::Duplicate;
+                complaints.add_with_first(kind, *span, Some(*first), message, "name it once");
+                continue;
+            }
+            seen.insert(needed, *span);
+            if *needed == name {
+                let message = format!("{} needs itself", quoted(needed));
+                let mend = "remove it, or name the action that was meant";
+                complaints.add(ManifestErrorKind::Cycle, *span, message, mend);
+            } else if let Some(to) = self.index.get(needed) {
+                edges.push(Edge { to: *to, written: Some(*span) });
+            } else {
+                let message = format!("there is no action {}", quoted(needed));
+                let mend = self.suggest(needed, name);
+                complaints.add(ManifestErrorKind::UnknownAction, *span, message, mend);
+            }
+        }
+        edges
+    }
+
+    fn suggest(&mut self, needed: &str, by: &str) -> String {
+        self.suggestions += 1;
+        let others = self.actions.iter().map(|other| other.name).filter(|other| *other != by);
+        let near = if self.suggestions <= MAX_SUGGESTIONS { nearest(needed, others) } else { None };
+        match near {
+            Some(near) => format!("did you mean {}?", quoted(near)),
+            None => "name an action of this manifest".to_owned(),
+        }
+    }
 }
 
 /// Takes away whatever can start until nothing is left, or only what waits on a cycle: then each action left has a need

@@ -1,0 +1,173 @@
+//! Keeps the line to a scheduler: connects, reconnects, and carries messages. It decides nothing.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use sealci_proto::PROTOCOL;
+use sealci_proto::agent::LogChunk;
+use sealci_proto::scheduler::scheduler_service_client::SchedulerServiceClient;
+use sealci_proto::scheduler::{
+    ControllerMessage, Hello, SchedulerMessage, controller_message, from_agent, scheduler_message,
+};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::{Channel, Endpoint};
+use uuid::Uuid;
+
+use super::Input;
+
+/// The driver may be so many batches ahead of the line; more, and the line is given up and made anew.
+const OUTGOING_BATCHES: usize = 1024;
+
+/// Above every message the contract allows, well below what hurts.
+const MAX_MESSAGE_BYTES: usize = 8 << 20;
+
+/// Where the schedulers are, and how to be let in.
+#[derive(Debug, Clone)]
+pub struct LinkConfig {
+    /// `http://127.0.0.1:8422`; tried in turn until one answers.
+    pub endpoints: Vec<String>,
+    /// The cluster's secret.
+    pub secret: String,
+}
+
+/// What the line tells the driver.
+#[derive(Debug)]
+pub(super) enum FromLink {
+    /// The line stands. What is sent into `outgoing` goes to the scheduler, in order.
+    Up {
+        outgoing: mpsc::Sender<Vec<ControllerMessage>>,
+    },
+    Message(Box<Incoming>),
+    Down,
+}
+
+/// A message, with a log chunk's bytes already packed for the database.
+#[derive(Debug)]
+pub(super) struct Incoming {
+    pub message: scheduler_message::Body,
+    /// The chunk's bytes as one zstd frame; the message's own are left as they are, for their length.
+    pub packed: Option<Vec<u8>>,
+}
+
+/// Keeps a line until told to stop.
+pub async fn keep_link(config: LinkConfig, dispatch: super::Dispatch, stop: CancellationToken) {
+    let mut pause = Duration::from_millis(20);
+    for endpoint in config.endpoints.iter().cycle() {
+        let session = tokio::select! {
+            () = stop.cancelled() => return,
+            session = run_session(endpoint, &config.secret, &dispatch) => session,
+        };
+        if session.was_up {
+            pause = Duration::from_millis(20);
+            if dispatch.inbox.send(Input::Link(FromLink::Down)).await.is_err() {
+                return;
+            }
+        }
+        tracing::warn!(scheduler.endpoint = endpoint, error = %session.ended, "no line to the scheduler; trying again");
+        let jittered = pause.mul_f64(rand::random_range(0.5..1.0));
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(jittered) => {}
+        }
+        pause = (pause * 2).min(Duration::from_secs(5));
+    }
+}
+
+struct Session {
+    was_up: bool,
+    ended: String,
+}
+
+async fn run_session(endpoint: &str, secret: &str, dispatch: &super::Dispatch) -> Session {
+    let mut was_up = false;
+    let ended = match carry(endpoint, secret, dispatch, &mut was_up).await {
+        Ok(()) => "the scheduler ended the stream".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    Session { was_up, ended }
+}
+
+/// What ends a line.
+#[derive(Debug, thiserror::Error)]
+enum LinkError {
+    #[error("cannot connect: {0}")]
+    Connect(#[from] tonic::transport::Error),
+    #[error("the secret has characters that no header may have")]
+    Secret,
+    #[error("{}: {}", .0.code(), .0.message())]
+    Status(#[from] tonic::Status),
+    #[error("the scheduler did not say `Welcome` first")]
+    NoWelcome,
+    #[error("the controller is shutting down")]
+    DriverGone,
+}
+
+async fn carry(
+    endpoint: &str,
+    secret: &str,
+    dispatch: &super::Dispatch,
+    was_up: &mut bool,
+) -> Result<(), LinkError> {
+    let channel = connect(endpoint).await?;
+    let bearer: MetadataValue<Ascii> = format!("Bearer {secret}").parse().map_err(|_| LinkError::Secret)?;
+    let mut client = SchedulerServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+
+    let (outgoing, mut batches) = mpsc::channel::<Vec<ControllerMessage>>(OUTGOING_BATCHES);
+    let hello =
+        Hello { protocol_min: PROTOCOL, protocol_max: PROTOCOL, replica_id: Uuid::now_v7().to_string() };
+    let hello = ControllerMessage { body: Some(controller_message::Body::Hello(hello)) };
+    let messages = async_stream(hello, move |context| batches.poll_recv(context));
+    let mut request = tonic::Request::new(messages);
+    request.metadata_mut().insert("authorization", bearer);
+    let mut incoming = client.control(request).await?.into_inner();
+
+    let welcome = incoming.next().await.ok_or(LinkError::NoWelcome)??;
+    if !matches!(welcome.body, Some(scheduler_message::Body::Welcome(_))) {
+        return Err(LinkError::NoWelcome);
+    }
+    tell(dispatch, FromLink::Up { outgoing }).await?;
+    *was_up = true;
+    while let Some(message) = incoming.next().await {
+        let SchedulerMessage { body: Some(message) } = message? else { continue };
+        let packed = packed(&message);
+        tell(dispatch, FromLink::Message(Box::new(Incoming { message, packed }))).await?;
+    }
+    Ok(())
+}
+
+async fn tell(dispatch: &super::Dispatch, news: FromLink) -> Result<(), LinkError> {
+    dispatch.inbox.send(Input::Link(news)).await.map_err(|_| LinkError::DriverGone)
+}
+
+async fn connect(endpoint: &str) -> Result<Channel, tonic::transport::Error> {
+    Endpoint::from_shared(endpoint.to_owned())?
+        .connect_timeout(Duration::from_secs(5))
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(Duration::from_secs(10))
+        .keep_alive_timeout(Duration::from_secs(10))
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(8 << 20)
+        .initial_connection_window_size(16 << 20)
+        .connect()
+        .await
+}
+
+/// The hello, then every batch's messages one by one; ends when the driver drops its end.
+fn async_stream(
+    hello: ControllerMessage,
+    mut poll_batch: impl FnMut(&mut std::task::Context<'_>) -> std::task::Poll<Option<Vec<ControllerMessage>>>
+    + Send
+    + 'static,
+) -> impl futures_util::Stream<Item = ControllerMessage> + Send + 'static {
+    let batches = futures_util::stream::poll_fn(move |context| poll_batch(context));
+    futures_util::stream::iter([hello]).chain(batches.flat_map(futures_util::stream::iter))
+}
+
+/// Packs a log chunk here, beside the driver, which has the commits to do.
+fn packed(message: &scheduler_message::Body) -> Option<Vec<u8>> {
+    let scheduler_message::Body::FromAgent(from) = message else { return None };
+    let Some(from_agent::Body::LogChunk(LogChunk { data, gap: None, .. })) = &from.body else { return None };
+    zstd::bulk::compress(data, 1).ok()
+}

@@ -1,0 +1,281 @@
+//! Takes what agents say: claims, events and log chunks. Each is answered after the commit, whatever became of it.
+
+use std::time::Instant;
+
+use sealci_core::attempt::{Attempt, Claimant, JournalEntry, Recorded};
+use sealci_core::ids::{AgentId, AttemptId, ClaimId, FencingToken, InstanceId};
+use sealci_core::pipeline::{Granted, ReportRefusal};
+use sealci_proto::agent::{
+    Ack, Claim, ClaimAnswer, ClaimGranted, ClaimRefused, Event, LogChunk, claim_answer, event,
+};
+use sealci_proto::scheduler::{FromAgent, from_agent, to_agent};
+use sealci_proto::{Malformed, attempt_id};
+
+use super::driver::{Driver, Transaction};
+use super::live::{Live, row_of_new_attempt};
+use crate::store::StoreError;
+use crate::store::entity::{commands, log_chunks};
+
+/// An agent's stream: where answers go.
+#[derive(Debug, Clone, Copy)]
+pub struct Sender {
+    pub session: u64,
+    pub agent: AgentId,
+    pub instance: InstanceId,
+}
+
+/// Why a report was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Driver {
+    /// Takes one message of an agent.
+    pub(super) async fn report(
+        &mut self,
+        from: FromAgent,
+        packed: Option<Vec<u8>>,
+        transaction: &mut Transaction,
+    ) -> Result<(), ReportError> {
+        let sender = Sender {
+            session: from.session,
+            agent: from.agent_id.parse().map_err(Malformed::from)?,
+            instance: from.instance_id.parse().map_err(Malformed::from)?,
+        };
+        match from.body.ok_or_else(|| Malformed::missing("from_agent.body"))? {
+            from_agent::Body::Claim(claim) => self.claim(sender, claim, transaction).await,
+            from_agent::Body::Event(event) => self.event(sender, event, transaction).await,
+            from_agent::Body::LogChunk(chunk) => {
+                transaction.release(sender.session, chunk.data.len());
+                self.log_chunk(sender, chunk, packed, transaction).await
+            }
+        }
+    }
+
+    async fn claim(
+        &mut self,
+        sender: Sender,
+        claim: Claim,
+        transaction: &mut Transaction,
+    ) -> Result<(), ReportError> {
+        let id = attempt_id(&claim.attempt)?;
+        let claim_id: ClaimId = claim.claim_id.parse().map_err(Malformed::from)?;
+        let claimant = Claimant { claim: claim_id, agent: sender.agent, instance: sender.instance };
+        let token = self.next_token().await?;
+        let answer = match self.live_of_action(id.action).await? {
+            None => refused("there is no such action"),
+            Some(live) => match live.state.claim(id.action, id.number, claimant, token) {
+                Ok(Granted::Now { token, touched }) => {
+                    let now_ms = transaction.now_ms;
+                    if let Some(attempt) = live.current(id) {
+                        let row = row_of_new_attempt(id.action.as_uuid(), attempt, now_ms);
+                        live.attempts.insert(id, row);
+                    }
+                    live.placed.remove(&id);
+                    transaction.touch(live.id(), touched);
+                    transaction.touch_attempt(live.id(), id);
+                    self.token_is_used();
+                    self.presence.heard(id, Instant::now());
+                    granted(token)
+                }
+                Ok(Granted::Before { token }) => granted(token),
+                Err(refusal) => refused(&refusal.to_string()),
+            },
+        };
+        let answer =
+            ClaimAnswer { attempt: claim.attempt, claim_id: claim_id.to_string(), answer: Some(answer) };
+        transaction.answer(sender.session, to_agent::Body::ClaimAnswer(answer));
+        Ok(())
+    }
+
+    async fn event(
+        &mut self,
+        sender: Sender,
+        event: Event,
+        transaction: &mut Transaction,
+    ) -> Result<(), ReportError> {
+        let id = attempt_id(&event.attempt)?;
+        let token = FencingToken(event.token);
+        let entry = JournalEntry::try_from(&event)?;
+        let Some(live) = self.live_of_attempt(id).await? else {
+            transaction.answer(sender.session, unknown(id, token));
+            return Ok(());
+        };
+        let recorded = match live.stale.get_mut(&id) {
+            Some(stale) => stale.record_event(token, event.sequence, &entry).map_err(ReportRefusal::from),
+            None => live.state.record_event(id.action, id.number, token, event.sequence, &entry).map(
+                |(recorded, touched)| {
+                    transaction.touch(live.id(), touched);
+                    recorded
+                },
+            ),
+        };
+        match recorded {
+            Ok(Recorded::Now) => {
+                transaction.touch_attempt(live.id(), id);
+                keep_details(live, id, &event, transaction);
+                let is_over = live.attempt(id).is_none_or(Attempt::journal_ended);
+                if is_over {
+                    self.presence.forget(id);
+                } else {
+                    self.presence.heard(id, Instant::now());
+                }
+            }
+            Ok(Recorded::Before) => {}
+            Err(refusal) => note_refusal(sender, id, &refusal),
+        }
+        transaction.acknowledge(sender.session, id, token);
+        Ok(())
+    }
+
+    async fn log_chunk(
+        &mut self,
+        sender: Sender,
+        chunk: LogChunk,
+        packed: Option<Vec<u8>>,
+        transaction: &mut Transaction,
+    ) -> Result<(), ReportError> {
+        let id = attempt_id(&chunk.attempt)?;
+        let token = FencingToken(chunk.token);
+        let to = match &chunk.gap {
+            Some(gap) => gap.to,
+            None => chunk.offset.saturating_add(chunk.data.len() as u64),
+        };
+        if to <= chunk.offset {
+            return Err(Malformed(format!("a log chunk from {} to {to}", chunk.offset)).into());
+        }
+        let Some(live) = self.live_of_attempt(id).await? else {
+            transaction.answer(sender.session, unknown(id, token));
+            return Ok(());
+        };
+        let recorded = match live.stale.get_mut(&id) {
+            Some(stale) => stale.record_log(token, chunk.offset, to).map_err(ReportRefusal::from),
+            None => live.state.record_log(id.action, id.number, token, chunk.offset, to),
+        };
+        match recorded {
+            Ok(Recorded::Now) => {
+                transaction.touch_attempt(live.id(), id);
+                transaction.log_grew(id);
+                transaction.batch.log_chunks.push(log_chunks::Model {
+                    action_id: id.action.as_uuid(),
+                    number: small(id.number),
+                    start: big(chunk.offset),
+                    end: big(to),
+                    data: packed,
+                    gap: chunk.gap.map(|gap| gap.reason),
+                });
+                if live.attempt(id).is_some_and(|attempt| attempt.outcome().is_none()) {
+                    self.presence.heard(id, Instant::now());
+                }
+            }
+            Ok(Recorded::Before) => {}
+            Err(refusal) => note_refusal(sender, id, &refusal),
+        }
+        transaction.acknowledge(sender.session, id, token);
+        Ok(())
+    }
+}
+
+/// How far an attempt is recorded, for its agent. A token that is not the attempt's has nothing to report any more.
+pub(super) fn acknowledgement(live: Option<&Live>, id: AttemptId, token: FencingToken) -> to_agent::Body {
+    match live.and_then(|live| live.attempt(id)) {
+        Some(attempt) if attempt.token == token => to_agent::Body::Ack(Ack {
+            attempt: Some(id.into()),
+            token: token.0,
+            next_sequence: attempt.next_sequence,
+            next_offset: attempt.log_end,
+            fenced: attempt.fenced,
+            closed: attempt.is_closed(),
+        }),
+        _ => unknown(id, token),
+    }
+}
+
+/// The answer to one who reports for what we do not know: kill it, forget it.
+fn unknown(id: AttemptId, token: FencingToken) -> to_agent::Body {
+    to_agent::Body::Ack(Ack {
+        attempt: Some(id.into()),
+        token: token.0,
+        next_sequence: 0,
+        next_offset: 0,
+        fenced: true,
+        closed: true,
+    })
+}
+
+fn granted(token: FencingToken) -> claim_answer::Answer {
+    claim_answer::Answer::Granted(ClaimGranted { token: token.0, sealed_secrets: Vec::new() })
+}
+
+fn refused(reason: &str) -> claim_answer::Answer {
+    claim_answer::Answer::Refused(ClaimRefused { reason: reason.to_owned() })
+}
+
+fn note_refusal(sender: Sender, id: AttemptId, refusal: &ReportRefusal) {
+    tracing::debug!(attempt.id = %id, agent.id = %sender.agent, %refusal, "a report was not recorded");
+}
+
+/// Keeps what an event tells for showing: times, the executor, each command's figures.
+fn keep_details(live: &mut Live, id: AttemptId, event: &Event, transaction: &mut Transaction) {
+    let at = big(event.at_unix_ms);
+    let index_of_action = live.state.position(id.action).filter(|_| live.current(id).is_some());
+    match &event.body {
+        Some(event::Body::Running(running)) => {
+            if let Some(row) = live.attempts.get_mut(&id) {
+                row.started_at = Some(at);
+                row.executor = Some(running.executor.clone());
+            }
+            if let Some(index) = index_of_action {
+                live.actions[index].started_at = Some(at);
+            }
+        }
+        Some(event::Body::CommandStarted(started)) => {
+            let row = commands::Model {
+                action_id: id.action.as_uuid(),
+                number: small(id.number),
+                index: small(started.index),
+                log_offset: big(started.log_offset),
+                log_end: None,
+                exit_code: None,
+                duration_us: None,
+                cpu_user_us: None,
+                cpu_system_us: None,
+                memory_peak_bytes: None,
+            };
+            live.commands.insert((id, started.index), row.clone());
+            transaction.batch.commands.insert((row.action_id, row.number, row.index), row);
+        }
+        Some(event::Body::CommandFinished(finished)) => {
+            if let Some(mut row) = live.commands.remove(&(id, finished.index)) {
+                let used = finished.resource_use.unwrap_or_default();
+                row.log_end = Some(big(finished.log_offset));
+                row.exit_code = Some(finished.exit_code);
+                row.duration_us = Some(big(finished.duration_us));
+                row.cpu_user_us = Some(big(used.cpu_user_us));
+                row.cpu_system_us = Some(big(used.cpu_system_us));
+                row.memory_peak_bytes = Some(big(used.memory_peak_bytes));
+                transaction.batch.commands.insert((row.action_id, row.number, row.index), row);
+            }
+        }
+        Some(event::Body::Finished(_)) => {
+            if let Some(row) = live.attempts.get_mut(&id) {
+                row.finished_at = Some(at);
+            }
+            transaction.log_grew(id);
+        }
+        None => {}
+    }
+}
+
+/// A figure as a column holds it; one that is too large is shown as the largest.
+fn big(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn small(value: u32) -> i32 {
+    i32::try_from(value).unwrap_or(i32::MAX)
+}
