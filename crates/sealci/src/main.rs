@@ -1,1 +1,92 @@
-fn main() {}
+//! The one binary of SealCI: every service is a subcommand, and so is everything a person asks of them.
+//!
+//! `main` reads the command line, runs one command until it ends or is interrupted, and ends with its exit code.
+
+mod agents;
+mod args;
+mod check;
+mod completion;
+mod connect;
+mod data_folder;
+mod demo;
+mod doctor;
+mod exit;
+mod follow;
+mod format;
+mod logs;
+mod output;
+mod pipelines;
+mod repos;
+mod screen;
+mod serve;
+mod show;
+mod sse;
+mod terminal;
+mod up;
+mod view;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use crate::args::{AgentCommand, Cli, Command, RepoCommand};
+use crate::exit::{Exit, Failure};
+use crate::terminal::Terminal;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli.command, Terminal::of_stdout()) {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            if !failure.silent {
+                eprintln!("{failure}");
+            }
+            failure.exit.into()
+        }
+    }
+}
+
+fn run(command: Command, terminal: Terminal) -> Result<Exit, Failure> {
+    // One TLS provider for every client and listener. It can only be set already, never fail.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::of_error(Exit::Infrastructure, "cannot start", &error))?;
+    let ends_in_order = command.is_service();
+    runtime.block_on(async {
+        tokio::select! {
+            ended = dispatch(command, terminal) => ended,
+            _ = tokio::signal::ctrl_c(), if !ends_in_order => Ok(Exit::Interrupted),
+        }
+    })
+}
+
+async fn dispatch(command: Command, terminal: Terminal) -> Result<Exit, Failure> {
+    match command {
+        Command::Submit(args) => pipelines::submit(args, terminal).await,
+        Command::List(args) => pipelines::list(args, terminal).await,
+        Command::Show(args) => pipelines::show(args, terminal).await,
+        Command::Logs(args) => logs::logs(args, terminal).await,
+        Command::Cancel(args) => pipelines::cancel(args).await,
+        Command::Rerun(args) => pipelines::rerun(args, terminal).await,
+        Command::Why(args) => pipelines::why(args, terminal).await,
+        Command::Repo(RepoCommand::List(args)) => repos::list(args, terminal).await,
+        Command::Repo(RepoCommand::Add(args)) => repos::add(args).await,
+        Command::Repo(RepoCommand::Remove(args)) => repos::remove(args).await,
+        Command::Agent(args) => match args.command {
+            Some(AgentCommand::List(args)) => agents::list(args, terminal).await,
+            Some(AgentCommand::Drain(args)) => agents::drain(args, true).await,
+            Some(AgentCommand::Undrain(args)) => agents::drain(args, false).await,
+            None => serve::agent(args.serve).await,
+        },
+        Command::Check(args) => check::check(&args, terminal),
+        Command::Doctor(args) => doctor::doctor(&args, terminal),
+        Command::Completion(args) => completion::completion(&args, Cli::command()),
+        Command::Man(args) => completion::man(&args, Cli::command()),
+        Command::Up(args) => up::up(args, terminal).await,
+        Command::Controller(args) => serve::controller(args).await,
+        Command::Scheduler(args) => serve::scheduler(args).await,
+        Command::Monitor(args) => serve::monitor(args).await,
+    }
+}

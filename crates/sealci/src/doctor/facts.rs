@@ -1,0 +1,162 @@
+//! Looks at the machine. What can be tried is tried, and undone: a kernel that knows user namespaces may still refuse
+//! them.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// Which control groups are mounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cgroups {
+    V2,
+    V1,
+    Hybrid,
+    None,
+}
+
+/// What is so on this machine.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    pub is_root: bool,
+    pub git_version: Option<(u32, u32)>,
+    pub cgroups: Cgroups,
+    pub cgroups_writable: bool,
+    /// One was made.
+    pub user_namespaces: bool,
+    pub max_user_namespaces: Option<u64>,
+    /// Debian's own switch; none where the kernel has none.
+    pub unprivileged_user_namespaces: Option<bool>,
+    pub newuidmap: bool,
+    pub overlay: bool,
+    pub nft: bool,
+    pub iptables: bool,
+    pub ip: bool,
+    pub pasta: bool,
+    pub slirp4netns: bool,
+    /// None where the device is not there.
+    pub kvm: Option<bool>,
+}
+
+impl Facts {
+    pub fn look() -> Self {
+        let cgroups = cgroups(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default());
+        Self {
+            is_root: effective_uid() == Some(0),
+            git_version: output("git", &["--version"]).and_then(|text| version(&text)),
+            cgroups,
+            cgroups_writable: cgroups_writable(cgroups),
+            user_namespaces: succeeds("unshare", &["--user", "--map-root-user", "true"]),
+            max_user_namespaces: number("/proc/sys/user/max_user_namespaces"),
+            unprivileged_user_namespaces: number("/proc/sys/kernel/unprivileged_userns_clone")
+                .map(|n| n != 0),
+            newuidmap: is_installed("newuidmap"),
+            overlay: knows_overlay(),
+            nft: is_installed("nft"),
+            iptables: is_installed("iptables"),
+            ip: is_installed("ip"),
+            pasta: is_installed("pasta"),
+            slirp4netns: is_installed("slirp4netns"),
+            kvm: Path::new("/dev/kvm")
+                .exists()
+                .then(|| fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok()),
+        }
+    }
+}
+
+fn effective_uid() -> Option<u32> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
+fn output(program: &str, arguments: &[&str]) -> Option<String> {
+    let output =
+        Command::new(program).args(arguments).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn succeeds(program: &str, arguments: &[&str]) -> bool {
+    output(program, arguments).is_some()
+}
+
+/// `git version 2.39.5 (Debian)` → (2, 39).
+fn version(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.split_whitespace().nth(2)?.split('.');
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+fn number(path: &str) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// On the path, or where Debian keeps what only root's path has.
+fn is_installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin"].map(Into::into))
+        .any(|folder| folder.join(program).is_file())
+}
+
+fn knows_overlay() -> bool {
+    let known = || {
+        fs::read_to_string("/proc/filesystems")
+            .is_ok_and(|text| text.lines().any(|line| line.split_whitespace().last() == Some("overlay")))
+    };
+    // A module that is not loaded yet is loaded by the first mount; asking for it does the same.
+    known() || (succeeds("modprobe", &["overlay"]) && known())
+}
+
+/// Reads proc_pid_mountinfo(5): the file system's type stands behind the lone dash.
+fn cgroups(mountinfo: &str) -> Cgroups {
+    let has = |kind: &str| {
+        mountinfo
+            .lines()
+            .any(|line| line.split_once(" - ").is_some_and(|(_, rest)| rest.split(' ').next() == Some(kind)))
+    };
+    match (has("cgroup"), has("cgroup2")) {
+        (true, true) => Cgroups::Hybrid,
+        (true, false) => Cgroups::V1,
+        (false, true) => Cgroups::V2,
+        (false, false) => Cgroups::None,
+    }
+}
+
+/// Makes a group where an agent would, and removes it.
+fn cgroups_writable(cgroups: Cgroups) -> bool {
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let own_path = |controller: &str| {
+        own.lines().find_map(|line| {
+            let mut fields = line.splitn(3, ':').skip(1);
+            let controllers = fields.next()?;
+            controllers.split(',').any(|name| name == controller).then(|| fields.next().map(str::to_owned))?
+        })
+    };
+    let folder = match cgroups {
+        Cgroups::V2 => own_path("").map(|path| format!("/sys/fs/cgroup{path}")),
+        Cgroups::V1 | Cgroups::Hybrid => {
+            own_path("memory").map(|path| format!("/sys/fs/cgroup/memory{path}"))
+        }
+        Cgroups::None => None,
+    };
+    folder.is_some_and(|folder| {
+        let probe = Path::new(&folder).join(format!("sealci-doctor-{}", std::process::id()));
+        fs::create_dir(&probe).is_ok() && fs::remove_dir(&probe).is_ok()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_and_mounts_are_read() {
+        assert_eq!(version("git version 2.39.5 (Debian 1)\n"), Some((2, 39)));
+        assert_eq!(version("git\n"), None);
+        let v1 = "30 23 0:26 / /sys/fs/cgroup/memory rw shared:9 - cgroup cgroup rw,memory\n";
+        let v2 = "31 23 0:27 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
+        assert_eq!(cgroups(v1), Cgroups::V1);
+        assert_eq!(cgroups(v2), Cgroups::V2);
+        assert_eq!(cgroups(&format!("{v1}{v2}")), Cgroups::Hybrid);
+        assert_eq!(cgroups("1 2 0:1 / /cgroup rw - tmpfs none rw\n"), Cgroups::None);
+    }
+}

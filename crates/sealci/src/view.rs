@@ -1,0 +1,355 @@
+//! Turns what happens to one pipeline into lines for a person: its logs, each line behind its action's name, what became
+//! of each action, and at the end a summary.
+//!
+//! Pure: updates go in, bytes to write come out. `build | text` is what the action wrote; `build > text` is what SealCI
+//! says about it. What is said of an action's end waits for the end of its log, so that nothing appears out of order.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sealci_api::controller::types::{
+    Action, ActionState, Attempt, AttemptState, Pipeline, PipelineOutcome, PipelineState,
+};
+use uuid::Uuid;
+
+use crate::format;
+use crate::terminal::{Harmless, Terminal, one_line};
+
+/// A longer line is shown in pieces of this size, so that no line is ever held whole.
+const LINE_MAX_BYTES: usize = 64 << 10;
+
+/// An attempt of an action: what a log belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct AttemptId {
+    pub action: Uuid,
+    /// From 1.
+    pub number: u32,
+}
+
+/// What may happen, in any order between attempts and in its own order within one.
+#[derive(Debug)]
+pub enum Update {
+    /// The whole verbose pipeline as it stands.
+    Pipeline(Box<Pipeline>),
+    Log(AttemptId, Vec<u8>),
+    Gap(AttemptId, u64, String),
+    LogEnd(AttemptId),
+}
+
+/// One pipeline as it is shown.
+pub struct View {
+    terminal: Terminal,
+    pipeline: Option<Pipeline>,
+    logs: BTreeMap<AttemptId, Lines>,
+    ended_logs: BTreeSet<AttemptId>,
+    /// The last thing said about each action.
+    said: BTreeMap<Uuid, String>,
+    out: Vec<u8>,
+}
+
+impl View {
+    pub fn new(terminal: Terminal) -> Self {
+        Self {
+            terminal,
+            pipeline: None,
+            logs: BTreeMap::new(),
+            ended_logs: BTreeSet::new(),
+            said: BTreeMap::new(),
+            out: Vec::new(),
+        }
+    }
+
+    /// Takes in what happened.
+    pub fn update(&mut self, update: Update) {
+        match update {
+            Update::Pipeline(pipeline) => {
+                if self.pipeline.is_none() {
+                    self.say_heading(&pipeline);
+                }
+                self.pipeline = Some(*pipeline);
+            }
+            Update::Log(attempt, bytes) => {
+                let mut lines = self.take_lines(attempt);
+                lines.push(&bytes, &mut self.out);
+                self.logs.insert(attempt, lines);
+            }
+            Update::Gap(attempt, missing_bytes, reason) => {
+                let mut lines = self.take_lines(attempt);
+                lines.finish(&mut self.out);
+                let prefix = lines.remark.clone();
+                self.logs.insert(attempt, lines);
+                self.line(
+                    &prefix,
+                    &format!("{missing_bytes} bytes of the log are missing: {}", one_line(&reason)),
+                );
+            }
+            Update::LogEnd(attempt) => {
+                if let Some(mut lines) = self.logs.remove(&attempt) {
+                    lines.finish(&mut self.out);
+                }
+                self.ended_logs.insert(attempt);
+            }
+        }
+        self.say_news();
+    }
+
+    /// What is to be written now.
+    pub fn take(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.out)
+    }
+
+    /// The outcome, once the pipeline is finished and every log that counts has been shown to its end.
+    pub fn outcome(&self) -> Option<PipelineOutcome> {
+        let pipeline = self.pipeline.as_ref().filter(|pipeline| pipeline.state == PipelineState::Finished)?;
+        let shown =
+            self.attempts().into_iter().all(|(id, attempt)| attempt.fenced || self.ended_logs.contains(&id));
+        pipeline.outcome.filter(|_| shown)
+    }
+
+    /// The attempts of the current round: those whose logs are to be followed.
+    pub fn attempts(&self) -> Vec<(AttemptId, &Attempt)> {
+        let Some(pipeline) = &self.pipeline else { return Vec::new() };
+        let of_action = |action: &'_ Action| action.id;
+        pipeline
+            .actions
+            .iter()
+            .flat_map(|action| action.attempts.iter().map(move |attempt| (of_action(action), attempt)))
+            .filter(|(_, attempt)| attempt.round == pipeline.round)
+            .map(|(action, attempt)| (AttemptId { action, number: number(attempt) }, attempt))
+            .collect()
+    }
+
+    /// One line about the whole, for the foot of a terminal.
+    pub fn status_line(&self) -> String {
+        let Some(pipeline) = &self.pipeline else { return "waiting for the pipeline".into() };
+        let names = |state| {
+            let names: Vec<_> =
+                pipeline.actions.iter().filter(|a| a.state == state).map(|a| one_line(&a.name)).collect();
+            match names.len() {
+                0..=3 => names.join(", "),
+                more => format!("{}, {} and {} more", names[0], names[1], more - 2),
+            }
+        };
+        let done = pipeline.actions.iter().filter(|action| action.state == ActionState::Finished).count();
+        let mut parts = vec![format!("{} #{}", one_line(&pipeline.name), pipeline.number)];
+        for (state, word) in [(ActionState::Active, "running"), (ActionState::Queued, "queued")] {
+            let names = names(state);
+            if !names.is_empty() {
+                parts.push(format!("{word}: {names}"));
+            }
+        }
+        parts.push(format!("{done} of {} done", pipeline.actions.len()));
+        parts.join(" · ")
+    }
+
+    /// Ends the view with one line for each action and one for the pipeline.
+    pub fn summary(&mut self) {
+        let unfinished: Vec<AttemptId> = self.logs.keys().copied().collect();
+        for attempt in unfinished {
+            if let Some(mut lines) = self.logs.remove(&attempt) {
+                lines.finish(&mut self.out);
+            }
+        }
+        let Some(pipeline) = self.pipeline.take() else { return };
+        let terminal = self.terminal;
+        let width = names_width(&pipeline);
+        self.out.push(b'\n');
+        for action in &pipeline.actions {
+            let mut text = format::coloured(terminal, &format::action_state(action));
+            if let Some(seconds) = seconds_of(action) {
+                text.push_str(&format!(" in {}", format::duration(seconds)));
+            }
+            if let Some(command) = first_failing_command(action) {
+                text.push_str(&terminal.dim(&format!(" at `{}`", shortened(command))));
+            }
+            self.out.extend(format!("  {:width$}  {text}\n", one_line(&action.name)).bytes());
+        }
+        let state = format::pipeline_state(&pipeline);
+        let took = format::seconds_between(Some(&pipeline.created_at), pipeline.finished_at.as_deref())
+            .map(|seconds| format!(" in {}", format::duration(seconds)))
+            .unwrap_or_default();
+        let name = terminal.bold(&format!("{} #{}", one_line(&pipeline.name), pipeline.number));
+        self.out.extend(format!("{name} {}{took}\n", format::coloured(terminal, &state)).bytes());
+        self.pipeline = Some(pipeline);
+    }
+
+    fn say_heading(&mut self, pipeline: &Pipeline) {
+        let place =
+            pipeline.ref_.as_deref().map(|name| format!(" {}", format::short_ref(name))).unwrap_or_default();
+        let text = format!(
+            "{} {} of {}{place} at {}\n",
+            self.terminal.bold(&format!("{} #{}", one_line(&pipeline.name), pipeline.number)),
+            pipeline.event,
+            one_line(&pipeline.repository),
+            format::short_revision(&pipeline.revision),
+        );
+        self.out.extend(text.bytes());
+    }
+
+    /// Says what is new about each action.
+    fn say_news(&mut self) {
+        let Some(pipeline) = self.pipeline.take() else { return };
+        for action in &pipeline.actions {
+            let Some(news) = self.news_of(action, pipeline.round) else { continue };
+            if self.said.get(&action.id) != Some(&news) {
+                let prefix = remark_prefix(&action.name, names_width(&pipeline), self.terminal);
+                self.line(&prefix, &format::coloured(self.terminal, &news));
+                self.said.insert(action.id, news);
+            }
+        }
+        self.pipeline = Some(pipeline);
+    }
+
+    fn news_of(&self, action: &Action, round: i32) -> Option<String> {
+        let attempts = || action.attempts.iter().filter(|attempt| attempt.round == round);
+        let log_ended = |attempt: &Attempt| {
+            attempt.fenced
+                || self.ended_logs.contains(&AttemptId { action: action.id, number: number(attempt) })
+        };
+        match action.state {
+            ActionState::Finished => attempts().all(log_ended).then(|| {
+                let took =
+                    seconds_of(action).map(|s| format!(" in {}", format::duration(s))).unwrap_or_default();
+                format!("{}{took}", format::action_state(action))
+            }),
+            ActionState::Queued => {
+                let lost = attempts().rfind(|attempt| attempt.state == AttemptState::Finished)?;
+                let why = lost.outcome.as_ref().map(format::outcome).unwrap_or_else(|| "lost".into());
+                Some(format!("attempt {} {why}; another will be made", lost.number))
+            }
+            ActionState::Active => {
+                let attempt = attempts().rfind(|attempt| attempt.state == AttemptState::Running)?;
+                let agent = attempt.agent_name.as_deref().map(one_line);
+                let agent = agent.unwrap_or_else(|| attempt.agent_id.to_string());
+                let executor =
+                    attempt.executor.as_deref().map(|e| format!(" ({})", one_line(e))).unwrap_or_default();
+                Some(format!("running on {agent}{executor}"))
+            }
+            ActionState::Pending => None,
+        }
+    }
+
+    fn line(&mut self, prefix: &str, text: &str) {
+        self.out.extend(prefix.bytes());
+        self.out.extend(text.bytes());
+        self.out.push(b'\n');
+    }
+
+    fn take_lines(&mut self, id: AttemptId) -> Lines {
+        if let Some(lines) = self.logs.remove(&id) {
+            return lines;
+        }
+        let action = self.pipeline.iter().flat_map(|p| &p.actions).find(|action| action.id == id.action);
+        let name = action.map_or_else(|| id.action.to_string(), |action| action.name.clone());
+        let name = if id.number > 1 { format!("{name}#{}", id.number) } else { name };
+        Lines::new(&name, self.pipeline.as_ref().map_or(0, names_width), self.terminal)
+    }
+}
+
+/// An attempt's number, which the contract keeps above zero.
+fn number(attempt: &Attempt) -> u32 {
+    u32::try_from(attempt.number).unwrap_or(0)
+}
+
+fn names_width(pipeline: &Pipeline) -> usize {
+    pipeline.actions.iter().map(|action| one_line(&action.name).chars().count()).max().unwrap_or(0).min(32)
+}
+
+fn seconds_of(action: &Action) -> Option<f64> {
+    format::seconds_between(action.started_at.as_deref(), action.finished_at.as_deref())
+}
+
+/// The text of the first command that failed in the action's last attempt.
+pub fn first_failing_command(action: &Action) -> Option<&str> {
+    let last = action.attempts.last()?;
+    last.commands
+        .iter()
+        .find(|command| command.exit_code.is_some_and(|code| code != 0))
+        .map(|c| c.text.as_str())
+}
+
+/// A command's first line, at most 60 characters of it.
+pub fn shortened(command: &str) -> String {
+    let first = one_line(command.lines().next().unwrap_or_default());
+    if first.chars().count() > 60 || command.lines().count() > 1 {
+        format!("{}…", first.chars().take(60).collect::<String>())
+    } else {
+        first
+    }
+}
+
+fn remark_prefix(name: &str, width: usize, terminal: Terminal) -> String {
+    terminal.dim(&format!("{:width$} > ", one_line(name)))
+}
+
+/// Cuts one log into lines, each with its prefix; holds back a line that is not whole yet.
+pub struct Lines {
+    prefix: String,
+    /// The prefix of what SealCI says about this log.
+    remark: String,
+    /// On a terminal, what makes the bytes harmless; elsewhere they stay as they are.
+    harmless: Option<Harmless>,
+    line: Vec<u8>,
+}
+
+impl Lines {
+    /// Prefixes of one log are as wide as the widest action's name, and coloured by the name.
+    pub fn new(name: &str, width: usize, terminal: Terminal) -> Self {
+        let name = one_line(name);
+        let palette = ["36", "35", "34", "33", "32", "96", "95", "94"];
+        let colour = palette
+            [name.bytes().fold(7_usize, |sum, byte| sum * 31 % 1009 + usize::from(byte)) % palette.len()];
+        Self {
+            prefix: terminal.paint(colour, &format!("{name:width$} | ")),
+            remark: remark_prefix(&name, width, terminal),
+            harmless: terminal.interactive.then(|| Harmless::new(terminal.colours)),
+            line: Vec::new(),
+        }
+    }
+
+    /// Takes in the next bytes, and writes the lines that are whole.
+    pub fn push(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
+        let mut text = String::new();
+        let bytes = match &mut self.harmless {
+            Some(filter) => {
+                filter.push(bytes, &mut text);
+                text.as_bytes()
+            }
+            None => bytes,
+        };
+        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
+            for piece in part.chunks(LINE_MAX_BYTES) {
+                self.line.extend_from_slice(piece);
+                if self.line.ends_with(b"\n") || self.line.len() >= LINE_MAX_BYTES {
+                    self.end_of_line(out);
+                }
+            }
+        }
+    }
+
+    /// Writes what is left, as a line.
+    pub fn finish(&mut self, out: &mut Vec<u8>) {
+        if let Some(filter) = &mut self.harmless {
+            let mut text = String::new();
+            filter.finish(&mut text);
+            self.line.extend(text.bytes());
+        }
+        if !self.line.is_empty() {
+            self.end_of_line(out);
+        }
+    }
+
+    fn end_of_line(&mut self, out: &mut Vec<u8>) {
+        let line = self.line.strip_suffix(b"\n").unwrap_or(&self.line);
+        out.extend_from_slice(self.prefix.as_bytes());
+        out.extend_from_slice(line);
+        // A colour that was left on would run into the next prefix.
+        if self.harmless.is_some() && line.contains(&0x1b) {
+            out.extend_from_slice(b"\x1b[0m");
+        }
+        out.push(b'\n');
+        self.line.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,215 @@
+use serde_json::{Value, json};
+
+use super::*;
+
+const BUILD: &str = "00000000-0000-7000-8000-000000000001";
+const TEST: &str = "00000000-0000-7000-8000-000000000002";
+const TERMINAL: Terminal = Terminal { interactive: true, colours: true };
+
+fn attempt_of(action: &str, number: u32) -> AttemptId {
+    AttemptId { action: action.parse().unwrap(), number }
+}
+
+fn attempt(number: i32, state: &str, extra: Value) -> Value {
+    let mut value = json!({
+        "number": number, "round": 1, "state": state, "fenced": false, "agent_name": "a1", "executor": "fake",
+        "agent_id": BUILD, "claimed_at": "2026-11-01T10:00:00Z", "log_end": 0, "commands": [],
+    });
+    merge(&mut value, extra);
+    value
+}
+
+fn action(id: &str, name: &str, state: &str, extra: Value) -> Value {
+    let mut value = json!({
+        "id": id, "pipeline_id": BUILD, "name": name, "needs": [], "commands": ["true"], "state": state,
+        "allowed_to_fail": false,
+    });
+    merge(&mut value, extra);
+    value
+}
+
+fn merge(value: &mut Value, extra: Value) {
+    let (Value::Object(members), Value::Object(more)) = (value, extra) else { panic!("objects only") };
+    members.extend(more);
+}
+
+fn pipeline(state: &str, outcome: Option<&str>, actions: Vec<Value>) -> Update {
+    let mut value = json!({
+        "id": BUILD, "number": 3, "name": "demo", "repository": "example.org/demo",
+        "repository_url": "https://example.org/demo", "event": "push", "ref": "refs/heads/main",
+        "revision": "0123456789abcdef0123456789abcdef01234567", "state": state, "round": 1, "cancel_wished": false,
+        "created_at": "2026-11-01T10:00:00Z", "finished_at": "2026-11-01T10:00:02.5Z", "actions": actions,
+    });
+    if let Some(outcome) = outcome {
+        merge(&mut value, json!({"outcome": outcome}));
+    }
+    Update::Pipeline(Box::new(serde_json::from_value(value).unwrap()))
+}
+
+fn text(view: &mut View) -> String {
+    String::from_utf8(view.take()).unwrap()
+}
+
+#[test]
+fn lines_of_several_actions_keep_their_prefix_and_stay_whole() {
+    let mut view = View::new(Terminal::PLAIN);
+    let running = json!({"attempts": [attempt(1, "running", json!({}))]});
+    view.update(pipeline(
+        "running",
+        None,
+        vec![action(BUILD, "build", "active", running.clone()), action(TEST, "it", "active", running)],
+    ));
+    assert_eq!(
+        text(&mut view),
+        "demo #3 push of example.org/demo main at 0123456789\nbuild > running on a1 (fake)\nit    > running on a1 (fake)\n"
+    );
+    view.update(Update::Log(attempt_of(BUILD, 1), b"one\ntw".to_vec()));
+    view.update(Update::Log(attempt_of(TEST, 1), b"other\n\xff\x1b[2J".to_vec()));
+    view.update(Update::Log(attempt_of(BUILD, 1), b"o\n\nlast".to_vec()));
+    assert_eq!(text(&mut view), "build | one\nit    | other\nbuild | two\nbuild | \n");
+    view.update(Update::LogEnd(attempt_of(BUILD, 1)));
+    assert_eq!(text(&mut view), "build | last\n");
+    view.update(Update::LogEnd(attempt_of(TEST, 1)));
+    assert_eq!(view.take(), b"it    | \xff\x1b[2J\n", "not a terminal: the bytes stay as they are");
+}
+
+#[test]
+fn an_end_is_said_after_its_log_and_counts_only_then() {
+    let mut view = View::new(Terminal::PLAIN);
+    let done = json!({
+        "outcome": {"kind": "failed", "exit_code": 7}, "started_at": "2026-11-01T10:00:01Z",
+        "finished_at": "2026-11-01T10:00:02Z",
+        "attempts": [attempt(1, "finished", json!({"commands": [
+            {"index": 0, "text": "true", "log_offset": 0, "exit_code": 0},
+            {"index": 1, "text": "make check\nmore", "log_offset": 4, "exit_code": 7}]}))],
+    });
+    let skipped = json!({"outcome": {"kind": "skipped", "because": "build failed"}});
+    view.update(pipeline(
+        "finished",
+        Some("failed"),
+        vec![action(BUILD, "build", "finished", done), action(TEST, "test", "finished", skipped)],
+    ));
+    let said = text(&mut view);
+    assert!(said.contains("test  > skipped (build failed)\n"), "{said}");
+    assert!(!said.contains("exit code"), "its log has not ended: {said}");
+    assert_eq!(view.outcome(), None);
+
+    view.update(Update::Log(attempt_of(BUILD, 1), b"no\n".to_vec()));
+    view.update(Update::LogEnd(attempt_of(BUILD, 1)));
+    assert_eq!(text(&mut view), "build | no\nbuild > failed (exit code 7) in 1.0 s\n");
+    assert_eq!(view.outcome(), Some(PipelineOutcome::Failed));
+
+    view.summary();
+    assert_eq!(
+        text(&mut view),
+        "\n  build  failed (exit code 7) in 1.0 s at `make check…`\n  test   skipped (build failed)\ndemo #3 failed in 2.5 s\n"
+    );
+}
+
+#[test]
+fn a_lost_attempt_and_the_next_are_told_apart() {
+    let mut view = View::new(Terminal::PLAIN);
+    let lost = attempt(
+        1,
+        "finished",
+        json!({"fenced": true, "outcome": {"kind": "errored", "cause": "agent_lost", "message": "silent for 60 s"}}),
+    );
+    view.update(pipeline(
+        "running",
+        None,
+        vec![action(BUILD, "b", "queued", json!({"attempts": [lost.clone()]}))],
+    ));
+    assert!(
+        text(&mut view)
+            .ends_with("b > attempt 1 errored (agent_lost: silent for 60 s); another will be made\n")
+    );
+    view.update(pipeline(
+        "running",
+        None,
+        vec![action(
+            BUILD,
+            "b",
+            "active",
+            json!({"attempts": [lost.clone(), attempt(2, "running", json!({}))]}),
+        )],
+    ));
+    view.update(Update::Log(attempt_of(BUILD, 2), b"again\n".to_vec()));
+    assert_eq!(text(&mut view), "b > running on a1 (fake)\nb#2 | again\n");
+    view.update(Update::LogEnd(attempt_of(BUILD, 2)));
+    view.update(pipeline(
+        "finished",
+        Some("succeeded"),
+        vec![action(
+            BUILD,
+            "b",
+            "finished",
+            json!({"outcome": {"kind": "succeeded"}, "attempts": [lost, attempt(2, "finished", json!({}))]}),
+        )],
+    ));
+    assert_eq!(
+        view.outcome(),
+        Some(PipelineOutcome::Succeeded),
+        "the fenced attempt's log is not waited for"
+    );
+}
+
+#[test]
+fn only_the_current_round_is_followed() {
+    let mut view = View::new(Terminal::PLAIN);
+    let old = attempt(1, "finished", json!({"round": 0}));
+    let new = attempt(2, "running", json!({}));
+    view.update(pipeline(
+        "running",
+        None,
+        vec![action(BUILD, "b", "active", json!({"attempts": [old, new]}))],
+    ));
+    let ids: Vec<_> = view.attempts().into_iter().map(|(id, _)| id.number).collect();
+    assert_eq!(ids, [2]);
+}
+
+#[test]
+fn the_same_state_twice_says_nothing_new() {
+    let mut view = View::new(Terminal::PLAIN);
+    let state = || {
+        let running = json!({"attempts": [attempt(1, "running", json!({}))]});
+        pipeline("running", None, vec![action(BUILD, "b", "active", running)])
+    };
+    view.update(state());
+    view.take();
+    view.update(state());
+    assert_eq!(text(&mut view), "");
+    assert_eq!(view.status_line(), "demo #3 · running: b · 0 of 1 done");
+}
+
+#[test]
+fn on_a_terminal_nothing_foreign_gets_through() {
+    let mut lines = Lines::new("b\x1b]0;x\x07", 1, TERMINAL);
+    let mut out = Vec::new();
+    lines.push(b"\x1b]0;ti", &mut out);
+    lines.push(b"tle\x07\x1b[31mred\n\x1b[2Jx\n", &mut out);
+    let shown = String::from_utf8(out).unwrap();
+    assert_eq!(shown.matches("\x1b[31mred\x1b[0m\n").count(), 1, "{shown:?}");
+    assert!(!shown.contains("title") && !shown.contains("\x1b[2J"), "{shown:?}");
+}
+
+#[test]
+fn a_gap_says_how_much_is_missing_and_why() {
+    let mut view = View::new(Terminal::PLAIN);
+    view.update(Update::Log(attempt_of(BUILD, 1), b"half".to_vec()));
+    view.update(Update::Gap(attempt_of(BUILD, 1), 512, "over the quota".into()));
+    assert_eq!(
+        text(&mut view),
+        format!("{BUILD} | half\n{BUILD} > 512 bytes of the log are missing: over the quota\n")
+    );
+}
+
+#[test]
+fn a_line_without_end_is_not_held() {
+    let mut lines = Lines::new("b", 1, Terminal::PLAIN);
+    let mut out = Vec::new();
+    for _ in 0..100 {
+        lines.push(&[0; 10_000], &mut out);
+        assert!(lines.line.capacity() <= 2 * LINE_MAX_BYTES);
+    }
+    assert!(out.len() > 900_000);
+}
