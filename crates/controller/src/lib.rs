@@ -6,5 +6,113 @@
 pub mod api;
 pub mod dispatch;
 pub mod intake;
+pub mod repositories;
 pub mod store;
 pub mod watchers;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sealci_git::{AllowedTransports, Git, Mirrors, Options};
+use sealci_service::auth::{Token, Tokens};
+use sealci_service::database::{Database, DatabaseError, DatabaseUrl};
+use sealci_service::listen::{self, Limits};
+use sha2::{Digest, Sha256};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use api::Api;
+use dispatch::{ActionLimits, Driver, LinkConfig};
+use repositories::GitRepositories;
+use store::{Store, StoreError};
+use watchers::Watchers;
+
+/// A log is cut visibly past this length.
+const LOG_QUOTA_BYTES: u64 = 1 << 30;
+
+/// The controller's mirrors hold what manifests are read from.
+const MIRRORS_BUDGET_BYTES: u64 = 10 << 30;
+
+/// Everything a controller needs to know.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub database: DatabaseUrl,
+    /// For mirrors, and what git needs.
+    pub data: PathBuf,
+    /// Who may call the REST API.
+    pub tokens: Tokens,
+    /// Lets agents enrol.
+    pub enrolment_tokens: Vec<Token>,
+    /// Where the schedulers are: `http://127.0.0.1:8422`.
+    pub schedulers: Vec<String>,
+    /// What the schedulers let controllers in by.
+    pub cluster_secret: Token,
+    pub transports: AllowedTransports,
+    /// Whether repositories may be on loopback and private addresses.
+    pub allow_local_addresses: bool,
+    /// Silence of this length makes an attempt lost.
+    pub lost_after: Duration,
+    /// TERM → so long → KILL.
+    pub grace: Duration,
+}
+
+/// What ends a controller before it is told to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("cannot use the data folder {path}")]
+    Data { path: PathBuf, source: std::io::Error },
+}
+
+/// Serves until told to stop.
+pub async fn serve(config: Config, listener: TcpListener, stop: CancellationToken) -> Result<(), ServeError> {
+    let data = |source| ServeError::Data { path: config.data.clone(), source };
+    std::fs::create_dir_all(&config.data).map_err(data)?;
+    let database = Database::open(&config.database).await?;
+    let store = Store::open(database.writer.clone(), database.readers.clone()).await?;
+    let watchers = Watchers::default();
+    let driver = dispatch::Config {
+        lost_after: config.lost_after,
+        limits: ActionLimits { grace: config.grace, log_quota_bytes: LOG_QUOTA_BYTES },
+        enrolment_tokens: config
+            .enrolment_tokens
+            .iter()
+            .map(|token| Sha256::digest(token.expose()).into())
+            .collect(),
+    };
+    let (driver, dispatch) = Driver::open(store.clone(), driver, watchers.clone()).await?;
+
+    let mut options = Options::new(config.data.join("git-home"));
+    options.allow_local_addresses = config.allow_local_addresses;
+    let git = Git::new(options).map_err(data)?;
+    let mirrors = Mirrors::new(git, config.data.join("mirrors"), MIRRORS_BUDGET_BYTES).map_err(data)?;
+    let repositories = Arc::new(GitRepositories::new(mirrors, config.transports));
+
+    let api = Api { store, dispatch: dispatch.clone(), watchers, repositories, stop: stop.clone() };
+    let router = api::router(api, &config.tokens);
+    let link = LinkConfig {
+        endpoints: config.schedulers.clone(),
+        secret: config.cluster_secret.expose().to_owned(),
+    };
+    let mut tasks = JoinSet::new();
+    tasks.spawn(driver.run(stop.clone()));
+    tasks.spawn(dispatch::keep_link(link, dispatch, stop.clone()));
+    let limits = Limits::default();
+    let mut http = std::pin::pin!(listen::serve(listener, router, &limits, &stop));
+    tokio::select! {
+        () = &mut http => {}
+        // Without its driver or its line the controller is none.
+        _ = tasks.join_next() => {
+            stop.cancel();
+            http.await;
+        }
+    }
+    stop.cancel();
+    while tasks.join_next().await.is_some() {}
+    Ok(())
+}

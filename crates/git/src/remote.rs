@@ -153,6 +153,25 @@ impl Git {
         }
         Ok(refs)
     }
+
+    /// The branch that the repository's `HEAD` names, and its newest commit; none in an empty repository.
+    pub async fn default_branch(&self, remote: &Remote) -> Result<Option<RemoteRef>, RemoteError> {
+        let pinned = self.pin(&remote.url).await?;
+        let call = self.call_to(remote, pinned.as_ref())?;
+        let call = call.args(["ls-remote", "--quiet", "--symref", "--", remote.url.as_str(), "HEAD"]);
+        let bounds = call.query_bounds(1 << 16);
+        let listing = call.run(b"", &bounds).await.map_err(|source| RemoteError::of(&remote.url, source))?;
+        Ok(parse_head(&listing))
+    }
+}
+
+/// Reads `ref: <branch> TAB HEAD` and `<commit id> TAB HEAD`.
+fn parse_head(listing: &[u8]) -> Option<RemoteRef> {
+    let listing = std::str::from_utf8(listing).ok()?;
+    let before_head = || listing.lines().filter_map(|line| line.strip_suffix("\tHEAD"));
+    let name = before_head().find_map(|text| text.strip_prefix("ref: ")?.parse().ok())?;
+    let revision = before_head().find_map(|text| text.parse().ok())?;
+    Some(RemoteRef { name, revision })
 }
 
 /// Reads `<object id> TAB <ref>` lines. An annotated tag has a second line, its name ending in `^{}`, with the commit.
@@ -181,6 +200,14 @@ fn parse_listing(listing: &[u8]) -> Vec<RemoteRef> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn head_names_the_default_branch() {
+        let id = "a".repeat(40);
+        let found = parse_head(format!("ref: refs/heads/trunk\tHEAD\n{id}\tHEAD\n").as_bytes()).unwrap();
+        assert_eq!((found.name.as_str(), found.revision.as_str()), ("refs/heads/trunk", id.as_str()));
+        assert_eq!(parse_head(b""), None);
+    }
 
     #[test]
     fn annotated_tags_are_peeled_and_strange_lines_left_out() {

@@ -279,14 +279,16 @@ pub fn refused(url: &str, status: u16, body: &[u8]) -> Failure {
     };
     let said = match &problem {
         Some(problem) => {
-            let mut text = one_line(problem.detail.as_deref().unwrap_or(&problem.title));
-            for error in &problem.errors {
-                let mut rendered = String::new();
-                crate::terminal::Harmless::new(false).push(error.rendered.as_bytes(), &mut rendered);
-                text.push_str("\n\n");
-                text.push_str(rendered.trim_end());
+            let detail = problem.detail.as_deref().unwrap_or(&problem.title);
+            // The detail of a bad manifest is the rendering of all its errors, over many lines.
+            match problem.errors.is_empty() {
+                true => one_line(detail),
+                false => {
+                    let mut rendered = String::new();
+                    crate::terminal::Harmless::new(false).push(detail.as_bytes(), &mut rendered);
+                    rendered.trim_end().to_owned()
+                }
             }
-            text
         }
         None => format!("{url} answered {status}"),
     };

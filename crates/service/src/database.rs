@@ -1,188 +1,244 @@
-//! Opens databases: SQLite in a file that one process owns, or PostgreSQL.
+//! Opens a service's database: an embedded SQLite file, or PostgreSQL.
 //!
-//! SQLite is durable (write-ahead log, every commit synced) and guarded: a second process that opens the same file is
-//! told who has it. There is one connection that writes, so writers queue here and not in SQLite's busy handler.
+//! SQLite is one process's: a lock on `<file>.lock`, held for as long as the database is open and not passed on to child
+//! processes, keeps a second one out. What is committed is on disk (`synchronous=FULL`).
 
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fmt;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use nix::fcntl::{Flock, FlockArg};
-use sea_orm::{DatabaseConnection, SqlxPostgresConnector, SqlxSqliteConnector};
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sea_orm::sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
+use sea_orm::{ConnectOptions, DatabaseConnection, DbErr};
 
-/// Reading connections of one service.
+/// How long a connection may be waited for, and a writer for another.
+const PATIENCE: Duration = Duration::from_secs(10);
 const READERS: u32 = 4;
+const POSTGRES_CONNECTIONS: u32 = 10;
 
 /// Where a database is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Location {
-    /// A file; made if it is not there.
+#[derive(Clone, PartialEq, Eq)]
+pub enum DatabaseUrl {
     Sqlite(PathBuf),
-    /// A URL, `postgres://user:password@host/name`. It may hold a password: never shown.
+    /// `postgres://user:password@host:port/name`
     Postgres(String),
 }
 
-impl FromStr for Location {
-    type Err = DatabaseError;
+/// A text that names no database.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the database must be a file's path, `sqlite:///path` or `postgres://user@host/name`")]
+pub struct InvalidDatabaseUrl;
 
-    /// `postgres://…`, `sqlite:PATH` or a path.
-    fn from_str(text: &str) -> Result<Self, DatabaseError> {
+impl std::str::FromStr for DatabaseUrl {
+    type Err = InvalidDatabaseUrl;
+
+    fn from_str(text: &str) -> Result<Self, InvalidDatabaseUrl> {
         if text.starts_with("postgres://") || text.starts_with("postgresql://") {
             return Ok(Self::Postgres(text.to_owned()));
         }
-        match text.strip_prefix("sqlite:").unwrap_or(text) {
-            "" => Err(DatabaseError::Location),
-            path if path.contains("://") => Err(DatabaseError::Location),
-            path => Ok(Self::Sqlite(path.into())),
+        let path = text.strip_prefix("sqlite://").unwrap_or(text);
+        if path.is_empty() || path.contains("://") || path.contains('\0') || path.starts_with(':') {
+            return Err(InvalidDatabaseUrl);
         }
+        Ok(Self::Sqlite(PathBuf::from(path)))
+    }
+}
+
+impl fmt::Display for DatabaseUrl {
+    /// Without user and password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite(path) => write!(f, "sqlite://{}", path.display()),
+            Self::Postgres(url) => {
+                let rest = url.split_once("://").map_or("", |(_, rest)| rest);
+                write!(f, "postgres://{}", rest.rsplit_once('@').map_or(rest, |(_, host)| host))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 
 /// Why a database could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum DatabaseError {
-    #[error("a database is a file's path or a postgres:// URL")]
-    Location,
-    #[error("cannot lock {path}")]
-    Lock { path: PathBuf, source: std::io::Error },
-    #[error(
-        "{path} is in use by process {holder}: a SQLite database has one process; stop the other, or use PostgreSQL"
-    )]
+    #[error("the database {} is in use by {holder}: one process at a time, or use PostgreSQL", path.display())]
     InUse { path: PathBuf, holder: String },
-    #[error("cannot open the SQLite database {path}")]
-    Sqlite { path: PathBuf, source: sqlx::Error },
-    #[error("cannot connect to PostgreSQL")]
-    Postgres(#[source] sqlx::Error),
+    #[error("cannot make or lock the file {}", path.display())]
+    File { path: PathBuf, source: io::Error },
+    #[error("cannot connect to {url}")]
+    Connect { url: DatabaseUrl, source: DbErr },
 }
 
-/// An open database. A SQLite file is this process's until this is dropped.
-#[derive(Debug)]
+/// An open database. Cheap to clone; the last clone to go gives the file back.
+#[derive(Debug, Clone)]
 pub struct Database {
-    /// Writes, and reads what was just written. For SQLite, a single connection.
+    /// For SQLite one connection, so that transactions that write never meet; for PostgreSQL a pool.
     pub writer: DatabaseConnection,
-    /// Only reads.
+    /// For SQLite connections that cannot write, and see what was last committed; for PostgreSQL the writer's pool.
     pub readers: DatabaseConnection,
-    _guard: Option<Flock<File>>,
+    lock: Option<Arc<File>>,
 }
 
 impl Database {
-    /// Opens the database, waiting for nobody.
-    pub async fn open(location: &Location) -> Result<Self, DatabaseError> {
-        match location {
-            Location::Sqlite(path) => Self::open_sqlite(path).await,
-            Location::Postgres(url) => Self::open_postgres(url).await,
+    pub async fn open(url: &DatabaseUrl) -> Result<Self, DatabaseError> {
+        let fail = |source| DatabaseError::Connect { url: url.clone(), source };
+        match url {
+            DatabaseUrl::Sqlite(path) => {
+                let lock = lock(path)?;
+                make_private(path)?;
+                let writer = sea_orm::Database::connect(sqlite_options(path, false)).await.map_err(fail)?;
+                let readers = sea_orm::Database::connect(sqlite_options(path, true)).await.map_err(fail)?;
+                Ok(Self { writer, readers, lock: Some(Arc::new(lock)) })
+            }
+            DatabaseUrl::Postgres(text) => {
+                let mut options = ConnectOptions::new(text);
+                options
+                    .max_connections(POSTGRES_CONNECTIONS)
+                    .acquire_timeout(PATIENCE)
+                    .connect_timeout(PATIENCE)
+                    .sqlx_logging(false);
+                let pool = sea_orm::Database::connect(options).await.map_err(fail)?;
+                Ok(Self { writer: pool.clone(), readers: pool, lock: None })
+            }
         }
     }
 
-    async fn open_sqlite(path: &Path) -> Result<Self, DatabaseError> {
-        let guard = own(path)?;
-        let failed = |source| DatabaseError::Sqlite { path: path.to_owned(), source };
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
-            .busy_timeout(Duration::from_secs(10));
-        let pool =
-            |size| SqlitePoolOptions::new().max_connections(size).idle_timeout(None).max_lifetime(None);
-        let writer = pool(1).connect_with(options.clone()).await.map_err(failed)?;
-        let readers = pool(READERS).connect_with(options.read_only(true)).await.map_err(failed)?;
-        Ok(Self {
-            writer: SqlxSqliteConnector::from_sqlx_sqlite_pool(writer),
-            readers: SqlxSqliteConnector::from_sqlx_sqlite_pool(readers),
-            _guard: Some(guard),
-        })
+    /// Whether this is SQLite, which only one process has open.
+    pub fn is_embedded(&self) -> bool {
+        self.lock.is_some()
     }
 
-    async fn open_postgres(url: &str) -> Result<Self, DatabaseError> {
-        let options = PgConnectOptions::from_str(url)
-            .map_err(DatabaseError::Postgres)?
-            .options([("idle_in_transaction_session_timeout", "5s")]);
-        let pool = |size| PgPoolOptions::new().max_connections(size).acquire_timeout(Duration::from_secs(10));
-        let writer = pool(2).connect_with(options.clone()).await.map_err(DatabaseError::Postgres)?;
-        let readers = pool(READERS).connect_with(options).await.map_err(DatabaseError::Postgres)?;
-        Ok(Self {
-            writer: SqlxPostgresConnector::from_sqlx_postgres_pool(writer),
-            readers: SqlxPostgresConnector::from_sqlx_postgres_pool(readers),
-            _guard: None,
-        })
+    /// Closes the connections; after this the file can be opened by another process at once.
+    pub async fn close(self) -> Result<(), DbErr> {
+        self.readers.close_by_ref().await?;
+        self.writer.close_by_ref().await
     }
 }
 
-/// Makes a file this process's own, by a lock beside it that ends with the process and is not inherited.
-fn own(path: &Path) -> Result<Flock<File>, DatabaseError> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".lock");
-    let lock_path = PathBuf::from(beside);
-    let failed = |source| DatabaseError::Lock { path: lock_path.clone(), source };
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).map_err(failed)?;
+fn sqlite_options(path: &Path, read_only: bool) -> ConnectOptions {
+    let mut options = ConnectOptions::new("sqlite:database");
+    options
+        .max_connections(if read_only { READERS } else { 1 })
+        .min_connections(1)
+        .acquire_timeout(PATIENCE)
+        .connect_timeout(PATIENCE)
+        // A connection to a file does not grow stale, and opening one anew costs.
+        .idle_timeout(None::<Duration>)
+        .max_lifetime(None::<Duration>)
+        .test_before_acquire(false)
+        .sqlx_logging(false);
+    let path = path.to_owned();
+    options.map_sqlx_sqlite_opts(move |sqlite: SqliteConnectOptions| {
+        sqlite
+            // Set here and not in the URL, where a path would have to be escaped.
+            .filename(&path)
+            .create_if_missing(!read_only)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(PATIENCE)
+            .foreign_keys(true)
+            .pragma("query_only", if read_only { "ON" } else { "OFF" })
+            .statement_cache_capacity(256)
+    });
+    options
+}
+
+/// Takes the lock file, or says who has it.
+fn lock(database: &Path) -> Result<File, DatabaseError> {
+    if let Some(folder) = database.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder)
+            .map_err(|source| DatabaseError::File { path: folder.to_owned(), source })?;
     }
-    // The standard library opens files close-on-exec.
-    let file =
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&lock_path);
-    match Flock::lock(file.map_err(failed)?, FlockArg::LockExclusiveNonblock) {
-        Ok(mut lock) => {
-            lock.set_len(0).map_err(failed)?;
-            lock.write_all(std::process::id().to_string().as_bytes()).map_err(failed)?;
-            Ok(lock)
-        }
-        Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
+    let mut name = database.as_os_str().to_owned();
+    name.push(".lock");
+    let path = PathBuf::from(name);
+    let fail = |source| DatabaseError::File { path: path.clone(), source };
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).read(true).write(true).mode(0o600);
+    let mut file = options.open(&path).map_err(fail)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
             let mut holder = String::new();
-            let read = file.seek(SeekFrom::Start(0)).and_then(|_| file.read_to_string(&mut holder));
-            let holder = if read.is_ok() && !holder.is_empty() { holder } else { "unknown".into() };
-            Err(DatabaseError::InUse { path: path.to_owned(), holder })
+            let _ = (&mut file).take(200).read_to_string(&mut holder);
+            let holder = holder.trim();
+            let holder = if holder.is_empty() { "another process" } else { holder }.to_owned();
+            return Err(DatabaseError::InUse { path: database.to_owned(), holder });
         }
-        Err((_, errno)) => Err(failed(errno.into())),
+        Err(TryLockError::Error(source)) => return Err(fail(source)),
     }
+    let program = std::env::current_exe().ok();
+    let program = program.as_deref().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+    let holder = format!("process {} ({program})\n", std::process::id());
+    file.set_len(0)
+        .and_then(|()| file.rewind())
+        .and_then(|()| file.write_all(holder.as_bytes()))
+        .map_err(fail)?;
+    Ok(file)
+}
+
+/// Makes the file before SQLite does, readable by its owner only.
+fn make_private(path: &Path) -> Result<(), DatabaseError> {
+    let made = OpenOptions::new().create(true).append(true).mode(0o600).open(path);
+    made.map(drop).map_err(|source| DatabaseError::File { path: path.to_owned(), source })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sea_orm::{ConnectionTrait, Statement};
+    use sea_orm::{ConnectionTrait as _, Statement};
 
-    async fn pragma(connection: &DatabaseConnection, name: &str) -> String {
-        let statement = Statement::from_string(sea_orm::DbBackend::Sqlite, format!("PRAGMA {name}"));
+    async fn ask(connection: &DatabaseConnection, question: &str) -> String {
+        let statement = Statement::from_string(connection.get_database_backend(), question);
         let row = connection.query_one_raw(statement).await.unwrap().unwrap();
         row.try_get_by_index::<String>(0)
-            .or_else(|_| row.try_get_by_index::<i64>(0).map(|value| value.to_string()))
+            .or_else(|_| row.try_get_by_index::<i64>(0).map(|number| number.to_string()))
             .unwrap()
     }
 
     #[tokio::test]
-    async fn sqlite_is_durable() {
+    async fn sqlite_is_durable_guarded_and_private() {
         let folder = tempfile::tempdir().unwrap();
-        let location = Location::Sqlite(folder.path().join("deep/er/db.sqlite"));
-        let database = Database::open(&location).await.unwrap();
-        assert_eq!(pragma(&database.writer, "journal_mode").await, "wal");
-        assert_eq!(pragma(&database.writer, "synchronous").await, "2");
-        assert_eq!(pragma(&database.writer, "foreign_keys").await, "1");
-    }
+        // A path that would mean something else inside a URL.
+        let path = folder.path().join("new folder/100%?mode=memory#x.db");
+        let url: DatabaseUrl = format!("sqlite://{}", path.display()).parse().unwrap();
+        let database = Database::open(&url).await.unwrap();
+        for connection in [&database.writer, &database.readers] {
+            assert_eq!(ask(connection, "PRAGMA journal_mode").await, "wal");
+            assert_eq!(ask(connection, "PRAGMA synchronous").await, "2");
+            assert_eq!(ask(connection, "PRAGMA foreign_keys").await, "1");
+        }
+        database.writer.execute_unprepared("CREATE TABLE t (x INTEGER)").await.unwrap();
+        assert!(database.readers.execute_unprepared("INSERT INTO t VALUES (1)").await.is_err());
+        database.writer.execute_unprepared("INSERT INTO t VALUES (7)").await.unwrap();
+        assert_eq!(ask(&database.readers, "SELECT x FROM t").await, "7");
 
-    #[tokio::test]
-    async fn a_second_opener_is_told_who_has_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let location = Location::Sqlite(folder.path().join("db.sqlite"));
-        let first = Database::open(&location).await.unwrap();
-        let refused = Database::open(&location).await.unwrap_err().to_string();
+        let refused = Database::open(&url).await.unwrap_err().to_string();
         assert!(refused.contains(&format!("process {}", std::process::id())), "{refused}");
-        drop(first);
-        Database::open(&location).await.unwrap();
+        let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(&path).unwrap());
+        assert_eq!(mode & 0o777, 0o600);
+
+        database.close().await.unwrap();
+        let again = Database::open(&url).await.unwrap();
+        assert_eq!(ask(&again.readers, "SELECT x FROM t").await, "7");
     }
 
     #[test]
-    fn locations_are_told_apart() {
-        assert_eq!("sqlite:/a/b".parse::<Location>().unwrap(), Location::Sqlite("/a/b".into()));
-        assert_eq!("data/x.db".parse::<Location>().unwrap(), Location::Sqlite("data/x.db".into()));
-        assert!(matches!("postgres://h/d".parse::<Location>().unwrap(), Location::Postgres(_)));
-        assert!("mysql://h/d".parse::<Location>().is_err());
-        assert!("".parse::<Location>().is_err());
+    fn urls_are_told_apart_and_shown_without_their_password() {
+        assert_eq!("/a/b.db".parse(), Ok(DatabaseUrl::Sqlite("/a/b.db".into())));
+        assert_eq!("sqlite:///a/b.db".parse(), Ok(DatabaseUrl::Sqlite("/a/b.db".into())));
+        let url: DatabaseUrl = "postgres://me:hunter2@h:5432/db".parse().unwrap();
+        assert_eq!(format!("{url} {url:?}"), "postgres://h:5432/db postgres://h:5432/db");
+        for bad in ["", "mysql://h/db", "sqlite://", ":memory:"] {
+            assert!(bad.parse::<DatabaseUrl>().is_err(), "{bad}");
+        }
     }
 }

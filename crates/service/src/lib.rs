@@ -1,6 +1,7 @@
-//! Holds what every service needs and none is about: databases, listeners, tokens, problems, telemetry, shutdown.
+//! Gives every service what all of them need around what they do: logging, listening, errors over HTTP, tokens, a
+//! database connection, and an orderly end.
 //!
-//! Nothing here knows what CI is.
+//! This crate knows nothing of CI: no pipelines, agents or repositories.
 
 pub mod auth;
 pub mod database;
@@ -8,3 +9,4 @@ pub mod listen;
 pub mod problem;
 pub mod shutdown;
 pub mod telemetry;
+pub mod tls;

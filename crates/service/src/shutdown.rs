@@ -1,18 +1,37 @@
-//! Turns SIGTERM and SIGINT into a token that everything can wait for.
+//! Turns the signals that ask a process to end into a cancellation.
 
-use tokio::signal::unix::{SignalKind, signal};
+use std::io;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Cancels a token at the first SIGTERM or SIGINT, another at the second. Runs until the second, or until dropped.
-pub async fn watch_signals(first: CancellationToken, second: CancellationToken) -> std::io::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    for token in [first, second] {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        token.cancel();
+/// SIGTERM and SIGINT, listened to from the moment this is made.
+#[derive(Debug)]
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Starts listening; from then on these signals no longer end the process by themselves.
+    pub fn listen() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
-    Ok(())
+
+    /// Waits for the next of them and names it.
+    pub async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+
+    /// Cancels the token at the first signal, and returns. A second signal is then the caller's to wait for, if it
+    /// wants to end at once.
+    pub async fn cancel_at_first(&mut self, shutdown: &CancellationToken) -> &'static str {
+        let name = self.next().await;
+        tracing::info!(signal = name, "asked to end");
+        shutdown.cancel();
+        name
+    }
 }

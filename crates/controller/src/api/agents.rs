@@ -1,11 +1,10 @@
 //! Answers about agents.
 
 use axum::Json;
-use axum::extract::rejection::{JsonRejection, PathRejection};
-use axum::extract::{Path, State};
+use axum::extract::State;
 use sealci_api::controller::types;
 use sealci_core::ids::AgentId;
-use sealci_service::problem::Problem;
+use sealci_service::problem::{self, Path};
 use uuid::Uuid;
 
 use super::error::ApiError;
@@ -20,11 +19,9 @@ pub async fn list(State(api): State<Api>) -> Result<Json<types::AgentList>, ApiE
 /// Gives an agent no new work, or gives it work again.
 pub async fn drain(
     State(api): State<Api>,
-    id: Result<Path<Uuid>, PathRejection>,
-    body: Result<Json<types::Drain>, JsonRejection>,
+    Path(id): Path<Uuid>,
+    problem::Json(wanted): problem::Json<types::Drain>,
 ) -> Result<Json<types::Agent>, ApiError> {
-    let Path(id) = id.map_err(Problem::from)?;
-    let Json(wanted) = body.map_err(Problem::from)?;
     let agent = api.dispatch.drain(AgentId::from_uuid(id), wanted.drained).await?;
     Ok(Json(view::agent(&agent)))
 }

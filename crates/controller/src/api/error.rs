@@ -33,13 +33,13 @@ fn of_intake(error: IntakeError) -> Problem {
     match error {
         IntakeError::Manifest(errors) => of_manifest(&errors),
         IntakeError::Repository(error @ RepositoryError::NotAllowed(_)) => {
-            Problem::new(StatusCode::FORBIDDEN, error.to_string())
+            Problem::new(StatusCode::FORBIDDEN).detail(error.to_string())
         }
         IntakeError::Repository(error @ RepositoryError::NotFound(_)) => {
             Problem::unprocessable(error.to_string())
         }
         IntakeError::Repository(error @ RepositoryError::Unreachable(_)) => {
-            Problem::new(StatusCode::BAD_GATEWAY, error.to_string())
+            Problem::new(StatusCode::BAD_GATEWAY).detail(error.to_string())
         }
         error => Problem::bad_request(error.to_string()),
     }
@@ -57,7 +57,9 @@ fn of_refusal(refusal: &Refusal) -> Problem {
             Problem::not_found(detail)
         }
         Refusal::Rerun(_) => Problem::conflict(detail),
-        Refusal::NotRecorded | Refusal::ShuttingDown => Problem::unavailable(detail),
+        Refusal::NotRecorded | Refusal::ShuttingDown => {
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE).detail(detail)
+        }
     }
 }
 

@@ -3,8 +3,7 @@
 use std::convert::Infallible;
 
 use axum::body::Body;
-use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, Response, StatusCode, header};
 use axum::response::IntoResponse;
 use axum::response::sse::{Event, KeepAlive, Sse};
@@ -14,7 +13,7 @@ use bytes::Bytes;
 use futures_util::Stream;
 use sealci_api::controller::types;
 use sealci_core::ids::{ActionId, AttemptId};
-use sealci_service::problem::Problem;
+use sealci_service::problem::{Path, Problem, Query};
 use serde::Deserialize;
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -23,11 +22,13 @@ use super::Api;
 use super::error::ApiError;
 use crate::store::{LogExtent, LogPiece, LogReader, StoreError};
 
-type Id = Result<Path<(Uuid, u32)>, PathRejection>;
-
 /// The log so far, or a part of it.
-pub async fn read(State(api): State<Api>, id: Id, headers: HeaderMap) -> Result<Response<Body>, ApiError> {
-    let (log, extent) = open(&api, attempt_id(id)?).await?;
+pub async fn read(
+    State(api): State<Api>,
+    Path(id): Path<(Uuid, u32)>,
+    headers: HeaderMap,
+) -> Result<Response<Body>, ApiError> {
+    let (log, extent) = open(&api, attempt_id(id)).await?;
     let range = headers.get(header::RANGE).and_then(|value| value.to_str().ok());
     let response = Response::builder()
         .header(header::CONTENT_TYPE, "application/octet-stream")
@@ -37,8 +38,9 @@ pub async fn read(State(api): State<Api>, id: Id, headers: HeaderMap) -> Result<
         return finish(response.body(Body::from_stream(bytes_of(log, 0, extent.end))));
     };
     let refuse = |detail: String| {
-        let problem = Problem::new(StatusCode::RANGE_NOT_SATISFIABLE, detail);
-        ([(header::CONTENT_RANGE, format!("bytes */{}", extent.end))], problem)
+        Problem::new(StatusCode::RANGE_NOT_SATISFIABLE)
+            .detail(detail)
+            .header(header::CONTENT_RANGE, &format!("bytes */{}", extent.end))
     };
     if range.from >= extent.end {
         return Ok(refuse(format!("the log has {} bytes so far", extent.end)).into_response());
@@ -118,12 +120,11 @@ pub struct FollowQuery {
 /// The log as it grows.
 pub async fn follow(
     State(api): State<Api>,
-    id: Id,
-    query: Result<Query<FollowQuery>, QueryRejection>,
+    Path(id): Path<(Uuid, u32)>,
+    Query(query): Query<FollowQuery>,
     headers: HeaderMap,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ApiError> {
-    let id = attempt_id(id)?;
-    let Query(query) = query.map_err(Problem::from)?;
+    let id = attempt_id(id);
     let resumed = headers.get("last-event-id").and_then(|value| value.to_str().ok()?.parse().ok());
     let news = api.watchers.logs.subscribe(id);
     let (log, _) = open(&api, id).await?;
@@ -188,9 +189,8 @@ async fn open(api: &Api, id: AttemptId) -> Result<(LogReader, LogExtent), ApiErr
     }
 }
 
-fn attempt_id(id: Id) -> Result<AttemptId, Problem> {
-    let Path((action, number)) = id?;
-    Ok(AttemptId { action: ActionId::from_uuid(action), number })
+fn attempt_id((action, number): (Uuid, u32)) -> AttemptId {
+    AttemptId { action: ActionId::from_uuid(action), number }
 }
 
 #[cfg(test)]

@@ -9,11 +9,12 @@ mod view;
 use std::sync::Arc;
 
 use axum::extract::{DefaultBodyLimit, State};
+use axum::http::StatusCode;
 use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router, middleware};
 use sealci_api::controller::types;
 use sealci_service::auth::{Guard, Role, Tokens, guard};
-use sealci_service::problem::{Problem, no_such_method, no_such_path};
+use sealci_service::problem::{Problem, no_such_method, no_such_route};
 use tokio_util::sync::CancellationToken;
 
 use crate::dispatch::Dispatch;
@@ -74,7 +75,7 @@ pub fn router(api: Api, tokens: &Tokens) -> Router {
     let router = routes().into_iter().fold(Router::new(), |router, route| {
         let handler = match route.role {
             Some(role) => {
-                let guarded = Guard { tokens: tokens.clone(), role };
+                let guarded = Guard { tokens: tokens.clone(), needed: role };
                 route.handler.route_layer(middleware::from_fn_with_state(guarded, guard))
             }
             None => route.handler,
@@ -82,7 +83,7 @@ pub fn router(api: Api, tokens: &Tokens) -> Router {
         router.route(route.path, handler)
     });
     router
-        .fallback(no_such_path)
+        .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(api)
@@ -93,12 +94,9 @@ async fn health() -> Json<types::Health> {
 }
 
 async fn readiness(State(api): State<Api>) -> Result<Json<types::Health>, Problem> {
-    api.store.ping().await.map_err(|error| {
-        tracing::warn!(%error, "not ready: the database does not answer");
-        Problem::unavailable("the database does not answer")
-    })?;
+    api.store.ping().await.map_err(|error| Problem::unavailable(&error))?;
     if !api.dispatch.is_linked() {
-        return Err(Problem::unavailable("no scheduler is connected"));
+        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE).detail("no scheduler is connected"));
     }
     Ok(Json(types::Health { status: "ready".into() }))
 }

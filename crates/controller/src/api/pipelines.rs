@@ -3,8 +3,7 @@
 use std::convert::Infallible;
 
 use axum::Json;
-use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
-use axum::extract::{FromRequest, Multipart, Path, Query, Request, State};
+use axum::extract::{FromRequest, Multipart, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use futures_util::Stream;
@@ -13,7 +12,7 @@ use sealci_core::event::EventKind;
 use sealci_core::ids::{ActionId, PipelineId};
 use sealci_core::pipeline::RerunScope;
 use sealci_core::repository::RepositoryIdentity;
-use sealci_service::problem::Problem;
+use sealci_service::problem::{self, Path, Problem, Query};
 use serde::Deserialize;
 use uuid::Uuid;
 
@@ -24,7 +23,6 @@ use crate::intake::{self, Request as IntakeRequest};
 use crate::store::ListFilter;
 
 type Answer<T> = Result<Json<T>, ApiError>;
-type Id = Result<Path<Uuid>, PathRejection>;
 
 /// Makes a pipeline of an event and a manifest.
 pub async fn create(
@@ -53,8 +51,7 @@ pub async fn create(
 }
 
 async fn of_json(request: Request) -> Result<IntakeRequest, ApiError> {
-    let Json(wanted) =
-        Json::<types::CreatePipeline>::from_request(request, &()).await.map_err(Problem::from)?;
+    let problem::Json(wanted) = problem::Json::<types::CreatePipeline>::from_request(request, &()).await?;
     Ok(IntakeRequest {
         repo_url: wanted.repo_url.to_string(),
         r#ref: wanted.ref_,
@@ -81,7 +78,8 @@ async fn of_form(request: Request) -> Result<IntakeRequest, ApiError> {
     let mut wanted = IntakeRequest::default();
     while let Some(field) = form.next_field().await.map_err(|error| unreadable(&error.body_text()))? {
         let name = field.name().unwrap_or_default().to_owned();
-        let text = field.text().await.map_err(|error| Problem::new(error.status(), error.body_text()))?;
+        let text =
+            field.text().await.map_err(|error| Problem::new(error.status()).detail(error.body_text()))?;
         match name.as_str() {
             "repo_url" => wanted.repo_url = text,
             "ref" => wanted.r#ref = Some(text),
@@ -121,11 +119,7 @@ pub struct ListQuery {
 }
 
 /// Lists pipelines, newest first.
-pub async fn list(
-    State(api): State<Api>,
-    query: Result<Query<ListQuery>, QueryRejection>,
-) -> Answer<types::PipelinePage> {
-    let Query(query) = query.map_err(Problem::from)?;
+pub async fn list(State(api): State<Api>, Query(query): Query<ListQuery>) -> Answer<types::PipelinePage> {
     let limit = query.limit.unwrap_or(50);
     if !(1..=200).contains(&limit) {
         return Err(Problem::bad_request("`limit` is 1 to 200").into());
@@ -176,49 +170,46 @@ pub struct ShowQuery {
 /// Shows one pipeline with its actions.
 pub async fn show(
     State(api): State<Api>,
-    id: Id,
-    query: Result<Query<ShowQuery>, QueryRejection>,
+    Path(id): Path<Uuid>,
+    Query(query): Query<ShowQuery>,
 ) -> Answer<types::Pipeline> {
-    let Query(query) = query.map_err(Problem::from)?;
-    Ok(Json(shown(&api, pipeline_id(id)?, query.verbose).await?))
+    Ok(Json(shown(&api, PipelineId::from_uuid(id), query.verbose).await?))
 }
 
 /// The manifest as it was written.
-pub async fn manifest(State(api): State<Api>, id: Id) -> Answer<types::Manifest> {
-    let row = api.store.pipeline_row(pipeline_id(id)?).await?.ok_or_else(no_such_pipeline)?;
+pub async fn manifest(State(api): State<Api>, Path(id): Path<Uuid>) -> Answer<types::Manifest> {
+    let row = api.store.pipeline_row(PipelineId::from_uuid(id)).await?.ok_or_else(no_such_pipeline)?;
     Ok(Json(types::Manifest { path: row.manifest_path, body: row.manifest }))
 }
 
 /// Wishes the pipeline's round ended.
-pub async fn cancel(State(api): State<Api>, id: Id) -> Answer<types::Pipeline> {
-    let id = api.dispatch.cancel(pipeline_id(id)?).await?;
+pub async fn cancel(State(api): State<Api>, Path(id): Path<Uuid>) -> Answer<types::Pipeline> {
+    let id = api.dispatch.cancel(PipelineId::from_uuid(id)).await?;
     Ok(Json(shown(&api, id, false).await?))
 }
 
 /// Opens the next round.
 pub async fn rerun(
     State(api): State<Api>,
-    id: Id,
-    body: Result<Json<types::Rerun>, JsonRejection>,
+    Path(id): Path<Uuid>,
+    problem::Json(wanted): problem::Json<types::Rerun>,
 ) -> Answer<types::Pipeline> {
-    let Json(wanted) = body.map_err(Problem::from)?;
     let scope = match wanted.scope {
         types::RerunScope::All => RerunScope::All,
         types::RerunScope::Failed => RerunScope::Failed,
     };
-    let id = api.dispatch.rerun(pipeline_id(id)?, scope, wanted.request_id.to_string()).await?;
+    let id = api.dispatch.rerun(PipelineId::from_uuid(id), scope, wanted.request_id.to_string()).await?;
     Ok(Json(shown(&api, id, false).await?))
 }
 
 /// The actions of a pipeline, with every attempt.
-pub async fn actions(State(api): State<Api>, id: Id) -> Answer<types::ActionList> {
-    let actions = shown(&api, pipeline_id(id)?, true).await?.actions;
+pub async fn actions(State(api): State<Api>, Path(id): Path<Uuid>) -> Answer<types::ActionList> {
+    let actions = shown(&api, PipelineId::from_uuid(id), true).await?.actions;
     Ok(Json(types::ActionList { actions }))
 }
 
 /// One action, with every attempt.
-pub async fn action(State(api): State<Api>, id: Id) -> Answer<types::Action> {
-    let Path(id) = id.map_err(Problem::from)?;
+pub async fn action(State(api): State<Api>, Path(id): Path<Uuid>) -> Answer<types::Action> {
     let row = api.store.action(ActionId::from_uuid(id)).await?.ok_or_else(no_such_action)?;
     let pipeline = shown(&api, PipelineId::from_uuid(row.pipeline_id), true).await?;
     let action = pipeline.actions.into_iter().find(|action| action.id == id);
@@ -226,8 +217,7 @@ pub async fn action(State(api): State<Api>, id: Id) -> Answer<types::Action> {
 }
 
 /// Why is the action where it is?
-pub async fn why(State(api): State<Api>, id: Id) -> Answer<types::Why> {
-    let Path(id) = id.map_err(Problem::from)?;
+pub async fn why(State(api): State<Api>, Path(id): Path<Uuid>) -> Answer<types::Why> {
     let id = ActionId::from_uuid(id);
     let row = api.store.action(id).await?.ok_or_else(no_such_action)?;
     let reasons = api.dispatch.why(id).await?;
@@ -237,9 +227,9 @@ pub async fn why(State(api): State<Api>, id: Id) -> Answer<types::Why> {
 /// Follows one pipeline: it as it stands, at once and after each change.
 pub async fn watch(
     State(api): State<Api>,
-    id: Id,
+    Path(id): Path<Uuid>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ApiError> {
-    let id = pipeline_id(id)?;
+    let id = PipelineId::from_uuid(id);
     let changes = api.watchers.pipelines.subscribe(id);
     shown(&api, id, false).await?; // an unknown one is a 404, not an empty stream
     let start = Some((api, changes, None::<String>));
@@ -274,11 +264,6 @@ async fn shown(api: &Api, id: PipelineId, verbose: bool) -> Result<types::Pipeli
     let story = api.store.story(id).await?.ok_or_else(no_such_pipeline)?;
     let names = if verbose { api.store.agent_names().await? } else { Default::default() };
     Ok(view::story(&story, &names, verbose)?)
-}
-
-fn pipeline_id(id: Id) -> Result<PipelineId, Problem> {
-    let Path(id) = id?;
-    Ok(PipelineId::from_uuid(id))
 }
 
 fn no_such_pipeline() -> Problem {
