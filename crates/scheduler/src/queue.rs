@@ -22,7 +22,7 @@ use crate::requirements::Requirements;
 /// What is known of an attempt that waits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Waiting {
-    pub requirements: Requirements,
+    pub requirements: Arc<Requirements>,
     /// Higher first.
     pub priority: i32,
     /// Arrival: earlier first.
@@ -240,11 +240,7 @@ impl Queue {
         self.entries.iter().filter(|(other, entry)| counts(entry) && key(**other, entry) < mine).count()
     }
 
-    fn line_for(&mut self, requirements: Requirements, priority: i32) -> LineId {
-        let requirements = match self.classes.get_key_value(&requirements) {
-            Some((shared, _)) => Arc::clone(shared),
-            None => Arc::new(requirements),
-        };
+    fn line_for(&mut self, requirements: Arc<Requirements>, priority: i32) -> LineId {
         let made = &mut self.classes_made;
         let class = self.classes.entry(Arc::clone(&requirements)).or_insert_with(|| {
             *made += 1;
@@ -328,11 +324,11 @@ mod tests {
 
     fn waiting(repository: &str, priority: i32, order: u64, cpu_millis: u64) -> Waiting {
         Waiting {
-            requirements: Requirements {
+            requirements: Arc::new(Requirements {
                 resources: Resources { cpu_millis, memory_bytes: 0 },
                 labels: BTreeMap::new(),
                 executor: None,
-            },
+            }),
             priority,
             order,
             repository: repository.into(),

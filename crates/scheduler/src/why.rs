@@ -74,7 +74,7 @@ fn missing_labels(all: &Agents<'_>, wanted: &Requirements) -> Vec<String> {
     let lacking: Vec<_> = wanted
         .labels
         .iter()
-        .filter(|label| !all.iter().any(|agent| has(&&agent, *label)))
+        .filter(|label| !all.iter().any(|agent| has(&agent, *label)))
         .map(|(key, value)| format!("0 of {agents} have label {key}={value}"))
         .collect();
     if !lacking.is_empty() {
@@ -257,8 +257,10 @@ mod tests {
             executor: Some(executor.to_owned()).filter(|name| !name.is_empty()),
         };
         let order = 1000;
-        placement
-            .enqueue(attempt(order), Waiting { requirements, priority: 0, order, repository: "r".into() });
+        placement.enqueue(
+            attempt(order),
+            Waiting { requirements: requirements.into(), priority: 0, order, repository: "r".into() },
+        );
         while let Some(placed) = placement.place_next() {
             assert_ne!(placed.attempt, attempt(order));
         }
@@ -316,7 +318,8 @@ mod tests {
             labels: Default::default(),
             executor: None,
         };
-        let waiting = Waiting { requirements: small, priority: 0, order: 2000, repository: "r".into() };
+        let waiting =
+            Waiting { requirements: small.into(), priority: 0, order: 2000, repository: "r".into() };
         placement.enqueue(attempt(2), waiting);
         assert_eq!(placement.place_next(), None);
         assert_eq!(

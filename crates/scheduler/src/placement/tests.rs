@@ -31,11 +31,11 @@ fn agent(cpu: u64, memory: u64, slots: u32, label: u8) -> PoolAgent {
 
 fn waiting(cpu: u64, memory: u64, label: Option<u8>, priority: i32, order: u64, repository: u8) -> Waiting {
     Waiting {
-        requirements: Requirements {
+        requirements: Arc::new(Requirements {
             resources: Resources { cpu_millis: cpu, memory_bytes: memory },
             labels: label.map(|label| ("zone".to_owned(), label.to_string())).into_iter().collect(),
             executor: None,
-        },
+        }),
         priority,
         order,
         repository: repository.to_string().into(),
