@@ -1,1 +1,55 @@
-fn main() {}
+//! The developers' commands: `cargo xtask test` runs every check and every test, installing what they need where it may.
+//!
+//! Built of the standard library and a JSON reader alone, so that the first command on a fresh machine starts soon.
+
+mod deny;
+mod imports;
+mod machine;
+mod postgres;
+mod report;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use anyhow::bail;
+
+const USAGE: &str = "\
+cargo xtask COMMAND
+
+  test           every check and every test (what the continuous integration runs)
+  check-imports  only: do the crates depend on one another the right way?
+  deny           only: cargo-deny on bans, licences and sources
+
+SEALCI_REQUIRE=NAME,…  what must be there: a missing one fails instead of being skipped
+                       (git, deny, postgres, root, namespaces, netfilter, kvm)
+SEALCI_INSTALL=no      install no Debian packages, even where it would be possible";
+
+fn main() -> ExitCode {
+    match run(&std::env::args().skip(1).collect::<Vec<_>>()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(arguments: &[String]) -> anyhow::Result<bool> {
+    let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+    match arguments.as_slice() {
+        ["test"] => test::run(),
+        ["check-imports"] => {
+            imports::check()?;
+            println!("every import runs the right way");
+            Ok(true)
+        }
+        ["deny"] => deny::run().map(|()| true),
+        ["help" | "--help" | "-h"] => {
+            println!("{USAGE}");
+            Ok(true)
+        }
+        _ => bail!("{USAGE}"),
+    }
+}

@@ -1,0 +1,52 @@
+//! Says how the scheduler is to run.
+
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+use crate::state::Settings;
+
+/// Everything that the scheduler is told at its start.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// What controllers prove themselves with.
+    pub cluster_secret: SecretString,
+    /// Periods and bounds of the scheduling itself.
+    pub settings: Settings,
+    /// How often a connection is probed. A half-open one is found after this and `keepalive_timeout`.
+    pub keepalive_interval: Duration,
+    pub keepalive_timeout: Duration,
+    /// So long a stream may take to say `Hello`.
+    pub hello_timeout: Duration,
+    /// So long open connections may take to end on shutdown.
+    pub shutdown_timeout: Duration,
+    /// The largest message taken from an agent. A log chunk may have 1 MiB.
+    pub max_agent_message_bytes: usize,
+    /// The largest message taken from a controller: a snapshot or a directory may be long.
+    pub max_controller_message_bytes: usize,
+    /// How many messages to an agent may wait before its stream is ended.
+    pub agent_mailbox: usize,
+    /// How many messages to a controller may wait before its stream is ended.
+    pub controller_mailbox: usize,
+    /// How many messages may wait for the scheduler before those who send are held up.
+    pub inbox: usize,
+}
+
+impl Config {
+    /// Sensible figures for everything but the secret.
+    pub fn new(cluster_secret: SecretString) -> Self {
+        Self {
+            cluster_secret,
+            settings: Settings::default(),
+            keepalive_interval: Duration::from_secs(10),
+            keepalive_timeout: Duration::from_secs(10),
+            hello_timeout: Duration::from_secs(10),
+            shutdown_timeout: Duration::from_secs(5),
+            max_agent_message_bytes: 4 << 20,
+            max_controller_message_bytes: 64 << 20,
+            agent_mailbox: 1024,
+            controller_mailbox: 16 * 1024,
+            inbox: 1024,
+        }
+    }
+}

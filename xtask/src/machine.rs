@@ -1,0 +1,181 @@
+//! Finds out what the machine has, and installs Debian packages where that is possible.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+/// What a test may need of the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Capability {
+    Git,
+    Deny,
+    Postgres,
+    Root,
+    /// User, mount, process and network namespaces.
+    Namespaces,
+    /// Packets can be filtered and translated.
+    Netfilter,
+    Kvm,
+}
+
+impl Capability {
+    pub const ALL: [Self; 7] =
+        [Self::Git, Self::Deny, Self::Postgres, Self::Root, Self::Namespaces, Self::Netfilter, Self::Kvm];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Git => "git",
+            Self::Deny => "deny",
+            Self::Postgres => "postgres",
+            Self::Root => "root",
+            Self::Namespaces => "namespaces",
+            Self::Netfilter => "netfilter",
+            Self::Kvm => "kvm",
+        }
+    }
+}
+
+/// Reads `SEALCI_REQUIRE`.
+pub fn required(text: &str) -> Result<Vec<Capability>> {
+    let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
+    names
+        .map(|name| {
+            let known = Capability::ALL.into_iter().find(|capability| capability.name() == name);
+            known.with_context(|| {
+                let names: Vec<_> = Capability::ALL.iter().map(|capability| capability.name()).collect();
+                format!("SEALCI_REQUIRE names `{name}`; there are {}", names.join(", "))
+            })
+        })
+        .collect()
+}
+
+/// A program that tests use, and the package that brings it.
+const PROGRAMS: &[(&str, &str)] =
+    &[("git", "git"), ("cc", "gcc"), ("nft", "nftables"), ("ip", "iproute2"), ("unshare", "util-linux")];
+
+/// The packages that are not there.
+pub fn missing_packages() -> Vec<&'static str> {
+    let mut packages: Vec<_> =
+        PROGRAMS.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
+    if !Path::new("/usr/include/stdio.h").exists() {
+        packages.push("libc6-dev");
+    }
+    if postgres_programs().is_none() {
+        packages.push("postgresql");
+    }
+    packages
+}
+
+/// Why packages cannot be installed here; none if they can.
+pub fn cannot_install() -> Option<&'static str> {
+    if std::env::var("SEALCI_INSTALL").is_ok_and(|value| value == "no") {
+        Some("SEALCI_INSTALL=no")
+    } else if !is_root() {
+        Some("only root may install packages")
+    } else if find("apt-get").is_none() {
+        Some("there is no apt-get")
+    } else {
+        None
+    }
+}
+
+/// Installs Debian packages.
+pub fn install(packages: &[&str]) -> Result<()> {
+    apt_get(&["install", "--yes", "--no-install-recommends"], packages)
+        .or_else(|_| {
+            // A fresh machine has no package lists yet, or old ones.
+            apt_get(&["update", "--quiet"], &[])?;
+            apt_get(&["install", "--yes", "--no-install-recommends"], packages)
+        })
+        .with_context(|| format!("apt-get could not install {}", packages.join(" ")))
+}
+
+fn apt_get(arguments: &[&str], packages: &[&str]) -> Result<()> {
+    let status = Command::new("apt-get")
+        .args(arguments)
+        .args(packages)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .stdin(Stdio::null())
+        .status()?;
+    if status.success() { Ok(()) } else { bail!("apt-get {} ended with {status}", arguments[0]) }
+}
+
+/// Why the machine lacks a capability; none if it is there.
+pub fn lacks(capability: Capability) -> Option<String> {
+    let unless = |there: bool, why: &str| (!there).then(|| why.to_owned());
+    match capability {
+        Capability::Git => unless(find("git").is_some(), "git is not installed"),
+        Capability::Deny => None,
+        Capability::Postgres => unless(postgres_programs().is_some(), "PostgreSQL's initdb is not installed"),
+        Capability::Root => unless(is_root(), "not running as root"),
+        Capability::Namespaces => unless(
+            succeeds(
+                "unshare",
+                &["--user", "--map-root-user", "--mount", "--pid", "--net", "--fork", "true"],
+            ),
+            "namespaces cannot be made",
+        ),
+        Capability::Netfilter => unless(
+            is_root() && (succeeds("nft", &["list", "tables"]) || succeeds("iptables", &["-S"])),
+            "neither nft nor iptables works",
+        ),
+        Capability::Kvm => {
+            let usable = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
+            unless(usable, "/dev/kvm is not usable")
+        }
+    }
+}
+
+pub fn is_root() -> bool {
+    fs::read_to_string("/proc/self/status").is_ok_and(|status| {
+        status.lines().any(|line| line.starts_with("Uid:") && line.split_whitespace().nth(2) == Some("0"))
+    })
+}
+
+/// A program on the path, or where only root's path leads.
+pub fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    folders.map(|folder| folder.join(program)).find(|file| file.is_file())
+}
+
+fn succeeds(program: &str, arguments: &[&str]) -> bool {
+    let Some(program) = find(program) else { return false };
+    let status = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    status.is_ok_and(|status| status.success())
+}
+
+/// The folder with `initdb` and `postgres`, the newest where Debian has several.
+pub fn postgres_programs() -> Option<PathBuf> {
+    let mut folders: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path().join("bin")))
+        .collect();
+    folders.sort_by_key(|folder| {
+        let version = folder.parent().and_then(|parent| parent.file_name()).and_then(|name| name.to_str());
+        std::cmp::Reverse(version.and_then(|version| version.parse::<u32>().ok()))
+    });
+    let on_path = find("initdb").and_then(|file| Some(fs::canonicalize(file).ok()?.parent()?.to_owned()));
+    let is_whole = |folder: &PathBuf| folder.join("initdb").is_file() && folder.join("postgres").is_file();
+    folders.into_iter().chain(on_path).find(is_whole)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requirements_are_names_of_capabilities() {
+        assert_eq!(required("").unwrap(), []);
+        assert_eq!(required("postgres, root,").unwrap(), [Capability::Postgres, Capability::Root]);
+        assert!(required("postgers").unwrap_err().to_string().contains("postgres"));
+    }
+}
