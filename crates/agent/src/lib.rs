@@ -1,1 +1,4 @@
+//! Runs actions on this machine for an installation of SealCI.
 
+pub mod identity;
+pub mod spool;
