@@ -1,4 +1,5 @@
 //! Runs actions on this machine for an installation of SealCI.
 
+pub mod executor;
 pub mod identity;
 pub mod spool;

@@ -1,1 +1,7 @@
+//! Defines what an agent and the init of an environment say to each other.
+//!
+//! Absent here: unsafe code, I/O, and any dependency. The init itself is this package's binary.
 
+#![forbid(unsafe_code)]
+
+pub mod wire;

@@ -1,0 +1,492 @@
+//! Keeps an action within its limits and ends it for sure, by control groups: version 1, version 2, or both side by side.
+//!
+//! ```text
+//! <each hierarchy>/sealci-<instance>/<name>/      one per action, `name` holds no slash
+//! ```
+//!
+//! Invariants: a group in use is in every hierarchy the [`Layout`] names, with the same members; all groups of an agent
+//! instance stand under one folder, so that leftovers are found without knowing what ran.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use sealci_core::outcome::Limit;
+
+/// How long a group's members may take to be gone once killed.
+const REMOVAL_PATIENCE: Duration = Duration::from_secs(10);
+/// The scheduler's period in which the quota counts, as the kernel's own default.
+const CPU_PERIOD_US: u64 = 100_000;
+
+/// What cannot be done to a control group.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    #[error("cannot {doing} {}", path.display())]
+    Io {
+        doing: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(
+        "this machine has no control group for {controller}; mount a cgroup2 file system at /sys/fs/cgroup, or run the agent where one is"
+    )]
+    NoController { controller: Controller },
+    #[error("the members of {} are still there {patience:?} after they were killed: {members}", path.display())]
+    StillPopulated { path: PathBuf, patience: Duration, members: String },
+}
+
+fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CgroupError {
+    let path = path.to_owned();
+    move |source| CgroupError::Io { doing, path, source }
+}
+
+/// What limits a resource.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Controller {
+    Cpu,
+    Memory,
+    Pids,
+}
+
+impl Controller {
+    const ALL: [Self; 3] = [Self::Cpu, Self::Memory, Self::Pids];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Memory => "memory",
+            Self::Pids => "pids",
+        }
+    }
+}
+
+impl fmt::Display for Controller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What a group may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    pub cpu_millis: u64,
+    pub memory_bytes: u64,
+    /// Processes and threads together.
+    pub pids: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Version {
+    V1,
+    V2,
+}
+
+/// Where this machine keeps its control groups.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    cpu: (Version, PathBuf),
+    memory: (Version, PathBuf),
+    pids: (Version, PathBuf),
+    /// The version 2 hierarchy, even if it limits nothing here: it kills a whole group in one write.
+    unified: Option<PathBuf>,
+    freezer: Option<PathBuf>,
+}
+
+impl Layout {
+    /// Reads the layout of the running system.
+    pub fn detect() -> Result<Self, CgroupError> {
+        let path = Path::new("/proc/self/mountinfo");
+        let mounts = fs::read_to_string(path).map_err(io_error("read", path))?;
+        Self::from_mounts(&mounts, |unified| {
+            fs::read_to_string(unified.join("cgroup.controllers")).unwrap_or_default()
+        })
+    }
+
+    /// Reads `/proc/self/mountinfo` (proc_pid_mountinfo(5)); `controllers` tells what a version 2 mount offers.
+    fn from_mounts(mounts: &str, controllers: impl Fn(&Path) -> String) -> Result<Self, CgroupError> {
+        let mut unified = None;
+        let mut version_1: Vec<(PathBuf, Vec<&str>)> = Vec::new();
+        for line in mounts.lines() {
+            let Some((before, after)) = line.split_once(" - ") else { continue };
+            let Some(mount_point) = before.split(' ').nth(4) else { continue };
+            let mut after = after.split(' ');
+            let (kind, options) = (after.next().unwrap_or(""), after.nth(1).unwrap_or(""));
+            match kind {
+                "cgroup2" if unified.is_none() => unified = Some(PathBuf::from(mount_point)),
+                "cgroup" => version_1.push((PathBuf::from(mount_point), options.split(',').collect())),
+                _ => {}
+            }
+        }
+        let offered = unified.as_deref().map(&controllers).unwrap_or_default();
+        let in_version_1 = |name: &str| {
+            let (path, _) = version_1.iter().find(|(_, options)| options.contains(&name))?;
+            Some(path.clone())
+        };
+        let find = |controller: Controller| {
+            let name = controller.as_str();
+            match (&unified, in_version_1(name)) {
+                (_, Some(path)) => Ok((Version::V1, path)),
+                (Some(path), None) if offered.split_whitespace().any(|offer| offer == name) => {
+                    Ok((Version::V2, path.clone()))
+                }
+                _ => Err(CgroupError::NoController { controller }),
+            }
+        };
+        Ok(Self {
+            cpu: find(Controller::Cpu)?,
+            memory: find(Controller::Memory)?,
+            pids: find(Controller::Pids)?,
+            freezer: in_version_1("freezer"),
+            unified,
+        })
+    }
+
+    /// Every hierarchy in use, once, the one that kills first.
+    fn hierarchies(&self) -> Vec<&Path> {
+        let killer = self.unified.as_ref().or(self.freezer.as_ref()).map(PathBuf::as_path);
+        let mut all: Vec<&Path> = killer.into_iter().collect();
+        for (_, path) in [&self.memory, &self.pids, &self.cpu] {
+            if !all.contains(&path.as_path()) {
+                all.push(path);
+            }
+        }
+        all
+    }
+
+    fn of(&self, controller: Controller) -> &(Version, PathBuf) {
+        match controller {
+            Controller::Cpu => &self.cpu,
+            Controller::Memory => &self.memory,
+            Controller::Pids => &self.pids,
+        }
+    }
+
+    fn needs_version_2(&self) -> Vec<Controller> {
+        Controller::ALL.into_iter().filter(|controller| self.of(*controller).0 == Version::V2).collect()
+    }
+}
+
+/// The groups of one agent instance.
+#[derive(Debug, Clone)]
+pub struct Cgroups {
+    layout: Layout,
+    /// `sealci-<instance>`.
+    folder: String,
+}
+
+impl Cgroups {
+    /// Makes the instance's folder in each hierarchy. Fails where this process may not, as without root.
+    pub fn open(layout: Layout, instance: &str) -> Result<Self, CgroupError> {
+        let groups = Self { layout, folder: format!("sealci-{instance}") };
+        let controllers = groups.layout.needs_version_2();
+        for hierarchy in groups.layout.hierarchies() {
+            let folder = hierarchy.join(&groups.folder);
+            make_folder(&folder)?;
+            if groups.layout.unified.as_deref() == Some(hierarchy) {
+                hand_down(hierarchy, &controllers)?;
+                hand_down(&folder, &controllers)?;
+            }
+        }
+        Ok(groups)
+    }
+
+    /// Makes a group with these limits.
+    pub fn create(&self, name: &str, limits: &Limits) -> Result<Cgroup, CgroupError> {
+        let group = self.group(name);
+        let made = group.make().and_then(|()| group.limit(limits));
+        match made {
+            Ok(()) => Ok(group),
+            Err(error) => {
+                // What went wrong first is what should be told.
+                let _ = group.remove();
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends and removes every group of this instance, and its folders.
+    pub fn sweep(&self) -> Result<(), CgroupError> {
+        for hierarchy in self.layout.hierarchies() {
+            for name in children(&hierarchy.join(&self.folder)) {
+                self.group(&name).remove()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the instance's empty folders. Nothing may be created any more.
+    pub fn close(&self) {
+        for hierarchy in self.layout.hierarchies() {
+            // What is not empty stays for the next sweep.
+            let _ = fs::remove_dir(hierarchy.join(&self.folder));
+        }
+    }
+
+    /// The path below each hierarchy's root, as a container runtime wants it.
+    pub fn path_of(&self, name: &str) -> PathBuf {
+        Path::new("/").join(&self.folder).join(name)
+    }
+
+    fn group(&self, name: &str) -> Cgroup {
+        let below = Path::new(&self.folder).join(name);
+        Cgroup { layout: self.layout.clone(), below }
+    }
+}
+
+/// One action's group. It stays until it is removed.
+#[derive(Debug, Clone)]
+pub struct Cgroup {
+    layout: Layout,
+    /// Below each hierarchy's root.
+    below: PathBuf,
+}
+
+impl Cgroup {
+    fn make(&self) -> Result<(), CgroupError> {
+        for hierarchy in self.layout.hierarchies() {
+            let path = hierarchy.join(&self.below);
+            fs::create_dir(&path).map_err(io_error("make the control group", &path))?;
+        }
+        Ok(())
+    }
+
+    fn limit(&self, limits: &Limits) -> Result<(), CgroupError> {
+        let quota_us = (limits.cpu_millis.saturating_mul(CPU_PERIOD_US) / 1000).max(1000);
+        let memory = limits.memory_bytes.to_string();
+        match self.layout.cpu.0 {
+            Version::V2 => self.write(Controller::Cpu, "cpu.max", &format!("{quota_us} {CPU_PERIOD_US}"))?,
+            Version::V1 => {
+                self.write(Controller::Cpu, "cpu.cfs_period_us", &CPU_PERIOD_US.to_string())?;
+                self.write(Controller::Cpu, "cpu.cfs_quota_us", &quota_us.to_string())?;
+            }
+        }
+        // Swap would only make reaching the limit slow; kernels without its accounting have no such file.
+        match self.layout.memory.0 {
+            Version::V2 => {
+                self.write(Controller::Memory, "memory.max", &memory)?;
+                let _ = self.write(Controller::Memory, "memory.swap.max", "0");
+            }
+            Version::V1 => {
+                self.write(Controller::Memory, "memory.limit_in_bytes", &memory)?;
+                let _ = self.write(Controller::Memory, "memory.memsw.limit_in_bytes", &memory);
+            }
+        }
+        self.write(Controller::Pids, "pids.max", &limits.pids.to_string())
+    }
+
+    /// Takes a process in; what it forks from now on is in, too.
+    pub fn add(&self, pid: u32) -> Result<(), CgroupError> {
+        for hierarchy in self.layout.hierarchies() {
+            let path = hierarchy.join(&self.below).join("cgroup.procs");
+            fs::write(&path, pid.to_string()).map_err(io_error("move a process into", &path))?;
+        }
+        Ok(())
+    }
+
+    /// Sends KILL to all members.
+    pub fn kill(&self) {
+        if let Some(unified) = &self.layout.unified
+            && fs::write(unified.join(&self.below).join("cgroup.kill"), "1").is_ok()
+        {
+            return;
+        }
+        // Before kernel 5.14: frozen, none forks while the others are killed.
+        let frozen = self.layout.freezer.as_ref().map(|path| path.join(&self.below).join("freezer.state"));
+        if let Some(state) = &frozen {
+            let _ = fs::write(state, "FROZEN");
+        }
+        for pid in self.members() {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        if let Some(state) = &frozen {
+            let _ = fs::write(state, "THAWED");
+        }
+    }
+
+    /// The limit that something in the group has run into, if any. CPU is only ever slowed down.
+    pub fn limit_reached(&self) -> Option<Limit> {
+        let (memory_file, key) = match self.layout.memory.0 {
+            Version::V2 => ("memory.events", "oom_kill"),
+            Version::V1 => ("memory.oom_control", "oom_kill"),
+        };
+        if self.counter(Controller::Memory, memory_file, key) > 0 {
+            Some(Limit::Memory)
+        } else if self.counter(Controller::Pids, "pids.events", "max") > 0 {
+            Some(Limit::Pids)
+        } else {
+            None
+        }
+    }
+
+    /// Kills what is left and removes the group. Waits for the dying, and so is not for an async task itself.
+    pub fn remove(&self) -> Result<(), CgroupError> {
+        let until = Instant::now() + REMOVAL_PATIENCE;
+        let mut pause = Duration::from_millis(1);
+        loop {
+            let mut busy = None;
+            for hierarchy in self.layout.hierarchies() {
+                let path = hierarchy.join(&self.below);
+                match remove_tree(&path) {
+                    Err(error) if error.raw_os_error() == Some(nix::libc::EBUSY) => busy = Some(path),
+                    result => result.map_err(io_error("remove the control group", &path))?,
+                }
+            }
+            let Some(path) = busy else { return Ok(()) };
+            if Instant::now() >= until {
+                let members = self.members().iter().map(|pid| format!("pid {pid}")).collect::<Vec<_>>();
+                return Err(CgroupError::StillPopulated {
+                    path,
+                    patience: REMOVAL_PATIENCE,
+                    members: members.join(", "),
+                });
+            }
+            self.kill();
+            // Version 1 has no event for the last member's end.
+            thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+    }
+
+    fn members(&self) -> Vec<i32> {
+        let mut members = Vec::new();
+        for hierarchy in self.layout.hierarchies() {
+            let path = hierarchy.join(&self.below).join("cgroup.procs");
+            let text = fs::read_to_string(path).unwrap_or_default();
+            members.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
+        }
+        members.sort_unstable();
+        members.dedup();
+        members
+    }
+
+    fn write(&self, controller: Controller, file: &str, value: &str) -> Result<(), CgroupError> {
+        let path = self.layout.of(controller).1.join(&self.below).join(file);
+        fs::write(&path, value).map_err(io_error("write", &path))
+    }
+
+    fn counter(&self, controller: Controller, file: &str, key: &str) -> u64 {
+        let path = self.layout.of(controller).1.join(&self.below).join(file);
+        let text = fs::read_to_string(path).unwrap_or_default();
+        read_counter(&text, key)
+    }
+}
+
+fn read_counter(text: &str, key: &str) -> u64 {
+    text.lines()
+        .filter_map(|line| line.split_once(' '))
+        .find(|(name, _)| *name == key)
+        .and_then(|(_, value)| value.trim().parse().ok())
+        .unwrap_or(0)
+}
+
+fn make_folder(path: &Path) -> Result<(), CgroupError> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(io_error("make the control group", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Lets the groups below `path` use these controllers.
+fn hand_down(path: &Path, controllers: &[Controller]) -> Result<(), CgroupError> {
+    let file = path.join("cgroup.subtree_control");
+    let enabled = fs::read_to_string(&file).map_err(io_error("read", &file))?;
+    for controller in controllers {
+        if !enabled.split_whitespace().any(|name| name == controller.as_str()) {
+            fs::write(&file, format!("+{controller}")).map_err(io_error("enable controllers in", &file))?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes a group and those below it; one that is gone is fine.
+fn remove_tree(path: &Path) -> io::Result<()> {
+    match fs::remove_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.raw_os_error() == Some(nix::libc::EBUSY) => {
+            for child in children(path) {
+                remove_tree(&path.join(child))?;
+            }
+            fs::remove_dir(path)
+        }
+        result => result,
+    }
+}
+
+fn children(path: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(path) else { return Vec::new() };
+    entries
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HYBRID: &str = "\
+31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755
+32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct
+35 31 0:32 / /sys/fs/cgroup/memory rw,relatime shared:9 - cgroup cgroup rw,memory
+37 31 0:34 / /sys/fs/cgroup/freezer rw,relatime - cgroup cgroup rw,freezer
+39 31 0:36 / /sys/fs/cgroup/pids rw,relatime - cgroup cgroup rw,pids
+40 31 0:37 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,name=systemd
+41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
+";
+    const PURE: &str = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
+
+    fn path(text: &str) -> PathBuf {
+        PathBuf::from(text)
+    }
+
+    #[test]
+    fn a_hybrid_host_limits_by_version_1_and_kills_by_version_2() {
+        let layout = Layout::from_mounts(HYBRID, |_| "hugetlb\n".into()).unwrap();
+        assert_eq!(layout.cpu, (Version::V1, path("/sys/fs/cgroup/cpu,cpuacct")));
+        assert_eq!(layout.memory, (Version::V1, path("/sys/fs/cgroup/memory")));
+        assert_eq!(layout.pids, (Version::V1, path("/sys/fs/cgroup/pids")));
+        assert_eq!(layout.hierarchies()[0], path("/sys/fs/cgroup/unified"));
+        assert_eq!(layout.hierarchies().len(), 4);
+        assert!(layout.needs_version_2().is_empty());
+    }
+
+    #[test]
+    fn a_pure_host_has_one_hierarchy() {
+        let layout = Layout::from_mounts(PURE, |_| "cpuset cpu io memory pids\n".into()).unwrap();
+        assert_eq!(layout.memory, (Version::V2, path("/sys/fs/cgroup")));
+        assert_eq!(layout.hierarchies(), [Path::new("/sys/fs/cgroup")]);
+        assert_eq!(layout.needs_version_2(), Controller::ALL);
+    }
+
+    #[test]
+    fn a_version_1_host_kills_by_its_freezer() {
+        let mounts: String =
+            HYBRID.lines().filter(|line| !line.contains("cgroup2")).collect::<Vec<_>>().join("\n");
+        let layout = Layout::from_mounts(&mounts, |_| unreachable!("there is no version 2")).unwrap();
+        assert_eq!(layout.hierarchies()[0], path("/sys/fs/cgroup/freezer"));
+    }
+
+    #[test]
+    fn a_missing_controller_is_named() {
+        let error = Layout::from_mounts(PURE, |_| "cpu pids".into()).unwrap_err();
+        assert!(matches!(error, CgroupError::NoController { controller: Controller::Memory }), "{error}");
+        assert!(Layout::from_mounts("", |_| String::new()).is_err());
+    }
+
+    #[test]
+    fn a_counter_is_read_by_its_whole_name() {
+        let text = "low 0\noom 3\noom_kill 2\noom_group_kill 9\n";
+        assert_eq!(read_counter(text, "oom_kill"), 2);
+        assert_eq!(read_counter("", "oom_kill"), 0);
+        assert_eq!(read_counter("max x\n", "max"), 0);
+    }
+}

@@ -1,0 +1,308 @@
+//! Runs actions: one trait, and for each kind of environment one way to fulfil it.
+//!
+//! An executor knows commands, folders and limits; it knows nothing of repositories, spools or schedulers. What
+//! an execution tells is an ordered stream that ends with exactly one `Finished`:
+//!
+//! ```text
+//! (Started  (CommandStarted  Output*  CommandFinished)*  Output*)?  Finished
+//! ```
+//!
+//! `Output` between two commands (of something left in the background) belongs to neither. A `CommandFinished` may be
+//! missing where the environment broke in mid command, and every command after the last that started never ran.
+
+pub mod cgroup;
+pub mod fake;
+pub mod init;
+pub mod process;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use sealci_core::ids::AttemptId;
+use sealci_core::outcome::{Cause, Outcome};
+use sealci_core::plan::{ExecutorKind, Network, Resources};
+use tokio::sync::{mpsc, watch};
+
+/// How many events wait for a slow reader. With the largest output frame this bounds an execution's memory.
+const EVENT_CAPACITY: usize = 8;
+
+/// What runs actions in one kind of environment.
+///
+/// **Lifecycle.** [`Executor::start`] makes the environment and returns as soon as it runs by itself; everything
+/// afterwards, trouble included, comes through the [`Execution`]. An error from `start` means that nothing is left
+/// behind. The environment is gone (no process, mount, namespace, cgroup) before `Finished` is told. The workspace and
+/// the scratch folder are the caller's: they exist before `start`, and are deleted by the caller after `Finished`.
+///
+/// **Idempotence.** An attempt is started at most once per executor; a second start of it while the first lives is
+/// refused. [`Executor::sweep`] may run any number of times while nothing of this executor runs.
+///
+/// **Concurrency.** All methods may be called at the same time from any task. How many executions run at once is the
+/// caller's affair: an executor neither queues nor counts.
+///
+/// **Ending.** Cancel and kill are wishes that may be repeated, and come too late harmlessly: the stream says how it ended.
+/// Dropping an [`Execution`] kills it; the clean-up then goes on by itself, and [`Executor::close`] waits for it.
+#[async_trait]
+pub trait Executor: Send + Sync {
+    /// Which kind of environment it makes.
+    fn kind(&self) -> ExecutorKind;
+
+    /// Makes the environment and sets the commands going.
+    async fn start(&self, request: ExecutionRequest) -> Result<Execution, ExecutorError>;
+
+    /// Ends and removes what an earlier process of this agent left behind. To be called before the first start.
+    async fn sweep(&self) -> Result<(), ExecutorError>;
+
+    /// Waits until all that was started is over and cleaned up. Nothing may be started any more.
+    async fn close(&self);
+}
+
+/// What to run, and in what.
+#[derive(Debug, Clone)]
+pub struct ExecutionRequest {
+    pub attempt: AttemptId,
+    /// At least one. They run in one shell, in order, until one fails.
+    pub commands: Vec<String>,
+    pub shell: ShellKind,
+    /// The commands' whole environment, but for what the executor alone knows and adds where absent: `PATH`, `HOME`,
+    /// `TMPDIR`; and what it always sets: `SEALCI_ATTEMPT`, `SEALCI_WORKSPACE`.
+    pub env: BTreeMap<String, String>,
+    /// An existing folder on the host: the commands' working directory, theirs to change.
+    pub workspace: PathBuf,
+    /// An existing, empty folder on the host, of this attempt alone: the executor's to fill.
+    pub scratch: PathBuf,
+    /// Enforced where the executor can.
+    pub resources: Resources,
+    pub network: Network,
+    /// From the first command's start.
+    pub timeout: Duration,
+    /// Between TERM and KILL when the timeout is reached.
+    pub grace: Duration,
+}
+
+/// Which shell reads the commands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ShellKind {
+    #[default]
+    Sh,
+    Bash,
+}
+
+impl ShellKind {
+    /// The name in manifests and on every wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Sh => "sh",
+            Self::Bash => "bash",
+        }
+    }
+
+    /// Reads [`ShellKind::as_str`].
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::Sh, Self::Bash].into_iter().find(|kind| kind.as_str() == name)
+    }
+}
+
+/// What a command took. Zero where unknown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ResourceUse {
+    pub cpu_user: Duration,
+    pub cpu_system: Duration,
+    pub memory_peak_bytes: u64,
+}
+
+/// What an execution tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExecutionEvent {
+    /// The environment stands and the first command is about to start.
+    Started,
+    CommandStarted {
+        /// From 0.
+        index: u32,
+        /// How many bytes of output came before.
+        log_offset: u64,
+    },
+    /// Standard output and standard error, in the order in which they were written.
+    Output(Bytes),
+    CommandFinished {
+        index: u32,
+        /// As a shell reports it: 128 + n for signal n.
+        exit_code: i32,
+        duration: Duration,
+        log_offset: u64,
+        resource_use: ResourceUse,
+    },
+    /// The last event. Never `Skipped`.
+    Finished {
+        outcome: Outcome,
+        /// What could not be taken down, for a person: something survived KILL, or a folder will not go. The
+        /// reservation should stay until an operator, or the next sweep, has dealt with it.
+        remains: Option<String>,
+    },
+}
+
+/// A running action: its events, and the handle to end it.
+///
+/// The stream holds back what writes into it: an execution whose events are not taken stands still, but for its timeout
+/// and its ending. Dropping it kills what runs.
+#[derive(Debug)]
+pub struct Execution {
+    events: mpsc::Receiver<ExecutionEvent>,
+    handle: ExecutionHandle,
+}
+
+impl Execution {
+    /// The next event; none after `Finished`. Dropping the future loses nothing.
+    pub async fn next(&mut self) -> Option<ExecutionEvent> {
+        self.events.recv().await
+    }
+
+    /// A handle that may be used while events are awaited.
+    pub fn handle(&self) -> ExecutionHandle {
+        self.handle.clone()
+    }
+}
+
+impl Drop for Execution {
+    fn drop(&mut self) {
+        self.handle.kill();
+    }
+}
+
+/// Ends an execution. Harmless after its end.
+#[derive(Debug, Clone)]
+pub struct ExecutionHandle {
+    wish: watch::Sender<Wish>,
+}
+
+impl ExecutionHandle {
+    /// TERM to everything, and KILL to what lives after `grace`. A later cancel can only shorten the grace. The outcome
+    /// is `Cancelled`, unless it was over before.
+    pub fn cancel(&self, grace: Duration) {
+        self.escalate(Wish::Cancel { grace });
+    }
+
+    /// KILL to everything, at once. The outcome is `Cancelled`, unless it was over before.
+    pub fn kill(&self) {
+        self.escalate(Wish::Kill);
+    }
+
+    fn escalate(&self, wish: Wish) {
+        self.wish.send_if_modified(|current| {
+            let stronger = wish.is_stronger_than(*current);
+            if stronger {
+                *current = wish;
+            }
+            stronger
+        });
+    }
+}
+
+/// What the owner wants of an execution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wish {
+    GoOn,
+    Cancel { grace: Duration },
+    Kill,
+}
+
+impl Wish {
+    fn is_stronger_than(self, other: Self) -> bool {
+        match (self, other) {
+            (Self::Cancel { grace }, Self::Cancel { grace: before }) => grace < before,
+            (Self::Cancel { .. }, Self::GoOn) => true,
+            (Self::Kill, other) => other != Self::Kill,
+            _ => false,
+        }
+    }
+}
+
+/// The two ends of an execution: the owner's, and what the task that drives it tells and hears.
+fn execution() -> (Execution, mpsc::Sender<ExecutionEvent>, watch::Receiver<Wish>) {
+    let (event_sender, events) = mpsc::channel(EVENT_CAPACITY);
+    let (wish, wishes) = watch::channel(Wish::GoOn);
+    (Execution { events, handle: ExecutionHandle { wish } }, event_sender, wishes)
+}
+
+/// Why an action's environment could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecutorError {
+    #[error("cannot {doing}")]
+    Io {
+        /// What was tried, with its path: `make the folder /x`.
+        doing: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot limit the action's resources")]
+    Cgroup(#[source] cgroup::CgroupError),
+    #[error(
+        "the commands and their variables are too much for one action: {0}; move some of it into files of the repository"
+    )]
+    TooLarge(#[source] sealci_guest::wire::WireError),
+    #[error("attempt {0} is running already")]
+    AlreadyRunning(AttemptId),
+    #[error("{0}")]
+    Unsupported(String),
+}
+
+impl ExecutorError {
+    fn io(doing: impl fmt::Display) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { doing: doing.to_string(), source }
+    }
+
+    /// Whose fault it is.
+    pub fn cause(&self) -> Cause {
+        match self {
+            Self::Io { source, .. } if is_full(source) => Cause::DiskFull,
+            Self::Io { .. } | Self::Cgroup(_) | Self::AlreadyRunning(_) => Cause::Executor,
+            Self::TooLarge(_) | Self::Unsupported(_) => Cause::Unsupported,
+        }
+    }
+
+    /// The error and all that led to it, in one line.
+    pub fn message(&self) -> String {
+        let mut message = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(error) = source {
+            let text = error.to_string();
+            // Some messages hold their source's text already.
+            if !message.contains(&text) {
+                message = format!("{message}: {text}");
+            }
+            source = error.source();
+        }
+        message
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wish_only_grows_stronger() {
+        let short = Wish::Cancel { grace: Duration::from_secs(1) };
+        let long = Wish::Cancel { grace: Duration::from_secs(2) };
+        for (wish, before, stronger) in [
+            (long, Wish::GoOn, true),
+            (short, long, true),
+            (long, short, false),
+            (short, short, false),
+            (Wish::Kill, short, true),
+            (Wish::Kill, Wish::Kill, false),
+            (short, Wish::Kill, false),
+            (Wish::GoOn, Wish::Kill, false),
+        ] {
+            assert_eq!(wish.is_stronger_than(before), stronger, "{wish:?} after {before:?}");
+        }
+    }
+}

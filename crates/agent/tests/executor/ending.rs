@@ -1,0 +1,188 @@
+//! How executions end, and that nothing of them is left.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use sealci_agent::executor::ExecutionEvent;
+use sealci_core::ids::AttemptId;
+use sealci_core::outcome::Outcome;
+
+use crate::lab::{Lab, PATIENCE, Record, eventually, processes_of, until_output};
+
+/// What daemons do: a session of its own, a parent that is gone, no terminal, no outputs.
+const DAEMONS: &str = "\
+setsid sh -c 'trap \"\" TERM HUP; while :; do sleep 1000; done' >/dev/null 2>&1 &
+(setsid sh -c '(trap \"\" TERM; sleep 1001 & sleep 1002) &' &) >/dev/null 2>&1
+(sleep 1003 &)
+nohup sleep 1004 >/dev/null 2>&1 &
+";
+
+pub async fn what_is_left_behind_is_gone(lab: &Lab) {
+    let started_at = Instant::now();
+    let record = lab.run_commands([DAEMONS, "sleep 0.1; echo over"]).await;
+    assert_eq!(record.outcome(), &Outcome::Succeeded, "{}", record.text());
+    assert_eq!(record.output_of(1), "over\n");
+    // `run` has looked for processes already.
+    assert!(started_at.elapsed() < Duration::from_secs(20));
+    for folder in &lab.cgroup_folders {
+        let left: Vec<_> =
+            std::fs::read_dir(folder).unwrap().flatten().filter(|e| e.path().is_dir()).collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+pub async fn cancel_ends_with_grace(lab: &Lab) {
+    let request = lab.request([
+        "trap 'echo cleaning up; sleep 0.2; echo clean; exit 3' TERM",
+        "echo up; sleep 1000 & wait",
+        "echo never",
+    ]);
+    let attempt = request.attempt;
+    let mut execution = lab.start(request).await;
+    let mut record = until_output(&mut execution, "up\n").await;
+    // A shell that has forked, but not yet become `sleep`, would take the TERM for its own.
+    eventually("it sleeps", || processes_of(attempt).iter().any(|line| line.contains(" sleep 1000")));
+    execution.handle().cancel(PATIENCE);
+    while let Some(event) = execution.next().await {
+        record.take(event);
+    }
+    assert_eq!(record.outcome(), &Outcome::Cancelled);
+    assert_eq!(record.text(), "up\ncleaning up\nclean\n");
+    assert_eq!(record.commands[1].exit_code, Some(3));
+    assert_eq!(processes_of(attempt), Vec::<String>::new());
+
+    // Between two commands: the second never starts, the shell's exit is still its own.
+    let request =
+        lab.request(["trap 'echo bye' EXIT; trap '' TERM; echo up; sleep 0.5; echo done", "echo never"]);
+    let mut execution = lab.start(request).await;
+    let mut record = until_output(&mut execution, "up\n").await;
+    execution.handle().cancel(PATIENCE);
+    while let Some(event) = execution.next().await {
+        record.take(event);
+    }
+    assert_eq!(record.outcome(), &Outcome::Cancelled);
+    assert!(record.text().ends_with("bye\n") && !record.text().contains("never"), "{}", record.text());
+}
+
+pub async fn ignoring_term_does_not_help(lab: &Lab) {
+    let grace = Duration::from_millis(300);
+    let request =
+        lab.request([format!("trap '' TERM HUP INT\n{DAEMONS}echo up; while :; do sleep 1000; done")]);
+    let attempt = request.attempt;
+    let mut execution = lab.start(request).await;
+    let mut record = until_output(&mut execution, "up\n").await;
+    let cancelled_at = Instant::now();
+    execution.handle().cancel(grace);
+    while let Some(event) = execution.next().await {
+        record.take(event);
+    }
+    assert!(cancelled_at.elapsed() >= grace);
+    assert!(cancelled_at.elapsed() < grace + Duration::from_secs(5));
+    assert_eq!(record.outcome(), &Outcome::Cancelled);
+    assert_eq!(record.commands[0].exit_code, Some(137));
+    assert_eq!(processes_of(attempt), Vec::<String>::new());
+}
+
+pub async fn kill_ends_at_once(lab: &Lab) {
+    let request = lab.request(["trap 'echo no; sleep 1000' TERM; echo up; sleep 1000 & wait"]);
+    let mut execution = lab.start(request).await;
+    let mut record = until_output(&mut execution, "up\n").await;
+    let handle = execution.handle();
+    handle.cancel(PATIENCE);
+    handle.kill();
+    let killed_at = Instant::now();
+    while let Some(event) = execution.next().await {
+        record.take(event);
+    }
+    handle.kill();
+    assert!(killed_at.elapsed() < Duration::from_secs(5));
+    assert_eq!(record.outcome(), &Outcome::Cancelled);
+}
+
+pub async fn a_timeout_counts_and_ends(lab: &Lab) {
+    for command in ["sleep 1000", "trap '' TERM; sleep 1000; while :; do sleep 1000; done"] {
+        let mut request = lab.request(["echo up", command]);
+        request.timeout = Duration::from_millis(500);
+        request.grace = Duration::from_millis(200);
+        let started_at = Instant::now();
+        let record = lab.run(request).await;
+        assert_eq!(record.outcome(), &Outcome::TimedOut, "{command}");
+        assert!(started_at.elapsed() >= Duration::from_millis(500), "{command}");
+        assert!(started_at.elapsed() < Duration::from_secs(6), "{command}");
+        assert_eq!(record.text().lines().next(), Some("up"), "{command}");
+    }
+}
+
+pub async fn a_dropped_execution_is_killed(lab: &Lab) {
+    let request = lab.request([format!("{DAEMONS}echo up; sleep 1000")]);
+    let attempt = request.attempt;
+    let mut execution = lab.start(request).await;
+    until_output(&mut execution, "up\n").await;
+    assert!(!processes_of(attempt).is_empty());
+    drop(execution);
+    lab.executor.close().await;
+    assert_eq!(processes_of(attempt), Vec::<String>::new());
+}
+
+pub async fn a_fork_bomb_ends(lab: &Lab) {
+    if !lab.limits {
+        // Without control groups it is the host's own limits that hold it.
+        return;
+    }
+    let mut request = lab.request(["bomb() { bomb & bomb; }; echo up; bomb 2>/dev/null"]);
+    request.timeout = Duration::from_millis(700);
+    request.grace = Duration::from_millis(100);
+    let record = lab.run(request).await;
+    match record.outcome() {
+        Outcome::TimedOut | Outcome::Failed { .. } => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+pub async fn a_reader_that_stops_does_not_stop_the_ending(lab: &Lab) {
+    let mut request = lab.request(["yes", "echo never"]);
+    request.timeout = Duration::from_millis(300);
+    request.grace = Duration::from_millis(100);
+    let attempt = request.attempt;
+    let mut execution = lab.start(request).await;
+    assert_eq!(execution.next().await, Some(ExecutionEvent::Started));
+    // Nothing is taken; all the same it ends, and what it had written comes afterwards.
+    eventually("it runs", || processes_of(attempt).iter().any(|line| line.contains("yes")));
+    eventually("it ends", || processes_of(attempt).is_empty());
+    let record = Record::of(&mut execution).await;
+    assert_eq!(record.outcome(), &Outcome::TimedOut);
+    assert!(record.output.len() > 64 << 10, "{}", record.output.len());
+    assert!(record.output.len() < 16 << 20, "{}", record.output.len());
+}
+
+/// Kills a process that holds an execution, as an agent is killed. That process is this test binary once more.
+pub async fn nothing_outlives_a_killed_agent(lab: &Lab) {
+    const TEST: &str = "SEALCI_TEST_VICTIM";
+    let name = std::thread::current().name().unwrap_or_default().to_owned();
+    if let Ok(command) = std::env::var(TEST) {
+        // The victim: starts an action, says which, and waits.
+        let request = lab.request([command]);
+        let attempt = request.attempt;
+        let mut execution = lab.start(request).await;
+        until_output(&mut execution, "up\n").await;
+        eprintln!("ATTEMPT={attempt}");
+        while execution.next().await.is_some() {}
+        return;
+    }
+    let mut victim = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", &name, "--nocapture", "--test-threads=1"])
+        .env(TEST, format!("trap '' TERM HUP\n{DAEMONS}echo up; while :; do sleep 1000; done"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let stderr = std::io::BufReader::new(victim.stderr.take().unwrap());
+    let attempt: AttemptId = std::io::BufRead::lines(stderr)
+        .map_while(Result::ok)
+        .find_map(|line| line.strip_prefix("ATTEMPT=").map(|id| id.parse().unwrap()))
+        .expect("the victim names its attempt");
+    assert!(!processes_of(attempt).is_empty());
+    victim.kill().unwrap();
+    victim.wait().unwrap();
+    eventually("everything ends with the agent", || processes_of(attempt).is_empty());
+}

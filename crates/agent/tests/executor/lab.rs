@@ -1,0 +1,263 @@
+//! Gives each test an executor, folders, and a record of what an execution told.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use sealci_agent::executor::cgroup::{Cgroups, Layout};
+use sealci_agent::executor::process::ProcessExecutor;
+use sealci_agent::executor::{Execution, ExecutionEvent, ExecutionRequest, Executor, ShellKind};
+use sealci_core::ids::{ActionId, AttemptId};
+use sealci_core::outcome::Outcome;
+use sealci_core::plan::{Network, Resources};
+use tempfile::TempDir;
+
+/// Longer than anything here takes, on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Enough for everything here, and a small fork bomb.
+const PIDS: u64 = 300;
+
+/// An executor and room to work in.
+pub struct Lab {
+    pub executor: Box<dyn Executor>,
+    pub folder: TempDir,
+    /// Whether limits are enforced.
+    pub limits: bool,
+    pub cgroup_folders: Vec<PathBuf>,
+}
+
+impl Lab {
+    /// The bare `process` executor: what works without root.
+    pub fn process() -> Option<Self> {
+        let folder = TempDir::new().unwrap();
+        let executor = Box::new(ProcessExecutor::new(folder.path(), None).unwrap());
+        Some(Self { executor, folder, limits: false, cgroup_folders: Vec::new() })
+    }
+
+    /// `process` within control groups.
+    pub fn process_in_cgroup() -> Option<Self> {
+        let folder = TempDir::new().unwrap();
+        let (cgroups, cgroup_folders) = cgroups()?;
+        let executor = Box::new(ProcessExecutor::new(folder.path(), Some(cgroups)).unwrap().with_pids(PIDS));
+        Some(Self { executor, folder, limits: true, cgroup_folders })
+    }
+
+    pub fn request<C: Into<String>>(&self, commands: impl IntoIterator<Item = C>) -> ExecutionRequest {
+        request_in(self.folder.path(), commands)
+    }
+
+    pub async fn start(&self, request: ExecutionRequest) -> Execution {
+        self.executor.start(request).await.unwrap()
+    }
+
+    /// Runs a request to its end.
+    pub async fn run(&self, request: ExecutionRequest) -> Record {
+        let attempt = request.attempt;
+        let mut execution = self.start(request).await;
+        let record = Record::of(&mut execution).await;
+        assert_eq!(record.remains, None);
+        assert_eq!(processes_of(attempt), Vec::<String>::new(), "processes outlive Finished");
+        record
+    }
+
+    pub async fn run_commands<C: Into<String>>(&self, commands: impl IntoIterator<Item = C>) -> Record {
+        self.run(self.request(commands)).await
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        // Empty unless an executor left something behind, which its own test finds.
+        for folder in &self.cgroup_folders {
+            let _ = std::fs::remove_dir(folder);
+        }
+    }
+}
+
+/// Control groups for one lab; none where this user may not make any.
+pub fn cgroups() -> Option<(Cgroups, Vec<PathBuf>)> {
+    let instance = format!("test-{}", random_action());
+    let opened = Layout::detect().and_then(|layout| Cgroups::open(layout, &instance));
+    match opened {
+        Ok(cgroups) => {
+            let folders = cgroup_folders(&instance);
+            assert!(!folders.is_empty());
+            Some((cgroups, folders))
+        }
+        Err(error) => {
+            eprintln!("SKIPPED: control groups cannot be used here: {error}");
+            None
+        }
+    }
+}
+
+fn cgroup_folders(instance: &str) -> Vec<PathBuf> {
+    let root = Path::new("/sys/fs/cgroup");
+    let mut candidates = vec![root.to_owned()];
+    candidates.extend(std::fs::read_dir(root).unwrap().flatten().map(|entry| entry.path()));
+    candidates
+        .into_iter()
+        .map(|path| path.join(format!("sealci-{instance}")))
+        .filter(|path| path.exists())
+        .collect()
+}
+
+pub fn random_action() -> ActionId {
+    ActionId::from_parts(1_700_000_000_000, &rand::random())
+}
+
+/// A request with fresh folders below `folder`.
+pub fn request_in<C: Into<String>>(folder: &Path, commands: impl IntoIterator<Item = C>) -> ExecutionRequest {
+    let attempt = AttemptId { action: random_action(), number: 1 };
+    let make = |kind: &str| {
+        let path = folder.join(kind).join(attempt.to_string());
+        std::fs::create_dir_all(&path).unwrap();
+        path
+    };
+    ExecutionRequest {
+        attempt,
+        commands: commands.into_iter().map(Into::into).collect(),
+        shell: ShellKind::Sh,
+        env: BTreeMap::new(),
+        workspace: make("workspaces"),
+        scratch: make("scratch"),
+        resources: Resources { cpu_millis: 2000, memory_bytes: 1 << 30 },
+        network: Network::Off,
+        timeout: PATIENCE,
+        grace: Duration::from_secs(5),
+    }
+}
+
+/// What an execution told.
+#[derive(Debug, Default)]
+pub struct Record {
+    pub output: Vec<u8>,
+    pub commands: Vec<CommandRecord>,
+    pub outcome: Option<Outcome>,
+    pub remains: Option<String>,
+    /// Output events, for judging their number.
+    pub pieces: usize,
+}
+
+#[derive(Debug)]
+pub struct CommandRecord {
+    pub start: u64,
+    pub end: Option<u64>,
+    pub exit_code: Option<i32>,
+    pub duration: Duration,
+    pub cpu: Duration,
+    pub memory_peak_bytes: u64,
+}
+
+impl Record {
+    /// Takes all events to the end, and checks that their order and offsets hold.
+    pub async fn of(execution: &mut Execution) -> Self {
+        let mut record = Self::default();
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while let Some(event) =
+            tokio::time::timeout_at(deadline, execution.next()).await.expect("the execution ends in time")
+        {
+            record.take(event);
+        }
+        assert!(record.outcome.is_some(), "the stream ends with Finished: {record:?}");
+        record
+    }
+
+    pub fn take(&mut self, event: ExecutionEvent) {
+        assert_eq!(self.outcome, None, "nothing comes after Finished: {event:?}");
+        let length = self.output.len() as u64;
+        match event {
+            ExecutionEvent::Started => assert!(self.commands.is_empty()),
+            ExecutionEvent::Output(bytes) => {
+                assert!(!bytes.is_empty());
+                self.pieces += 1;
+                self.output.extend_from_slice(&bytes);
+            }
+            ExecutionEvent::CommandStarted { index, log_offset } => {
+                assert_eq!(index as usize, self.commands.len());
+                assert!(self.commands.last().is_none_or(|command| command.end.is_some()));
+                assert_eq!(log_offset, length);
+                self.commands.push(CommandRecord {
+                    start: log_offset,
+                    end: None,
+                    exit_code: None,
+                    duration: Duration::ZERO,
+                    cpu: Duration::ZERO,
+                    memory_peak_bytes: 0,
+                });
+            }
+            ExecutionEvent::CommandFinished { index, exit_code, duration, log_offset, resource_use } => {
+                assert_eq!(index as usize + 1, self.commands.len());
+                assert_eq!(log_offset, length);
+                let command = self.commands.last_mut().unwrap();
+                assert_eq!(command.end, None);
+                command.end = Some(log_offset);
+                command.exit_code = Some(exit_code);
+                command.duration = duration;
+                command.cpu = resource_use.cpu_user + resource_use.cpu_system;
+                command.memory_peak_bytes = resource_use.memory_peak_bytes;
+            }
+            ExecutionEvent::Finished { outcome, remains } => {
+                self.outcome = Some(outcome);
+                self.remains = remains;
+            }
+        }
+    }
+
+    pub fn outcome(&self) -> &Outcome {
+        self.outcome.as_ref().unwrap()
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.output).into_owned()
+    }
+
+    /// What was written while a command ran.
+    pub fn output_of(&self, index: usize) -> String {
+        let command = &self.commands[index];
+        let end = command.end.expect("the command finished");
+        String::from_utf8_lossy(&self.output[command.start as usize..end as usize]).into_owned()
+    }
+
+    pub fn exit_codes(&self) -> Vec<Option<i32>> {
+        self.commands.iter().map(|command| command.exit_code).collect()
+    }
+}
+
+/// Takes events until the output so far holds `text`.
+pub async fn until_output(execution: &mut Execution, text: &str) -> Record {
+    let mut record = Record::default();
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !record.text().contains(text) {
+        let event = tokio::time::timeout_at(deadline, execution.next())
+            .await
+            .unwrap_or_else(|_| panic!("no `{text}` in time: {record:?}"));
+        record.take(event.unwrap_or_else(|| panic!("no `{text}` in {record:?}")));
+    }
+    record
+}
+
+/// The command lines of all processes that carry the attempt's name in their environment. Zombies have none.
+pub fn processes_of(attempt: AttemptId) -> Vec<String> {
+    let marker = format!("SEALCI_ATTEMPT={attempt}");
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let environ = std::fs::read(entry.path().join("environ")).unwrap_or_default();
+        if environ.split(|byte| *byte == 0).any(|variable| variable == marker.as_bytes()) {
+            let command_line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let command_line = String::from_utf8_lossy(&command_line).replace('\0', " ");
+            found.push(format!("{} {command_line}", entry.file_name().to_string_lossy()));
+        }
+    }
+    found
+}
+
+/// Waits for something that no event tells of.
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < until, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

@@ -1,0 +1,65 @@
+//! Runs one table of behaviours over every executor that runs real commands through the real init.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod behaviour;
+mod ending;
+mod lab;
+mod volume;
+
+use lab::Lab;
+
+/// One module of tests for each executor, each with every behaviour.
+macro_rules! executors {
+    ($($executor:ident),* ; $($behaviour:path as $name:ident),* $(,)?) => {
+        executors!(@ [$($executor)*] [$($behaviour as $name),*]);
+    };
+    (@ [$($executor:ident)*] $behaviours:tt) => {
+        $(executors!(@@ $executor $behaviours);)*
+    };
+    (@@ $executor:ident [$($behaviour:path as $name:ident),*]) => {
+        mod $executor {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $name() {
+                    if let Some(lab) = super::Lab::$executor() {
+                        $behaviour(&lab).await;
+                        lab.executor.close().await;
+                    }
+                }
+            )*
+        }
+    };
+}
+
+executors! {
+    process, process_in_cgroup;
+    crate::behaviour::exit_codes_are_the_shells as exit_codes_are_the_shells,
+    crate::behaviour::one_shell_runs_all_commands as one_shell_runs_all_commands,
+    crate::behaviour::a_failure_stops_what_follows as a_failure_stops_what_follows,
+    crate::behaviour::a_broken_command_breaks_alone as a_broken_command_breaks_alone,
+    crate::behaviour::odd_commands_do_what_a_script_does as odd_commands_do_what_a_script_does,
+    crate::behaviour::bash_runs_when_asked as bash_runs_when_asked,
+    crate::behaviour::a_missing_shell_is_our_error as a_missing_shell_is_our_error,
+    crate::behaviour::output_belongs_to_its_command as output_belongs_to_its_command,
+    crate::behaviour::both_outputs_keep_their_order as both_outputs_keep_their_order,
+    crate::behaviour::the_environment_is_the_actions_alone as the_environment_is_the_actions_alone,
+    crate::behaviour::no_descriptor_leaks as no_descriptor_leaks,
+    crate::behaviour::meddling_hurts_only_the_meddler as meddling_hurts_only_the_meddler,
+    crate::behaviour::resource_use_is_told as resource_use_is_told,
+    crate::behaviour::limits_are_named as limits_are_named,
+    crate::behaviour::an_attempt_runs_once as an_attempt_runs_once,
+    crate::ending::what_is_left_behind_is_gone as what_is_left_behind_is_gone,
+    crate::ending::cancel_ends_with_grace as cancel_ends_with_grace,
+    crate::ending::ignoring_term_does_not_help as ignoring_term_does_not_help,
+    crate::ending::kill_ends_at_once as kill_ends_at_once,
+    crate::ending::a_timeout_counts_and_ends as a_timeout_counts_and_ends,
+    crate::ending::a_dropped_execution_is_killed as a_dropped_execution_is_killed,
+    crate::ending::a_fork_bomb_ends as a_fork_bomb_ends,
+    crate::ending::a_reader_that_stops_does_not_stop_the_ending as a_reader_that_stops_does_not_stop_the_ending,
+    crate::ending::nothing_outlives_a_killed_agent as nothing_outlives_a_killed_agent,
+    crate::volume::bytes_arrive_as_written as bytes_arrive_as_written,
+    crate::volume::a_hundred_megabytes_arrive_whole as a_hundred_megabytes_arrive_whole,
+    crate::volume::a_thousand_commands_run as a_thousand_commands_run,
+    crate::volume::many_run_side_by_side as many_run_side_by_side,
+}

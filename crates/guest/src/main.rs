@@ -1,0 +1,36 @@
+//! Runs an action's commands as PID 1 of a sandbox, container or microVM, or as a subreaper on a bare host.
+//!
+//! Standard input is the channel to the host (see [`sealci_guest::wire`]); standard error takes what goes wrong before
+//! or beside it. Invariants: when the channel ends, everything below this process is killed and it exits; `Finished` is
+//! sent only when nothing below it lives; no command's doing makes it wait without end, crash or grow.
+
+mod kinfolk;
+mod meter;
+mod outbox;
+mod shell;
+mod supervisor;
+mod sys;
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("sealci-init: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> std::io::Result<ExitCode> {
+    sys::lead_session();
+    sys::become_subreaper()?;
+    sys::reset_umask();
+    sys::raise_priority();
+    sys::close_on_exec_from(3);
+    let channel = File::from(std::io::stdin().as_fd().try_clone_to_owned()?);
+    supervisor::Supervisor::new(channel)?.run()
+}

@@ -1,0 +1,240 @@
+//! Has one shell run an action's commands one by one, and tells exactly where each begins and ends.
+//!
+//! The shell reads a driver that names each command's own file in turn, so an open quote or a syntax error stays within
+//! its command, and everything else is as in one script. Between two commands the driver asks through one FIFO and waits
+//! for the answer on another:
+//!
+//! ```text
+//! shell   ask "0\n" ─┐ ┌─▶ . command-1 ──▶ ask "$?\n" ─┐     ┌─▶ . command-2 ──▶ exit
+//! init               └─┘ answer                        └─────┘ drain the log, answer
+//! ```
+//!
+//! The FIFOs are opened anew for each question, so no descriptor reaches a command, and whatever a command does with
+//! descriptors of its own (`exec 9>lock`) lasts. The init holds both ends open and never waits on them: who meddles with
+//! them confuses the account of that one action, nothing else.
+
+use std::ffi::OsStr;
+use std::fmt::Write as _;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{OpenOptionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use sealci_guest::wire::Start;
+
+use crate::sys;
+
+/// So that a shell is found even where the action's environment says nothing.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Commands write this much ahead of the init.
+const LOG_PIPE_BYTES: i32 = 1 << 20;
+
+/// A question is a number and a line feed; whoever writes longer lines is not the driver.
+const LONGEST_QUESTION_BYTES: usize = 16;
+
+/// The shell and what is shared with it.
+pub struct Shell {
+    pub pid: i32,
+    /// What the commands write to either of their outputs.
+    pub log: File,
+    /// Keeps the log from ever hanging up, so that its being empty is all there is to know.
+    _log_writer: io::PipeWriter,
+    ask: File,
+    answer: File,
+    partial_question: Vec<u8>,
+    commands: Vec<String>,
+    written: usize,
+    folder: PathBuf,
+    owner: Option<(u32, u32)>,
+}
+
+/// What could not be done to start the shell.
+#[derive(Debug)]
+pub struct ShellError {
+    doing: String,
+    source: io::Error,
+}
+
+impl std::fmt::Display for ShellError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "cannot {}: {}", self.doing, self.source)
+    }
+}
+
+trait While<T> {
+    fn doing(self, what: impl FnOnce() -> String) -> Result<T, ShellError>;
+}
+
+impl<T> While<T> for io::Result<T> {
+    fn doing(self, what: impl FnOnce() -> String) -> Result<T, ShellError> {
+        self.map_err(|source| ShellError { doing: what(), source })
+    }
+}
+
+impl Shell {
+    /// Starts the shell; its first question comes before the first command.
+    pub fn start(start: Start) -> Result<Self, ShellError> {
+        let folder = PathBuf::from(OsStr::from_bytes(&start.scratch));
+        let owner = start.user.map(|user| (user.uid, user.gid));
+        let in_folder = |what: &str| format!("{what} in {}", folder.display());
+        let (ask, answer) = make_fifos(&folder, owner).doing(|| in_folder("make the control files"))?;
+        let driver = folder.join("driver");
+        write_for(&driver, driver_script(&folder, start.commands.len()).as_bytes(), owner)
+            .doing(|| in_folder("write the driver"))?;
+        let (log, log_writer) = io::pipe().doing(|| "make a pipe".to_owned())?;
+        sys::enlarge_pipe(log.as_fd(), LOG_PIPE_BYTES);
+        sys::set_nonblocking(log.as_fd()).doing(|| "set up a pipe".to_owned())?;
+
+        let mut command = Command::new(&start.shell);
+        let standard_output = log_writer.try_clone().doing(|| "copy a pipe".to_owned())?;
+        let standard_error = log_writer.try_clone().doing(|| "copy a pipe".to_owned())?;
+        command
+            .arg("-e")
+            .arg("-c")
+            .arg(format!(". {}", quoted(&driver)))
+            // What the shell's own messages begin with.
+            .arg(&start.shell)
+            .env_clear()
+            .env("PATH", DEFAULT_PATH)
+            .envs(start.env)
+            .current_dir(OsStr::from_bytes(&start.workdir))
+            .stdin(Stdio::null())
+            .stdout(standard_output)
+            .stderr(standard_error)
+            .process_group(0);
+        if let Some(user) = start.user {
+            // std drops supplementary groups with the user, where it may.
+            command.gid(user.gid).uid(user.uid);
+        }
+        sys::make_ordinary(&mut command);
+        let workdir = OsStr::from_bytes(&start.workdir).display();
+        let child = command.spawn().doing(|| format!("start the shell `{}` in {workdir}", start.shell))?;
+        let pid = i32::try_from(child.id()).unwrap_or(i32::MAX);
+        Ok(Self {
+            pid,
+            log: File::from(std::os::fd::OwnedFd::from(log)),
+            _log_writer: log_writer,
+            ask,
+            answer,
+            partial_question: Vec::new(),
+            commands: start.commands,
+            written: 0,
+            folder,
+            owner,
+        })
+    }
+
+    pub fn command_count(&self) -> usize {
+        self.commands.len()
+    }
+
+    /// Where questions arrive, to be polled.
+    pub fn question_source(&self) -> &File {
+        &self.ask
+    }
+
+    /// Takes one question, if there is one: the exit status of the command before it.
+    pub fn take_question(&mut self) -> Option<i32> {
+        let mut byte = [0];
+        // One byte at a time, so that a second question stays where it is until its turn.
+        while matches!((&self.ask).read(&mut byte), Ok(1)) {
+            if byte == *b"\n" {
+                let text = std::mem::take(&mut self.partial_question);
+                return Some(std::str::from_utf8(&text).ok().and_then(|text| text.parse().ok()).unwrap_or(1));
+            }
+            if self.partial_question.len() < LONGEST_QUESTION_BYTES {
+                self.partial_question.push(byte[0]);
+            }
+        }
+        None
+    }
+
+    /// Puts down the text of the next command, so that the driver may go on to it.
+    pub fn write_command(&mut self, index: usize) -> Result<(), ShellError> {
+        // A meddler's extra question finds the file in its place already.
+        if index < self.written {
+            return Ok(());
+        }
+        let Some(text) = self.commands.get_mut(index).map(std::mem::take) else { return Ok(()) };
+        self.written = index + 1;
+        let path = self.folder.join(file_name(index));
+        write_for(&path, text.as_bytes(), self.owner).doing(|| format!("write {}", path.display()))
+    }
+
+    /// Puts an exit in the place of the next command.
+    pub fn write_exit(&mut self, index: usize) -> Result<(), ShellError> {
+        match self.commands.get_mut(index) {
+            Some(text) => *text = format!("exit {}", 128 + libc::SIGTERM),
+            None => return Ok(()),
+        }
+        self.write_command(index)
+    }
+
+    /// Lets the shell go on.
+    pub fn answer(&mut self) {
+        // Full only if something asks on end and never listens; that hurts itself alone.
+        let _ = (&self.answer).write(b"\n");
+    }
+}
+
+fn file_name(index: usize) -> String {
+    // People count from 1, and this name stands in front of the shell's error messages.
+    format!("command-{}", index + 1)
+}
+
+/// What the shell runs: asks before each command, keeping `$?` as it is. The last one ends with the shell, so that what is
+/// set for the shell's exit counts as its. The questions' own trace (`set -x`) goes nowhere.
+fn driver_script(folder: &Path, commands: usize) -> String {
+    let mut script = format!(
+        "__sealci() {{ __sealci_status=$?; command printf '%s\\n' \"$__sealci_status\" >{}; \
+         IFS= command read -r __sealci_answer <{}; return \"$__sealci_status\"; }}\n",
+        quoted(&folder.join("ask")),
+        quoted(&folder.join("answer")),
+    );
+    for index in 0..commands {
+        let path = quoted(&folder.join(file_name(index)));
+        // Writing to a String does not fail.
+        let _ = write!(script, "{{ __sealci; }} 2>/dev/null\n. {path}\n");
+    }
+    script
+}
+
+/// A path as one word of a shell script.
+fn quoted(path: &Path) -> String {
+    format!("'{}'", path.to_string_lossy().replace('\'', r"'\''"))
+}
+
+fn make_fifos(folder: &Path, owner: Option<(u32, u32)>) -> io::Result<(File, File)> {
+    let open = |name: &str| {
+        let path = folder.join(name);
+        sys::make_fifo(&path, 0o600)?;
+        if let Some((uid, gid)) = owner {
+            chown(&path, Some(uid), Some(gid))?;
+        }
+        // Both ways: opening does not wait for the other end, and reading never ends.
+        OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(&path)
+    };
+    if let Some((uid, gid)) = owner {
+        chown(folder, Some(uid), Some(gid))?;
+    }
+    Ok((open("ask")?, open("answer")?))
+}
+
+fn write_for(path: &Path, bytes: &[u8], owner: Option<(u32, u32)>) -> io::Result<()> {
+    // Not through a link that a command may have left in its place.
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(bytes)?;
+    if let Some((uid, gid)) = owner {
+        std::os::unix::fs::fchown(&file, Some(uid), Some(gid))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,226 @@
+//! Wraps the few kernel calls that std does not offer, each as a safe function.
+//!
+//! All unsafe code of the init stands here.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Makes orphans below this process its children, as they are PID 1's (prctl(2), `PR_SET_CHILD_SUBREAPER`).
+pub fn become_subreaper() -> io::Result<()> {
+    // SAFETY: takes integers only and touches no memory of ours.
+    check(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }).map(drop)
+}
+
+/// Leaves the parent's session and terminal. Fails harmlessly in a process that leads a group already.
+pub fn lead_session() {
+    // SAFETY: takes no arguments and touches no memory.
+    unsafe { libc::setsid() };
+}
+
+/// Gives files that the commands make the usual mode.
+pub fn reset_umask() {
+    // SAFETY: takes an integer and cannot fail.
+    unsafe { libc::umask(0o022) };
+}
+
+/// Keeps whatever the parent left open from reaching the commands.
+pub fn close_on_exec_from(first: u32) {
+    // SAFETY: marks descriptors and closes none, so no owner in this process loses its own. A kernel before 5.11 refuses,
+    // and then only what a careless parent left open is passed on.
+    unsafe { libc::close_range(first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int) };
+}
+
+pub fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: F_GETFL and F_SETFL take integers; `fd` is open for as long as it is borrowed.
+    let flags = check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) })?;
+    // SAFETY: as above.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) }).map(drop)
+}
+
+/// Asks for a larger pipe; a user past their quota keeps the size they have.
+pub fn enlarge_pipe(fd: BorrowedFd<'_>, bytes: libc::c_int) {
+    // SAFETY: F_SETPIPE_SZ takes an integer; `fd` is open for as long as it is borrowed.
+    unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETPIPE_SZ, bytes) };
+}
+
+/// How many bytes can be read without waiting.
+pub fn bytes_readable(fd: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut count: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int, to which the pointer points; `fd` is open for as long as it is borrowed.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut count) })?;
+    Ok(usize::try_from(count).unwrap_or(0))
+}
+
+pub fn make_fifo(path: &Path, mode: u32) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: `path` is a NUL-terminated string that lives over the call.
+    check(unsafe { libc::mkfifo(path.as_ptr(), mode) }).map(drop)
+}
+
+/// Turns signals into something to poll for: blocks them and opens a signalfd(2).
+pub fn signal_file(signals: &[libc::c_int]) -> io::Result<File> {
+    // SAFETY: all zeroes is a valid sigset_t, and sigemptyset makes it a defined one.
+    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `set` is a valid sigset_t, exclusively borrowed.
+    unsafe { libc::sigemptyset(&mut set) };
+    for signal in signals {
+        // SAFETY: as above.
+        check(unsafe { libc::sigaddset(&mut set, *signal) })?;
+    }
+    // SAFETY: `set` is initialised; no old mask is asked for.
+    check(unsafe { libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) })?;
+    // SAFETY: `set` is initialised; -1 asks for a new descriptor.
+    let fd = check(unsafe { libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) })?;
+    // SAFETY: signalfd has just returned this descriptor, and nothing else owns it.
+    Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
+/// The size of one entry that a signalfd yields; its first four bytes are the signal's number (signalfd(2)).
+pub const SIGNAL_ENTRY_BYTES: usize = size_of::<libc::signalfd_siginfo>();
+
+/// What to watch on a descriptor, and what poll(2) saw.
+pub struct Watch(libc::pollfd);
+
+impl Watch {
+    pub fn new(fd: &impl AsFd, readable: bool, writable: bool) -> Self {
+        let mut events = 0;
+        if readable {
+            events |= libc::POLLIN;
+        }
+        if writable {
+            events |= libc::POLLOUT;
+        }
+        // poll(2) ignores negative descriptors: what is not watched does not even report a hang-up.
+        let fd = if events == 0 { -1 } else { fd.as_fd().as_raw_fd() };
+        Self(libc::pollfd { fd, events, revents: 0 })
+    }
+
+    /// Readable, hung up or broken: a read does not wait.
+    pub fn readable(&self) -> bool {
+        self.0.revents & (libc::POLLIN | libc::POLLHUP | libc::POLLERR) != 0
+    }
+}
+
+/// Waits until something happens on a watched descriptor, a signal comes in, or the time is over.
+pub fn poll<const N: usize>(watches: &mut [Watch; N], timeout: Option<Duration>) -> io::Result<()> {
+    // Rounded up, so that a deadline has passed when its poll is over.
+    let timeout = match timeout {
+        None => -1,
+        Some(timeout) => {
+            libc::c_int::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(libc::c_int::MAX)
+        }
+    };
+    // SAFETY: `Watch` is one pollfd in a newtype; poll reads and writes N of them, all exclusively borrowed. That newtype
+    // has a single field, whose address is taken.
+    let result = unsafe { libc::poll((&raw mut watches[0].0).cast(), N as libc::nfds_t, timeout) };
+    match check(result) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// A child that ended.
+pub struct Reaped {
+    pub pid: libc::pid_t,
+    /// As a shell reports it: 128 + n for signal n.
+    pub exit_code: i32,
+    /// Of the child and all descendants it waited for.
+    pub cpu_user: Duration,
+    pub cpu_system: Duration,
+    /// The largest resident set among them.
+    pub memory_peak_bytes: u64,
+}
+
+/// What asking for an ended child found.
+pub enum Reaping {
+    Child(Reaped),
+    /// There are children, and all of them live.
+    NoneEnded,
+    /// There is no child, and so no descendant.
+    NoChildren,
+}
+
+/// Collects one ended child, without waiting.
+pub fn reap() -> Reaping {
+    let mut status: libc::c_int = 0;
+    // SAFETY: all zeroes is a valid rusage.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: both pointers are to exclusively borrowed values of the right type.
+    let pid = unsafe { libc::wait4(-1, &mut status, libc::WNOHANG, &mut usage) };
+    match pid {
+        0 => Reaping::NoneEnded,
+        pid if pid < 0 => Reaping::NoChildren,
+        pid => Reaping::Child(Reaped {
+            pid,
+            exit_code: if libc::WIFSIGNALED(status) {
+                128 + libc::WTERMSIG(status)
+            } else {
+                libc::WEXITSTATUS(status)
+            },
+            cpu_user: duration(usage.ru_utime),
+            cpu_system: duration(usage.ru_stime),
+            memory_peak_bytes: u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024,
+        }),
+    }
+}
+
+fn duration(time: libc::timeval) -> Duration {
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    let micros = u64::try_from(time.tv_usec).unwrap_or(0);
+    Duration::from_secs(seconds) + Duration::from_micros(micros)
+}
+
+/// Sends a signal; a negative pid means a group, -1 everyone. Who is gone already needs none.
+pub fn kill(pid: libc::pid_t, signal: libc::c_int) {
+    // SAFETY: takes integers only.
+    unsafe { libc::kill(pid, signal) };
+}
+
+/// Clock ticks per second in `/proc/<pid>/stat`.
+pub fn ticks_per_second() -> u64 {
+    // SAFETY: takes an integer only.
+    let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    u64::try_from(ticks).ok().filter(|ticks| *ticks > 0).unwrap_or(100)
+}
+
+/// Runs ahead of what it supervises, where it may: a fork bomb shall not keep it from its work.
+pub fn raise_priority() {
+    // SAFETY: takes integers only. Without the privilege it fails, and all stays as it is.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, RAISED_PRIORITY) };
+}
+
+const RAISED_PRIORITY: libc::c_int = -10;
+
+/// Undoes in a command what this process did to itself, and has the kernel kill it when the thread that spawns it dies:
+/// of one thread, the whole init.
+pub fn make_ordinary(command: &mut Command) {
+    let hook = || {
+        // SAFETY: all of these may be called between fork and exec (signal-safety(7)); they take integers, and a signal set
+        // that sigemptyset defines before it is read.
+        unsafe {
+            check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0))?;
+            if libc::getpriority(libc::PRIO_PROCESS, 0) == RAISED_PRIORITY {
+                libc::setpriority(libc::PRIO_PROCESS, 0, 0);
+            }
+            // std leaves the mask as it is in the parent.
+            let mut none: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&mut none);
+            check(libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut()))?;
+        }
+        Ok(())
+    };
+    // SAFETY: the hook allocates nothing and takes no lock.
+    unsafe { command.pre_exec(hook) };
+}
