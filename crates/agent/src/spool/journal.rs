@@ -31,6 +31,7 @@ const EVENT: u8 = 3;
 pub struct Claim {
     pub claim_id: ClaimId,
     pub reserved: Resources,
+    pub log_quota_bytes: u64,
     /// The encoded `ActionSpec`, as it came.
     pub spec: Bytes,
 }
@@ -52,6 +53,7 @@ impl Record {
                 payload.extend_from_slice(claim.claim_id.as_uuid().as_bytes());
                 payload.extend_from_slice(&claim.reserved.cpu_millis.to_le_bytes());
                 payload.extend_from_slice(&claim.reserved.memory_bytes.to_le_bytes());
+                payload.extend_from_slice(&claim.log_quota_bytes.to_le_bytes());
                 payload.extend_from_slice(&claim.spec);
             }
             Self::Token(token) => {
@@ -73,13 +75,15 @@ impl Record {
             CLAIM => {
                 let (id, rest) = rest.split_first_chunk::<16>()?;
                 let (cpu_millis, rest) = rest.split_first_chunk::<8>()?;
-                let (memory_bytes, spec) = rest.split_first_chunk::<8>()?;
+                let (memory_bytes, rest) = rest.split_first_chunk::<8>()?;
+                let (log_quota_bytes, spec) = rest.split_first_chunk::<8>()?;
                 Some(Self::Claim(Claim {
                     claim_id: ClaimId::from_uuid(Uuid::from_bytes(*id)),
                     reserved: Resources {
                         cpu_millis: u64::from_le_bytes(*cpu_millis),
                         memory_bytes: u64::from_le_bytes(*memory_bytes),
                     },
+                    log_quota_bytes: u64::from_le_bytes(*log_quota_bytes),
                     spec: Bytes::copy_from_slice(spec),
                 }))
             }
@@ -157,10 +161,11 @@ mod tests {
 
     fn record() -> impl Strategy<Value = Record> {
         prop_oneof![
-            (any::<u128>(), any::<u64>(), any::<u64>(), vec(any::<u8>(), 0..100)).prop_map(
-                |(id, cpu_millis, memory_bytes, spec)| Record::Claim(Claim {
+            (any::<u128>(), any::<[u64; 3]>(), vec(any::<u8>(), 0..100)).prop_map(
+                |(id, [cpu_millis, memory_bytes, log_quota_bytes], spec)| Record::Claim(Claim {
                     claim_id: ClaimId::from_uuid(Uuid::from_u128(id)),
                     reserved: Resources { cpu_millis, memory_bytes },
+                    log_quota_bytes,
                     spec: spec.into(),
                 })
             ),

@@ -30,10 +30,10 @@ use bytes::Bytes;
 use sealci_core::ids::{AttemptId, ClaimId, InstanceId};
 use sealci_core::plan::Resources;
 
-pub use attempt::{AttemptSpool, Leftover};
+pub use attempt::AttemptSpool;
 pub use doorbell::Doorbell;
 pub use log::ReadPlace;
-pub use segment::{MAX_PIECE_BYTES, Piece};
+pub use segment::Piece;
 
 use attempt::Files;
 use journal::{Claim, JournalFile, Record};
@@ -165,13 +165,14 @@ impl Spool {
             return Err(SpoolError::Full { free_bytes, needed_bytes: journal_bytes });
         }
         let folder = self.folder.join(new.attempt.to_string());
-        let claim = Claim { claim_id: new.claim_id, reserved: new.reserved, spec: new.spec };
+        let NewAttempt { claim_id, reserved, log_quota_bytes, spec, .. } = new;
+        let claim = Claim { claim_id, reserved, log_quota_bytes, spec };
         let journal = make_folder(&folder, &claim, journal_bytes).inspect_err(|_| {
             self.bounds.disk.give_back(journal_bytes);
             // Whatever came of it so far holds no claim that was asked.
             let _ = fs::remove_dir_all(&folder);
         })?;
-        let log = Log::create(folder.clone(), self.bounds.clone(), new.log_quota_bytes);
+        let log = Log::create(folder.clone(), self.bounds.clone(), log_quota_bytes);
         Ok(self.attempt(new.attempt, claim, Files { folder, journal, journal_bytes, log }))
     }
 
@@ -215,7 +216,12 @@ impl Spool {
         };
         let journal_bytes = JOURNAL_BASE_BYTES + claim.spec.len() as u64;
         self.bounds.disk.take(journal_bytes);
-        let log = Log::recover(folder.clone(), self.bounds.clone()).map_err(read_error(&folder))?;
+        let log = if records.iter().any(|record| matches!(record, Record::Token(_))) {
+            Log::recover(folder.clone(), self.bounds.clone()).map_err(read_error(&folder))?
+        } else {
+            // Nothing was started, so there is no log; it may be started yet.
+            Log::create(folder.clone(), self.bounds.clone(), claim.log_quota_bytes)
+        };
         let attempt = self.attempt(id, claim, Files { folder, journal, journal_bytes, log });
         attempt.restore(records);
         Ok(Some(attempt))

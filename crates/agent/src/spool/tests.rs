@@ -35,7 +35,9 @@ fn new_attempt(number: u32, log_quota_bytes: u64) -> NewAttempt {
 }
 
 fn hold(spool: &Spool, number: u32, log_quota_bytes: u64) -> Arc<AttemptSpool> {
-    spool.hold(new_attempt(number, log_quota_bytes)).unwrap()
+    let attempt = spool.hold(new_attempt(number, log_quota_bytes)).unwrap();
+    attempt.grant(7).unwrap();
+    attempt
 }
 
 fn running() -> event::Body {
@@ -96,7 +98,7 @@ fn a_spool_is_used_by_one_agent_and_keeps_its_instance() {
 fn an_attempt_says_how_far_it_is() {
     let folder = tempfile::tempdir().unwrap();
     let (spool, _) = open(folder.path(), 1 << 20);
-    let attempt = hold(&spool, 1, u64::MAX);
+    let attempt = spool.hold(new_attempt(1, u64::MAX)).unwrap();
     assert_eq!(attempt.held_state(), HeldState::Assigned);
     attempt.grant(7).unwrap();
     assert_eq!(attempt.held_state(), HeldState::Claimed);
@@ -186,7 +188,6 @@ fn what_a_result_told_of_and_the_disk_lost_is_a_gap() {
     let folder = tempfile::tempdir().unwrap();
     let (spool, _) = open(folder.path(), 1 << 20);
     let attempt = hold(&spool, 1, u64::MAX);
-    attempt.grant(3).unwrap();
     attempt.append_log(Bytes::from_static(b"hello"));
     attempt.finish(&Outcome::Succeeded, 1);
     drop((attempt, spool));
@@ -200,7 +201,6 @@ fn a_made_up_end_goes_behind_what_the_controller_knows() {
     let folder = tempfile::tempdir().unwrap();
     let (spool, _) = open(folder.path(), 1 << 20);
     let attempt = hold(&spool, 1, u64::MAX);
-    attempt.grant(3).unwrap();
     let restarted = Outcome::Errored { cause: Cause::AgentRestarted, message: "x".into() };
     attempt.make_up_end(&restarted, 1);
     assert!(attempt.event(0).is_some());
