@@ -13,6 +13,7 @@ use crate::address::Pinned;
 use crate::mirror::{Mirror, MirrorError};
 use crate::process::{Bounds, RunError};
 use crate::remote::{Remote, RemoteError};
+use crate::tree_size;
 
 /// What one fetch asks for.
 struct Wanted<'a> {
@@ -123,6 +124,13 @@ impl Mirror {
             growth: Some((self.repository(), self.git().limits().max_mirror_bytes)),
         };
         let run = call.arg("--").arg(url.as_str()).args(refspecs).run(b"", &bounds).await;
+        // A fetch that is over before anyone measured has its size taken once, here.
+        let run = match run {
+            Ok(_) if self.is_too_large().await => {
+                Err(RunError::TooLarge { max_bytes: self.git().limits().max_mirror_bytes })
+            }
+            run => run,
+        };
         run.map(drop).map_err(|source| {
             if source.message().contains("fsck error") {
                 let message = source.message().chars().take(500).collect();
@@ -151,6 +159,12 @@ impl Mirror {
             }
             _ => false,
         }
+    }
+
+    async fn is_too_large(&self) -> bool {
+        let (repository, max_bytes) = (self.repository(), self.git().limits().max_mirror_bytes);
+        let measuring = tokio::task::spawn_blocking(move || tree_size::exceeds(&repository, max_bytes));
+        measuring.await.unwrap_or(false)
     }
 
     /// Removes what a killed fetch leaves: half packs, and locks on which the next fetch would fail. Only the holder of

@@ -220,10 +220,10 @@ async fn what_a_killed_fetch_left_does_not_disturb_the_next() {
 
 #[tokio::test]
 async fn a_repository_over_the_size_limit_is_refused_and_its_bytes_removed() {
-    let bench = Bench::with(|options| options.limits.max_mirror_bytes = 3 << 20);
+    let bench = Bench::with(|options| options.limits.max_mirror_bytes = 1 << 20);
     let (_server, repository, remote, mirror) = served(&bench).await;
     let noise = std::fs::File::open("/dev/urandom").unwrap();
-    for part in 0..60 {
+    for part in 0..6 {
         let mut bytes = vec![0; 1 << 20];
         std::io::Read::read_exact(&mut &noise, &mut bytes).unwrap();
         repository.write(&format!("big{part}"), bytes);

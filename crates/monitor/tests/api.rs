@@ -11,7 +11,11 @@ use serde_json::{Value, json};
 use support::{Bench, text};
 
 fn document() -> Value {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../api/openapi/monitor.yaml");
+    document_of("monitor")
+}
+
+fn document_of(service: &str) -> Value {
+    let path = format!("{}/../../api/openapi/{service}.yaml", env!("CARGO_MANIFEST_DIR"));
     serde_saphyr::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
@@ -97,6 +101,26 @@ async fn answers_have_the_form_of_the_document() {
         }
         monitor.stop().await;
     }
+}
+
+#[tokio::test]
+async fn events_have_the_form_that_the_controllers_document_asks_for() {
+    let bench = Bench::new().await;
+    let repository = bench.repository("a");
+    let monitor = bench.start().await;
+    for more in [json!({}), json!({"manifest": "name: x\n"})] {
+        let mut settings = json!({"repository_url": repository.file_url(), "events": ["push", "tag"]});
+        settings.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        monitor.add_and_wait(settings).await;
+    }
+    repository.push_file("main", "a", "1");
+    repository.git(&["tag", "v1"]);
+    repository.push("--tags");
+    let asked_for = &document_of("controller")["components"]["schemas"]["CreatePipeline"];
+    for event in bench.controller.wait_for(4).await {
+        assert_fits(asked_for, &event, "an event");
+    }
+    monitor.stop().await;
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use axum::extract::{Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::header;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
@@ -167,13 +167,7 @@ pub async fn guard(State(guard): State<Guard>, request: Request, next: Next) -> 
     let authorization = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     match guard.tokens.authorize(authorization, guard.needed) {
         Ok(_) => next.run(request).await,
-        Err(denied @ Denied::WrongRole { .. }) => {
-            Problem::new(StatusCode::FORBIDDEN).detail(denied.to_string()).into_response()
-        }
-        Err(denied) => Problem::new(StatusCode::UNAUTHORIZED)
-            .detail(denied.to_string())
-            .header(header::WWW_AUTHENTICATE, "Bearer")
-            .into_response(),
+        Err(denied) => Problem::from(denied).into_response(),
     }
 }
 

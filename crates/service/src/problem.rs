@@ -24,7 +24,11 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// One problem, to be answered with.
 #[derive(Debug)]
-pub struct Problem {
+pub struct Problem(Box<Members>);
+
+/// Boxed, as a problem is the error of nearly every function around it.
+#[derive(Debug)]
+struct Members {
     status: StatusCode,
     /// A URI that names the kind of problem; `about:blank` says no more than the status does (RFC 9457, 4.2.1).
     kind: String,
@@ -40,7 +44,7 @@ impl Problem {
     /// A problem of the kind that the status names.
     pub fn new(status: StatusCode) -> Self {
         let title = status.canonical_reason().unwrap_or("Error").to_owned();
-        Self {
+        Self(Box::new(Members {
             status,
             kind: "about:blank".to_owned(),
             title,
@@ -48,7 +52,7 @@ impl Problem {
             extra: Map::new(),
             headers: Vec::new(),
             cause: None,
-        }
+        }))
     }
 
     /// 400, with what is wrong and how to mend it.
@@ -88,55 +92,55 @@ impl Problem {
                 "The service could not do this. Its log has the cause under incident {incident}."
             ))
             .with("incident", incident);
-        problem.cause = Some(chain(cause));
+        problem.0.cause = Some(chain(cause));
         problem
     }
 
     #[must_use]
     pub fn kind(mut self, uri: impl Into<String>) -> Self {
-        self.kind = uri.into();
+        self.0.kind = uri.into();
         self
     }
 
     #[must_use]
     pub fn title(mut self, title: impl Into<String>) -> Self {
-        self.title = title.into();
+        self.0.title = title.into();
         self
     }
 
     #[must_use]
     pub fn detail(mut self, detail: impl Into<String>) -> Self {
-        self.detail = Some(detail.into());
+        self.0.detail = Some(detail.into());
         self
     }
 
     /// Adds a member of its own (RFC 9457, 3.2), such as `errors`.
     #[must_use]
     pub fn with(mut self, member: &str, value: impl Into<Value>) -> Self {
-        self.extra.insert(member.to_owned(), value.into());
+        self.0.extra.insert(member.to_owned(), value.into());
         self
     }
 
     /// Adds a header to the answer; a value that no header may hold is left out.
     #[must_use]
     pub fn header(mut self, name: HeaderName, value: &str) -> Self {
-        self.headers.extend(HeaderValue::from_str(value).ok().map(|value| (name, value)));
+        self.0.headers.extend(HeaderValue::from_str(value).ok().map(|value| (name, value)));
         self
     }
 
     pub fn status(&self) -> StatusCode {
-        self.status
+        self.0.status
     }
 
     fn body(&self) -> Value {
         let mut members = Map::new();
-        members.insert("type".to_owned(), json!(self.kind));
-        members.insert("title".to_owned(), json!(self.title));
-        members.insert("status".to_owned(), json!(self.status.as_u16()));
-        if let Some(detail) = &self.detail {
+        members.insert("type".to_owned(), json!(self.0.kind));
+        members.insert("title".to_owned(), json!(self.0.title));
+        members.insert("status".to_owned(), json!(self.0.status.as_u16()));
+        if let Some(detail) = &self.0.detail {
             members.insert("detail".to_owned(), json!(detail));
         }
-        for (name, value) in &self.extra {
+        for (name, value) in &self.0.extra {
             members.entry(name.clone()).or_insert_with(|| value.clone());
         }
         Value::Object(members)
@@ -156,13 +160,13 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        if let Some(cause) = &self.cause {
-            let incident = self.extra.get("incident").and_then(Value::as_str).unwrap_or_default();
-            tracing::error!(incident, status = self.status.as_u16(), cause, "a request failed");
+        if let Some(cause) = &self.0.cause {
+            let incident = self.0.extra.get("incident").and_then(Value::as_str).unwrap_or_default();
+            tracing::error!(incident, status = self.0.status.as_u16(), cause, "a request failed");
         }
         let content_type = [(header::CONTENT_TYPE, "application/problem+json")];
-        let mut response = (self.status, content_type, self.body().to_string()).into_response();
-        for (name, value) in self.headers {
+        let mut response = (self.0.status, content_type, self.body().to_string()).into_response();
+        for (name, value) in self.0.headers {
             response.headers_mut().append(name, value);
         }
         response

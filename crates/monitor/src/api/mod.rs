@@ -6,13 +6,11 @@ mod shown;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{Request, State};
-use axum::http::{Method, header};
-use axum::middleware::{Next, from_fn_with_state};
-use axum::response::Response;
+use axum::http::Method;
+use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, delete, get, post, put};
-use sealci_service::auth::Role;
-use sealci_service::problem::{Problem, no_such_method, no_such_route};
+use sealci_service::auth::{Guard, Role, guard};
+use sealci_service::problem::{no_such_method, no_such_route};
 
 use crate::watch::Watch;
 
@@ -58,20 +56,13 @@ pub fn router(watch: Arc<Watch>) -> Router {
     let mut router = Router::new();
     for Route { path, role, handler, .. } in routes() {
         let handler = match role {
-            Some(role) => handler.layer(from_fn_with_state((Arc::clone(&watch), role), authorize)),
+            Some(needed) => {
+                let guard_state = Guard { tokens: watch.config.tokens.clone(), needed };
+                handler.layer(from_fn_with_state(guard_state, guard))
+            }
             None => handler,
         };
         router = router.route(path, handler);
     }
     router.fallback(no_such_route).method_not_allowed_fallback(no_such_method).with_state(watch)
-}
-
-async fn authorize(
-    State((watch, role)): State<(Arc<Watch>, Role)>,
-    request: Request,
-    next: Next,
-) -> Result<Response, Problem> {
-    let authorization = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    watch.config.tokens.authorize(authorization, role)?;
-    Ok(next.run(request).await)
 }
