@@ -1,8 +1,9 @@
 //! Runs the [`Scheduler`]: one task owns it, feeds it what arrives, and hands out what it decides.
 //!
 //! The task never waits for a peer. Every stream has a bounded mailbox; one that is full belongs to a peer that does
-//! not read, and its stream is ended: when it connects again it is told everything anew. What has arrived meanwhile is
-//! taken in together, and placed for once.
+//! not read, and its stream is ended: when it connects again it is told everything anew. So that no agent can fill a
+//! controller's mailbox, agents are not listened to while one is nearly full; a controller that leaves it so for long
+//! is cut off. What has arrived meanwhile is taken in together, and placed for once.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -15,8 +16,14 @@ use tracing::{debug, warn};
 
 use crate::state::{ControllerId, Ended, EnrolId, EnrolRefused, Input, Output, Scheduler, SessionId};
 
-/// The most inputs taken in before anything is sent.
+/// The most inputs taken in from each side before anything is sent.
 const BATCH: usize = 256;
+
+/// A controller's mailbox is nearly full when less than one part in so many is free.
+const RESERVED_PART: usize = 4;
+
+/// So long agents are held up for a controller that does not empty its mailbox.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The driver's end of a stream to a peer.
 #[derive(Debug)]
@@ -63,22 +70,65 @@ pub(crate) enum Arrival {
     Input(Input),
 }
 
+/// Where arrivals are handed in, and where the driver takes them from.
+#[derive(Debug, Clone)]
+pub(crate) struct Inboxes {
+    pub agents: mpsc::Sender<Arrival>,
+    pub controllers: mpsc::Sender<Arrival>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Arrivals {
+    agents: mpsc::Receiver<Arrival>,
+    controllers: mpsc::Receiver<Arrival>,
+}
+
+/// Makes the ends of both inboxes, each of which holds so many arrivals.
+pub(crate) fn inboxes(capacity: usize) -> (Inboxes, Arrivals) {
+    let (to_agents, agents) = mpsc::channel(capacity);
+    let (to_controllers, controllers) = mpsc::channel(capacity);
+    (Inboxes { agents: to_agents, controllers: to_controllers }, Arrivals { agents, controllers })
+}
+
+/// A controller whose mailbox is nearly full.
+#[derive(Debug)]
+struct Congestion {
+    controller: ControllerId,
+    mailbox: mpsc::Sender<scheduler::scheduler_message::Body>,
+    /// Then it is cut off.
+    until: Instant,
+}
+
+impl Congestion {
+    fn reserve(mailbox: &mpsc::Sender<scheduler::scheduler_message::Body>) -> usize {
+        mailbox.max_capacity() / RESERVED_PART
+    }
+
+    /// Waits until there is room again, or nobody at the other end.
+    async fn relieved(mailbox: mpsc::Sender<scheduler::scheduler_message::Body>) {
+        // Only the wait matters: the room is given back at once. An error means that nobody is there.
+        let _ = mailbox.reserve_many(Self::reserve(&mailbox)).await;
+    }
+}
+
 /// The one owner of the scheduler.
 pub(crate) struct Driver {
     scheduler: Scheduler,
     start: Instant,
-    inbox: mpsc::Receiver<Arrival>,
+    arrivals: Arrivals,
+    congestion: Option<Congestion>,
     agents: HashMap<SessionId, Mailbox<agent::scheduler_message::Body>>,
     controllers: HashMap<ControllerId, Mailbox<scheduler::scheduler_message::Body>>,
     enrols: HashMap<EnrolId, oneshot::Sender<Result<(), EnrolRefused>>>,
 }
 
 impl Driver {
-    pub fn new(scheduler: Scheduler, inbox: mpsc::Receiver<Arrival>) -> Self {
+    pub fn new(scheduler: Scheduler, arrivals: Arrivals) -> Self {
         Self {
             scheduler,
             start: Instant::now(),
-            inbox,
+            arrivals,
+            congestion: None,
             agents: HashMap::new(),
             controllers: HashMap::new(),
             enrols: HashMap::new(),
@@ -88,18 +138,7 @@ impl Driver {
     /// Runs until it is told to stop; then every stream is ended with the reason.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut batch = Vec::with_capacity(BATCH);
-        loop {
-            let deadline = self.scheduler.deadline().map(|deadline| self.start + deadline);
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => break,
-                taken = self.inbox.recv_many(&mut batch, BATCH) => {
-                    if taken == 0 {
-                        break;
-                    }
-                }
-                () = until(deadline) => {}
-            }
+        while self.wait(&stop, &mut batch).await {
             let now = self.now();
             for arrival in batch.drain(..) {
                 self.take(now, arrival);
@@ -110,6 +149,66 @@ impl Driver {
             tokio::task::yield_now().await;
         }
         self.end_all();
+    }
+
+    /// Waits for something to do. False: it is over.
+    async fn wait(&mut self, stop: &CancellationToken, batch: &mut Vec<Arrival>) -> bool {
+        self.note_congestion();
+        let deadline = self.scheduler.deadline().map(|deadline| self.start + deadline);
+        let listens = self.congestion.is_none();
+        let (mailbox, patience) = match &self.congestion {
+            Some(congestion) => (Some(congestion.mailbox.clone()), Some(congestion.until)),
+            None => (None, None),
+        };
+        tokio::select! {
+            () = stop.cancelled() => return false,
+            first = self.arrivals.controllers.recv() => match first {
+                Some(first) => batch.push(first),
+                None => return false,
+            },
+            first = self.arrivals.agents.recv(), if listens => match first {
+                Some(first) => batch.push(first),
+                None => return false,
+            },
+            () = relieved(mailbox) => {}
+            () = until(patience) => self.cut_off_congested(),
+            () = until(deadline) => {}
+        }
+        batch.extend(std::iter::from_fn(|| self.arrivals.controllers.try_recv().ok()).take(BATCH));
+        if listens {
+            batch.extend(std::iter::from_fn(|| self.arrivals.agents.try_recv().ok()).take(BATCH));
+        }
+        true
+    }
+
+    fn note_congestion(&mut self) {
+        let is_nearly_full = |mailbox: &mpsc::Sender<_>| mailbox.capacity() < Congestion::reserve(mailbox);
+        if self.congestion.as_ref().is_some_and(|congestion| {
+            is_nearly_full(&congestion.mailbox) && self.controllers.contains_key(&congestion.controller)
+        }) {
+            return;
+        }
+        self.congestion = self.controllers.iter().find(|(_, mailbox)| is_nearly_full(&mailbox.messages)).map(
+            |(controller, mailbox)| Congestion {
+                controller: *controller,
+                mailbox: mailbox.messages.clone(),
+                until: Instant::now() + PATIENCE,
+            },
+        );
+    }
+
+    fn cut_off_congested(&mut self) {
+        if let Some(congestion) = self.congestion.take() {
+            self.cut_off_controller(self.now(), congestion.controller);
+        }
+    }
+
+    fn cut_off_controller(&mut self, now: Duration, controller: ControllerId) {
+        if let Some(mailbox) = self.controllers.remove(&controller) {
+            warn!(controller.stream = controller.0, "a controller does not read: its stream is ended");
+            mailbox.end(Ended::Unread);
+        }
+        self.scheduler.handle(now, Input::ControllerGone { controller });
     }
 
     fn now(&self) -> Duration {
@@ -135,7 +234,6 @@ impl Driver {
         match &input {
             Input::AgentGone { session } => drop(self.agents.remove(session)),
             Input::ControllerGone { controller } => drop(self.controllers.remove(controller)),
-            Input::EnrolAbandoned { request } => drop(self.enrols.remove(request)),
             _ => {}
         }
         self.scheduler.handle(now, input);
@@ -227,39 +325,112 @@ async fn until(deadline: Option<Instant>) {
     }
 }
 
+async fn relieved(mailbox: Option<mpsc::Sender<scheduler::scheduler_message::Body>>) {
+    match mailbox {
+        Some(mailbox) => Congestion::relieved(mailbox).await,
+        None => std::future::pending().await,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::state::Settings;
 
-    #[tokio::test]
-    async fn a_controller_that_does_not_read_is_cut_off_and_the_driver_goes_on() {
-        let (inbox, arrivals) = mpsc::channel(64);
-        let stop = CancellationToken::new();
-        let driver = Driver::new(Scheduler::new(Settings::default(), 1), arrivals);
-        let driver = tokio::spawn(driver.run(stop.clone()));
+    type Answered = oneshot::Receiver<Result<(), EnrolRefused>>;
 
-        let (mailbox, mut slow) = mailbox(2);
-        let hello = scheduler::Hello {
-            protocol_min: 1,
-            protocol_max: 1,
-            replica_id: "01890000-0000-7000-8000-000000000001".into(),
-        };
-        let controller = ControllerId(1);
-        let arrived = Input::ControllerArrived { controller, hello };
-        inbox.send(Arrival::Controller(controller, mailbox, arrived)).await.unwrap();
-        for request in 0..4 {
-            let question = scheduler::WhyQuestion { request, attempt: None };
-            let message = scheduler::controller_message::Body::WhyQuestion(question);
-            inbox.send(Arrival::Input(Input::FromController { controller, message })).await.unwrap();
+    struct Running {
+        inboxes: Inboxes,
+        stop: CancellationToken,
+        task: tokio::task::JoinHandle<()>,
+    }
+
+    const CONTROLLER: ControllerId = ControllerId(1);
+
+    impl Running {
+        fn start() -> Self {
+            let (inboxes, arrivals) = inboxes(64);
+            let stop = CancellationToken::new();
+            let driver = Driver::new(Scheduler::new(Settings::default(), 1), arrivals);
+            let task = tokio::spawn(driver.run(stop.clone()));
+            Self { inboxes, stop, task }
         }
-        assert_eq!((&mut slow.ended).await, Ok(Ended::Unread));
 
-        let (answer, answered) = oneshot::channel();
-        let input = Input::Enrol { request: EnrolId(1), enrol: agent::EnrolRequest::default() };
-        inbox.send(Arrival::Enrol(EnrolId(1), answer, input)).await.unwrap();
+        /// A controller that was sent `Welcome` and so many answers, and read nothing.
+        async fn controller(
+            &self,
+            capacity: usize,
+            answers: u64,
+        ) -> Mail<scheduler::scheduler_message::Body> {
+            let (mailbox, mail) = mailbox(capacity);
+            let hello = scheduler::Hello {
+                protocol_min: 1,
+                protocol_max: 1,
+                replica_id: "01890000-0000-7000-8000-000000000001".into(),
+            };
+            let arrived = Input::ControllerArrived { controller: CONTROLLER, hello };
+            self.inboxes.controllers.send(Arrival::Controller(CONTROLLER, mailbox, arrived)).await.unwrap();
+            for request in 0..answers {
+                let question = scheduler::WhyQuestion { request, attempt: None };
+                let message = scheduler::controller_message::Body::WhyQuestion(question);
+                let input = Input::FromController { controller: CONTROLLER, message };
+                self.inboxes.controllers.send(Arrival::Input(input)).await.unwrap();
+            }
+            mail
+        }
+
+        async fn enrol(&self, request: u64) -> Answered {
+            let (answer, answered) = oneshot::channel();
+            let request = EnrolId(request);
+            let input = Input::Enrol { request, enrol: agent::EnrolRequest::default() };
+            self.inboxes.agents.send(Arrival::Enrol(request, answer, input)).await.unwrap();
+            answered
+        }
+
+        async fn stop(self) {
+            self.stop.cancel();
+            self.task.await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_controller_whose_mailbox_is_full_is_cut_off_and_the_driver_goes_on() {
+        let driver = Running::start();
+        let mut slow = driver.controller(2, 4).await;
+        assert_eq!((&mut slow.ended).await, Ok(Ended::Unread));
+        let answered = driver.enrol(1).await;
         assert_eq!(answered.await, Ok(Err(EnrolRefused::NoController)), "it is gone for the scheduler, too");
-        stop.cancel();
-        driver.await.unwrap();
+        driver.stop().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn agents_wait_for_a_controller_that_reads_slowly() {
+        let driver = Running::start();
+        let mut slow = driver.controller(8, 6).await;
+        // Time stands still for as long as anyone has something to do: then the mailbox is nearly full.
+        tokio::time::sleep(PATIENCE / 2).await;
+        let _answered = driver.enrol(1).await;
+        tokio::time::sleep(PATIENCE / 4).await;
+        assert_eq!(slow.messages.len(), 7, "the agent is not listened to");
+        slow.messages.recv().await.unwrap();
+        let enrolment = async {
+            while !matches!(
+                slow.messages.recv().await,
+                Some(scheduler::scheduler_message::Body::EnrolQuestion(_))
+            ) {}
+        };
+        enrolment.await;
+        driver.stop().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_controller_that_holds_up_the_agents_is_cut_off() {
+        let driver = Running::start();
+        let mut stuck = driver.controller(8, 6).await;
+        tokio::time::sleep(PATIENCE / 2).await;
+        let answered = driver.enrol(1).await;
+        assert_eq!((&mut stuck.ended).await, Ok(Ended::Unread));
+        assert_eq!(answered.await, Ok(Err(EnrolRefused::NoController)));
+        driver.stop().await;
     }
 }

@@ -23,7 +23,6 @@ mod why;
 use sealci_proto::agent::agent_service_server::AgentServiceServer;
 use sealci_proto::scheduler::scheduler_service_server::SchedulerServiceServer;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -59,13 +58,13 @@ pub async fn serve(
     let stop = shutdown.child_token();
     // Whatever ends this function, also its being dropped, ends what it started.
     let _guard = stop.clone().drop_guard();
-    let (inbox, arrivals) = mpsc::channel(config.inbox);
+    let (inboxes, arrivals) = driver::inboxes(config.inbox);
     let scheduler = Scheduler::new(config.settings.clone(), rand::random());
     let readers = TaskTracker::new();
     let mut driver = JoinSet::new();
     driver.spawn(Driver::new(scheduler, arrivals).run(stop.clone()));
 
-    let front = Front::new(config.clone(), inbox, readers.clone(), stop.clone());
+    let front = Front::new(config.clone(), inboxes, readers.clone(), stop.clone());
     let server = serve_streams(&config, listener, front, stop.clone());
     tokio::pin!(server);
     let result = tokio::select! {

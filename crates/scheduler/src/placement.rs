@@ -16,7 +16,7 @@ use std::sync::Arc;
 use sealci_core::ids::{AgentId, AttemptId};
 
 use crate::pool::{Pool, PoolAgent, Reservation};
-use crate::queue::{Head, Queue, Standing, Waiting};
+use crate::queue::{Candidates, Head, Queue, Standing, Waiting};
 use crate::requirements::{Offer, Requirements};
 
 /// An attempt and the agent chosen for it.
@@ -146,27 +146,45 @@ impl Placement {
             {
                 kept.tried = true;
                 let attempt = kept.attempt;
-                if let Some(placed) = self.try_place(attempt, None) {
+                if let Some(placed) = self.try_place_kept(attempt) {
                     self.end_keep();
                     return Some(placed);
                 }
                 continue;
             }
             let next = next?;
-            let barred = self.kept.filter(|kept| next.priority() <= kept.priority).map(|kept| kept.agent);
-            if let Some(placed) = self.try_place(next.attempt, barred) {
+            if let Some(placed) = self.try_place(next.attempt) {
                 return Some(placed);
             }
             self.queue.set_standing(next.line(), Standing::Blocked);
         }
     }
 
-    fn try_place(&mut self, attempt: AttemptId, but_not: Option<AgentId>) -> Option<Placed> {
+    /// Tries an attempt with the agents that may have room for its line.
+    fn try_place(&mut self, attempt: AttemptId) -> Option<Placed> {
+        let (line, wanted) = self.queue.line_of(attempt)?;
+        let barred = self.kept.filter(|kept| line.priority() <= kept.priority).map(|kept| kept.agent);
+        let agent = match self.queue.candidates(line)? {
+            Candidates::Any => self.pool.best_fit(&wanted, barred),
+            Candidates::These(agents) => {
+                let agents = agents.iter().copied().filter(|agent| Some(*agent) != barred);
+                self.pool.best_fit_of(&wanted, agents)
+            }
+        };
+        Some(self.give(attempt, &wanted, agent?))
+    }
+
+    /// Tries the attempt that room is kept for, with every agent.
+    fn try_place_kept(&mut self, attempt: AttemptId) -> Option<Placed> {
         let (_, wanted) = self.queue.line_of(attempt)?;
-        let agent = self.pool.best_fit(&wanted, but_not)?;
+        let agent = self.pool.best_fit(&wanted, None)?;
+        Some(self.give(attempt, &wanted, agent))
+    }
+
+    fn give(&mut self, attempt: AttemptId, wanted: &Requirements, agent: AgentId) -> Placed {
         let repository = self.queue.remove(attempt);
         self.reserve(agent, attempt, Reservation { resources: wanted.resources, repository });
-        Some(Placed { attempt, agent })
+        Placed { attempt, agent }
     }
 
     /// Keeps room for the first attempt that waits in vain, if it comes before the next to try: what comes before it
@@ -230,26 +248,34 @@ impl Placement {
 
     /// Looks again at the lines that this agent has room for now.
     fn room_changed(&mut self, id: AgentId) {
-        if let Some(kept) = &mut self.kept {
+        let Some(agent) = self.pool.agents().get(&id).filter(|agent| agent.takes_work()) else { return };
+        if let Some(kept) = &mut self.kept
+            && let Some((_, wanted)) = self.queue.line_of(kept.attempt)
+            && agent.has_room(&wanted)
+            && agent.could_take(&wanted)
+        {
             kept.tried = false;
         }
-        let Some(agent) = self.pool.agents().get(&id).filter(|agent| agent.takes_work()) else { return };
         let kept = self.kept;
-        let fresh = |wanted: &Requirements, priority: i32, now: Standing| {
-            if now == Standing::Open || !agent.could_take(wanted) {
-                return None;
+        let mut open = Vec::new();
+        let mut blocked = Vec::new();
+        for (line, wanted, standing) in self.queue.lines() {
+            let barred = kept.is_some_and(|kept| kept.bars(id, line.priority()));
+            let has_room = agent.has_room(wanted) && !barred;
+            match standing {
+                Standing::Open(Candidates::Any) => {}
+                // What it could not be tried with before, it could not be placed on either.
+                Standing::Open(_) | Standing::Blocked if !has_room => {}
+                _ if !agent.could_take(wanted) => {}
+                _ if has_room => open.push(line),
+                _ => blocked.push(line),
             }
-            let barred = kept.is_some_and(|kept| kept.bars(id, priority));
-            let standing = if agent.has_room(wanted) && !barred { Standing::Open } else { Standing::Blocked };
-            (standing != now).then_some(standing)
-        };
-        let changed: Vec<_> = self
-            .queue
-            .lines()
-            .filter_map(|(line, wanted, now)| Some((line, fresh(wanted, line.priority(), now)?)))
-            .collect();
-        for (line, standing) in changed {
-            self.queue.set_standing(line, standing);
+        }
+        for line in open {
+            self.queue.open_for(line, id);
+        }
+        for line in blocked {
+            self.queue.set_standing(line, Standing::Blocked);
         }
     }
 

@@ -175,6 +175,21 @@ impl Pool {
             .find(|id| self.agents.get(id).is_some_and(|agent| fits_now(agent, wanted)))
     }
 
+    /// As [`Pool::best_fit`], of these agents only.
+    pub fn best_fit_of(
+        &self,
+        wanted: &Requirements,
+        agents: impl Iterator<Item = AgentId>,
+    ) -> Option<AgentId> {
+        agents
+            .filter_map(|id| {
+                let agent = self.agents.get(&id).filter(|agent| fits_now(agent, wanted))?;
+                agent.place_in_index(id)
+            })
+            .min()
+            .map(|place| place.id)
+    }
+
     /// Whether any agent that takes work would take this if it held nothing.
     pub fn could_ever(&self, wanted: &Requirements) -> bool {
         self.agents.values().any(|agent| agent.could_take(wanted))

@@ -4,18 +4,18 @@
 //! use changes with every placement, so the order is never stored over all attempts. Attempts of one priority that ask
 //! the same of an agent form a *line*; what is ordered is only the first of each repository in each line (its *head*).
 //!
-//! A line of which no member can be placed now is *blocked* and is not looked at until room appears that its members
-//! fit; one that no agent could ever take stands *nowhere* and does not even ask for room to be kept.
+//! A line of which no member can be placed now is *blocked* and is not looked at until an agent has room for its members;
+//! then it is tried with the agents that got room meanwhile, and no others. One that no agent could ever take stands
+//! *nowhere* and does not even ask for room to be kept.
 //!
-//! Invariants: `open` and `blocked` hold exactly the heads of the lines of that standing; a line without members does
-//! not exist; a repository without members and use does not exist. No operation but [`Queue::ahead_of`] looks at all
-//! attempts.
+//! Invariants: `open` and `blocked` hold exactly the first heads of the lines of that standing; a line without members
+//! does not exist; a repository without members and use does not exist. No operation looks at all attempts.
 
-use std::cmp::Reverse;
+use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use sealci_core::ids::AttemptId;
+use sealci_core::ids::{AgentId, AttemptId};
 
 use crate::requirements::Requirements;
 
@@ -72,15 +72,22 @@ impl Head {
 }
 
 /// What is known of a line's chance to be served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Standing {
-    /// Not known: its heads are tried.
-    #[default]
-    Open,
+    /// Not tried yet with these agents.
+    Open(Candidates),
     /// No agent has room for it now.
     Blocked,
     /// No agent that takes work could run it at all.
     Nowhere,
+}
+
+/// The agents that may have room for a line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Candidates {
+    Any,
+    /// Those that got room since it was blocked.
+    These(BTreeSet<AgentId>),
 }
 
 #[derive(Debug)]
@@ -206,38 +213,52 @@ impl Queue {
     }
 
     /// All lines, highest priority first.
-    pub fn lines(&self) -> impl Iterator<Item = (LineId, &Requirements, Standing)> {
-        self.lines.iter().map(|(id, line)| (*id, &*line.requirements, line.standing))
+    pub fn lines(&self) -> impl Iterator<Item = (LineId, &Requirements, &Standing)> {
+        self.lines.iter().map(|(id, line)| (*id, &*line.requirements, &line.standing))
+    }
+
+    /// Which agents a line is to be tried with.
+    pub fn candidates(&self, id: LineId) -> Option<&Candidates> {
+        match &self.lines.get(&id)?.standing {
+            Standing::Open(candidates) => Some(candidates),
+            Standing::Blocked | Standing::Nowhere => None,
+        }
+    }
+
+    /// The line is tried with this agent, too.
+    pub fn open_for(&mut self, id: LineId, agent: AgentId) {
+        let Some(line) = self.lines.get_mut(&id) else { return };
+        match &mut line.standing {
+            Standing::Open(Candidates::Any) => {}
+            Standing::Open(Candidates::These(agents)) => drop(agents.insert(agent)),
+            Standing::Blocked | Standing::Nowhere => {
+                self.set_standing(id, Standing::Open(Candidates::These([agent].into())));
+            }
+        }
     }
 
     pub fn set_standing(&mut self, id: LineId, standing: Standing) {
-        let Some(line) = self.lines.get_mut(&id) else { return };
-        let before = std::mem::replace(&mut line.standing, standing);
-        if before == standing {
-            return;
-        }
-        let heads = line.heads.clone();
-        if let Some(listed) = self.listed(before) {
-            heads.iter().for_each(|head| {
-                listed.remove(head);
-            });
-        }
-        if let Some(listed) = self.listed(standing) {
-            listed.extend(heads);
-        }
+        self.change_line(id, |line| line.standing = standing);
     }
 
-    /// How many attempts are served before this one, those that stand nowhere not counted. Looks at all that wait.
+    /// How many attempts are served before this one, those that stand nowhere not counted. Looks at every line of
+    /// every repository, and one by one only at the attempts of lines that are level with this one's.
     pub fn ahead_of(&self, attempt: AttemptId) -> usize {
-        let key = |attempt: AttemptId, entry: &Entry| {
-            let usage = self.usage_cpu_millis(&entry.repository);
-            (entry.line.priority, usage, entry.order, attempt)
-        };
-        let Some(mine) = self.entries.get(&attempt).map(|entry| key(attempt, entry)) else { return 0 };
-        let counts = |entry: &Entry| {
-            self.lines.get(&entry.line).is_some_and(|line| line.standing != Standing::Nowhere)
-        };
-        self.entries.iter().filter(|(other, entry)| counts(entry) && key(**other, entry) < mine).count()
+        let Some(mine) = self.entries.get(&attempt) else { return 0 };
+        let my_rank = (mine.line.priority, self.usage_cpu_millis(&mine.repository));
+        let mut ahead = 0;
+        for repository in self.repositories.values() {
+            for (line, members) in &repository.lines {
+                let counts =
+                    self.lines.get(line).is_some_and(|line| !matches!(line.standing, Standing::Nowhere));
+                ahead += match (line.priority, repository.usage_cpu_millis).cmp(&my_rank) {
+                    Ordering::Less if counts => members.len(),
+                    Ordering::Equal if counts => members.range(..(mine.order, attempt)).count(),
+                    _ => 0,
+                };
+            }
+        }
+        ahead
     }
 
     fn line_for(&mut self, requirements: Arc<Requirements>, priority: i32) -> LineId {
@@ -249,7 +270,7 @@ impl Queue {
         let id = LineId { priority: Reverse(priority), class: class.id };
         self.lines.entry(id).or_insert_with(|| {
             class.lines += 1;
-            Line { requirements, standing: Standing::default(), heads: BTreeSet::new() }
+            Line { requirements, standing: Standing::Open(Candidates::Any), heads: BTreeSet::new() }
         });
         id
     }
@@ -284,29 +305,41 @@ impl Queue {
     }
 
     fn list(&mut self, head: Head) {
-        let Some(line) = self.lines.get_mut(&head.line()) else { return };
-        line.heads.insert(head);
-        let standing = line.standing;
-        if let Some(listed) = self.listed(standing) {
-            listed.insert(head);
-        }
+        self.change_line(head.line(), |line| {
+            line.heads.insert(head);
+        });
     }
 
     fn unlist(&mut self, head: Head) {
-        let Some(line) = self.lines.get_mut(&head.line()) else { return };
-        line.heads.remove(&head);
-        let standing = line.standing;
-        if let Some(listed) = self.listed(standing) {
-            listed.remove(&head);
-        }
+        self.change_line(head.line(), |line| {
+            line.heads.remove(&head);
+        });
     }
 
-    /// The heads of all lines of one standing, where they are listed at all.
-    fn listed(&mut self, standing: Standing) -> Option<&mut BTreeSet<Head>> {
-        match standing {
-            Standing::Open => Some(&mut self.open),
-            Standing::Blocked => Some(&mut self.blocked),
-            Standing::Nowhere => None,
+    /// Changes a line, and what is listed of it.
+    fn change_line(&mut self, id: LineId, change: impl FnOnce(&mut Line)) {
+        let Some(line) = self.lines.get_mut(&id) else { return };
+        let listed = |line: &Line| {
+            let is_open = match line.standing {
+                Standing::Open(_) => true,
+                Standing::Blocked => false,
+                Standing::Nowhere => return None,
+            };
+            line.heads.first().map(|head| (is_open, *head))
+        };
+        let before = listed(line);
+        change(line);
+        let after = listed(line);
+        if before == after {
+            return;
+        }
+        if let Some((is_open, head)) = before {
+            let list = if is_open { &mut self.open } else { &mut self.blocked };
+            list.remove(&head);
+        }
+        if let Some((is_open, head)) = after {
+            let list = if is_open { &mut self.open } else { &mut self.blocked };
+            list.insert(head);
         }
     }
 }
@@ -379,7 +412,7 @@ mod tests {
         assert_eq!(queue.first_blocked().map(|head| head.attempt), Some(attempt(1)));
         queue.set_standing(line.unwrap(), Standing::Nowhere);
         assert_eq!(queue.first_blocked(), None);
-        queue.set_standing(line.unwrap(), Standing::Open);
+        queue.open_for(line.unwrap(), AgentId::from_parts(1, &[0; 10]));
         assert_eq!(drain(&mut queue), [attempt(1), attempt(2), attempt(3)]);
     }
 

@@ -20,14 +20,14 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::config::Config;
-use crate::driver::{Arrival, Mail, mailbox};
+use crate::driver::{Arrival, Inboxes, Mail, mailbox};
 use crate::state::{ControllerId, Ended, EnrolId, EnrolRefused, Input, SessionId};
 
 /// What both services are made of.
 #[derive(Debug)]
 pub(crate) struct Front {
     config: Config,
-    inbox: mpsc::Sender<Arrival>,
+    inboxes: Inboxes,
     /// Sessions, controllers and requests are numbered together.
     ids: AtomicU64,
     secret_sha256: [u8; 32],
@@ -37,22 +37,13 @@ pub(crate) struct Front {
 }
 
 impl Front {
-    pub fn new(
-        config: Config,
-        inbox: mpsc::Sender<Arrival>,
-        readers: TaskTracker,
-        stop: CancellationToken,
-    ) -> Arc<Self> {
+    pub fn new(config: Config, inboxes: Inboxes, readers: TaskTracker, stop: CancellationToken) -> Arc<Self> {
         let secret_sha256 = Sha256::digest(config.cluster_secret.expose_secret()).into();
-        Arc::new(Self { config, inbox, ids: AtomicU64::new(1), secret_sha256, readers, stop })
+        Arc::new(Self { config, inboxes, ids: AtomicU64::new(1), secret_sha256, readers, stop })
     }
 
     fn new_id(&self) -> u64 {
         self.ids.fetch_add(1, Ordering::Relaxed)
-    }
-
-    async fn post(&self, arrival: Arrival) -> Result<(), Status> {
-        self.inbox.send(arrival).await.map_err(|_| status(&Ended::ShuttingDown))
     }
 
     /// The first message of a stream.
@@ -70,12 +61,18 @@ impl Front {
     }
 
     /// Passes on what a peer sends, until either side ends the stream; `gone` is said at the end.
-    fn read<M, F>(&self, mut messages: Streaming<M>, ended: CancellationToken, each: F, gone: Input)
-    where
+    fn read<M, F>(
+        &self,
+        inbox: &mpsc::Sender<Arrival>,
+        mut messages: Streaming<M>,
+        ended: CancellationToken,
+        each: F,
+        gone: Input,
+    ) where
         M: Send + 'static,
         F: Fn(M) -> Option<Input> + Send + Sync + 'static,
     {
-        let inbox = self.inbox.clone();
+        let inbox = inbox.clone();
         self.readers.spawn(async move {
             let pass_on = async {
                 // An error is the end of the stream, like its end: the peer makes a new one.
@@ -91,6 +88,10 @@ impl Front {
             let _ = inbox.send(Arrival::Input(gone)).await;
         });
     }
+}
+
+async fn post(inbox: &mpsc::Sender<Arrival>, arrival: Arrival) -> Result<(), Status> {
+    inbox.send(arrival).await.map_err(|_| status(&Ended::ShuttingDown))
 }
 
 /// What an agent proves itself with.
@@ -134,7 +135,7 @@ impl AgentService for AgentDoor {
         let id = EnrolId(front.new_id());
         let (answer, answered) = oneshot::channel();
         let enrol = request.into_inner();
-        front.post(Arrival::Enrol(id, answer, Input::Enrol { request: id, enrol })).await?;
+        post(&front.inboxes.agents, Arrival::Enrol(id, answer, Input::Enrol { request: id, enrol })).await?;
         match answered.await {
             Ok(Ok(())) => Ok(Response::new(agent::EnrolResponse {})),
             Ok(Err(refused)) => Err(enrol_status(&refused)),
@@ -158,14 +159,14 @@ impl AgentService for AgentDoor {
         let session = SessionId(front.new_id());
         let (mailbox, mail) = mailbox(front.config.agent_mailbox);
         let arrived = Input::AgentArrived { session, agent, credential_sha256, hello };
-        front.post(Arrival::Agent(session, mailbox, arrived)).await?;
+        post(&front.inboxes.agents, Arrival::Agent(session, mailbox, arrived)).await?;
         let (outgoing, ended) =
             Outgoing::admitted(mail, &front.stop, |body| agent::SchedulerMessage { body: Some(body) })
                 .await?;
         let each = move |message: agent::AgentMessage| {
             message.body.map(|message| Input::FromAgent { session, message })
         };
-        front.read(messages, ended, each, Input::AgentGone { session });
+        front.read(&front.inboxes.agents, messages, ended, each, Input::AgentGone { session });
         Ok(Response::new(outgoing))
     }
 }
@@ -195,14 +196,14 @@ impl SchedulerService for ControllerDoor {
         let controller = ControllerId(front.new_id());
         let (mailbox, mail) = mailbox(front.config.controller_mailbox);
         let arrived = Input::ControllerArrived { controller, hello };
-        front.post(Arrival::Controller(controller, mailbox, arrived)).await?;
+        post(&front.inboxes.controllers, Arrival::Controller(controller, mailbox, arrived)).await?;
         let (outgoing, ended) =
             Outgoing::admitted(mail, &front.stop, |body| scheduler::SchedulerMessage { body: Some(body) })
                 .await?;
         let each = move |message: scheduler::ControllerMessage| {
             message.body.map(|message| Input::FromController { controller, message })
         };
-        front.read(messages, ended, each, Input::ControllerGone { controller });
+        front.read(&front.inboxes.controllers, messages, ended, each, Input::ControllerGone { controller });
         Ok(Response::new(outgoing))
     }
 }

@@ -1,7 +1,7 @@
 //! Reconciles what controllers want with what agents hold.
 //!
 //! [`Scheduler`] is a value: inputs go in with the time they came at, outputs come out, and nothing else happens. It is
-//! owned by one task ([`crate::driver`]) or by a test. Every statement of a peer is level-triggered, so a stream that
+//! owned by one task (the driver's) or by a test. Every statement of a peer is level-triggered, so a stream that
 //! broke costs nothing but its renewal: the next one starts with everything.
 //!
 //! An attempt as the scheduler sees it:
@@ -101,10 +101,6 @@ pub enum Input {
     Enrol {
         request: EnrolId,
         enrol: agent::EnrolRequest,
-    },
-    /// Whoever asked waits no longer.
-    EnrolAbandoned {
-        request: EnrolId,
     },
 }
 
@@ -251,7 +247,6 @@ impl Scheduler {
             Input::FromController { controller, message } => self.controller_said(now, controller, message),
             Input::ControllerGone { controller } => self.controller_gone(controller),
             Input::Enrol { request, enrol } => self.enrol(now, request, enrol),
-            Input::EnrolAbandoned { request } => drop(self.enrols.remove(&request)),
         }
     }
 

@@ -70,7 +70,7 @@ fn narrow<'a>(all: &Agents<'a>, wanted: &Requirements) -> Result<Agents<'a>, Vec
 fn missing_labels(all: &Agents<'_>, wanted: &Requirements) -> Vec<String> {
     let has =
         |agent: &&&PoolAgent, (key, value): (&String, &String)| agent.offer.labels.get(key) == Some(value);
-    let agents = counted(all.len(), "agent");
+    let agents = format!("{} agents", all.len());
     let lacking: Vec<_> = wanted
         .labels
         .iter()
@@ -95,7 +95,7 @@ fn missing_executor(agents: &Agents<'_>, wanted: &Requirements) -> String {
         Some(name) => format!("executor {name}"),
         None => "any executor".to_owned(),
     };
-    format!("0 of {}{with_labels} offer {wished} (they offer: {offered})", counted(agents.len(), "agent"))
+    format!("0 of {} agents{with_labels} offer {wished} (they offer: {offered})", agents.len())
 }
 
 fn too_large(agents: &Agents<'_>, wanted: &Requirements) -> Vec<String> {
@@ -126,7 +126,7 @@ fn closed(agents: &Agents<'_>) -> Vec<String> {
     let drained = agents.iter().filter(|agent| agent.drained).count();
     if drained > 0 {
         let are = if drained == 1 { "is" } else { "are" };
-        reasons.push(format!("{drained} of {} {are} drained", counted(agents.len(), "agent")));
+        reasons.push(format!("{drained} of {} agents {are} drained", agents.len()));
     }
     for agent in agents.iter().filter(|agent| !agent.drained) {
         match &agent.offer.closed_because {
@@ -170,10 +170,6 @@ fn largest(amounts: impl Iterator<Item = Resources>) -> Resources {
         cpu_millis: most.cpu_millis.max(one.cpu_millis),
         memory_bytes: most.memory_bytes.max(one.memory_bytes),
     })
-}
-
-fn counted(count: usize, what: &str) -> String {
-    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
 fn both(amount: &Resources) -> String {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use prost::Message;
 use sealci_core::ids::{AgentId, AttemptId, InstanceId};
 use sealci_proto::agent::{self, HeldState, agent_message, scheduler_message};
 use sealci_proto::scheduler::{self, from_agent};
@@ -15,6 +16,16 @@ use crate::pool::{PoolAgent, Reservation};
 
 /// The most bytes a log chunk may have.
 const MAX_CHUNK_BYTES: usize = 1 << 20;
+
+/// The most bytes of what an agent says of itself. It is kept, and repeated to controllers.
+const MAX_OFFER_BYTES: usize = 64 << 10;
+
+fn check_size(what: &str, bytes: usize) -> Result<(), Malformed> {
+    if bytes <= MAX_OFFER_BYTES {
+        return Ok(());
+    }
+    Err(Malformed(format!("`{what}` has {bytes} bytes, at most {MAX_OFFER_BYTES} may be")))
+}
 
 impl Scheduler {
     pub(super) fn agent_arrived(
@@ -47,6 +58,7 @@ impl Scheduler {
             let (theirs_min, theirs_max) = (hello.protocol_min, hello.protocol_max);
             return Err(Ended::Protocol { theirs_min, theirs_max });
         }
+        check_size("hello", hello.encoded_len())?;
         let instance = hello.instance_id.parse().map_err(Malformed::from)?;
         if !self.directory.complete && self.arrivals.len() >= self.settings.max_waiting {
             return Err(Ended::TooManyWaiting { waiting: self.arrivals.len() });
@@ -213,8 +225,8 @@ impl Scheduler {
         let taken = match message {
             agent_message::Body::Hello(_) => Err(Malformed("`hello` comes once".into()).into()),
             agent_message::Body::Offer(offer) => {
-                self.take_offer(id, offer);
-                Ok(())
+                let checked = check_size("offer", offer.encoded_len()).map_err(Ended::from);
+                checked.map(|()| self.take_offer(id, offer))
             }
             agent_message::Body::Held(held) => self.take_held(now, id, held),
             agent_message::Body::Claim(claim) => {

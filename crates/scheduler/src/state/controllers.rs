@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
+use prost::Message;
 use sealci_core::ids::{AgentId, AttemptId, InstanceId, PipelineId, ReplicaId};
 use sealci_proto::agent::{self, scheduler_message as to_agent_message};
 use sealci_proto::scheduler::{self, EnrolRefusal, controller_message, scheduler_message, to_agent};
@@ -11,6 +12,9 @@ use tracing::{info, warn};
 
 use super::directory::Entry;
 use super::{ControllerId, Ended, EnrolId, EnrolRefused, Output, Scheduler, SessionId, Timer};
+
+/// Anyone may ask to enrol: what is passed on of it is bounded.
+const MAX_ENROL_BYTES: usize = 4 << 10;
 
 /// One stream of a controller.
 #[derive(Debug)]
@@ -242,6 +246,10 @@ impl Scheduler {
         let Some(controller) = self.controllers.keys().next().copied() else {
             return self.enrolled(request, Err(EnrolRefused::NoController));
         };
+        if enrol.encoded_len() > MAX_ENROL_BYTES {
+            let because = format!("a request to enrol has at most {MAX_ENROL_BYTES} bytes");
+            return self.enrolled(request, Err(EnrolRefused::Invalid(because)));
+        }
         if self.enrols.len() >= self.settings.max_waiting {
             let waiting = self.enrols.len();
             return self.enrolled(request, Err(EnrolRefused::TooMany { waiting }));
