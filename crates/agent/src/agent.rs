@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use prost::Message;
@@ -23,6 +23,9 @@ use crate::spool::{AttemptSpool, NewAttempt, Spool, SpoolError};
 
 /// The log's bound where the controller names none.
 const DEFAULT_LOG_QUOTA_BYTES: u64 = 1 << 30;
+
+/// So long nothing new is taken after an attempt could not be spooled: else it would come back at once, again and again.
+const AFTER_TROUBLE: Duration = Duration::from_secs(5);
 
 /// One held attempt.
 struct Held {
@@ -51,6 +54,8 @@ pub struct Agent {
     /// Removes files, which can take long.
     pub removals: JoinSet<()>,
     pub draining: bool,
+    /// Why an attempt could not be taken on lately: with it the agent waits a little before it takes the next.
+    trouble: Option<(Instant, String)>,
 }
 
 impl Agent {
@@ -73,6 +78,7 @@ impl Agent {
             task_attempts: HashMap::new(),
             removals: JoinSet::new(),
             draining: false,
+            trouble: None,
         };
         for attempt in left {
             let id = attempt.id();
@@ -114,22 +120,37 @@ impl Agent {
         if let Some(reason) = superseded {
             return Some(format!("superseded: {reason}"));
         }
-        self.disk.refusal().or_else(|| (!self.spool.has_room()).then(|| "spool full".into()))
+        if let Some(refusal) = self.disk.refusal() {
+            return Some(refusal);
+        }
+        if !self.spool.has_room() {
+            return Some("spool full".into());
+        }
+        self.trouble.as_ref().map(|(_, what)| what.clone())
     }
 
-    /// Looks at the disk again.
-    pub fn look_at_disk(&mut self) {
+    /// Looks again whether what kept it from taking anything new is over.
+    pub fn look_for_room(&mut self) {
         self.disk.look();
+        self.trouble.take_if(|(since, _)| since.elapsed() >= AFTER_TROUBLE);
     }
 
     /// Whether a new attempt would be taken on now.
     pub fn takes_new(&mut self, superseded: Option<&str>) -> bool {
-        self.disk.look();
+        self.look_for_room();
         self.refusal(superseded).is_none()
     }
 
-    /// Takes an attempt on: its claim id is spooled, and it prepares. An error leaves it not held.
-    pub fn take_on(&mut self, id: AttemptId, run: &agent::Run) -> Result<(), SpoolError> {
+    /// Takes an attempt on: its claim id is spooled, and it prepares. If that fails it is not held, which the
+    /// scheduler learns from the next `Held`.
+    pub fn take_on(&mut self, id: AttemptId, run: &agent::Run) {
+        if let Err(error) = self.try_to_take_on(id, run) {
+            tracing::warn!(attempt.id = %id, %error, "cannot take the attempt on");
+            self.trouble = Some((Instant::now(), error.to_string()));
+        }
+    }
+
+    fn try_to_take_on(&mut self, id: AttemptId, run: &agent::Run) -> Result<(), SpoolError> {
         let spec = ActionSpec::decode(run.spec.as_slice()).ok();
         let spool = self.spool.hold(NewAttempt {
             attempt: id,
@@ -232,8 +253,9 @@ impl Agent {
         }
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.held.is_empty()
+    /// Whether nothing runs and nothing is owed. What could not be taken down is nobody's to wait for.
+    pub fn is_done(&self) -> bool {
+        self.held.values().all(|held| held.settled && !held.runs)
     }
 
     pub fn ids(&self) -> Vec<AttemptId> {

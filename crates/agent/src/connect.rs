@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use sealci_proto::agent::agent_service_client::AgentServiceClient;
 use sealci_proto::agent::{AgentMessage, EnrolRequest, SchedulerMessage};
+use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -81,6 +82,10 @@ impl Schedulers {
         self.endpoints.is_empty()
     }
 
+    pub fn are_several(&self) -> bool {
+        self.endpoints.len() > 1
+    }
+
     /// The current one failed: the next one's turn.
     pub fn try_next(&mut self) {
         self.current = (self.current + 1) % self.endpoints.len().max(1);
@@ -95,10 +100,15 @@ impl Schedulers {
     }
 
     /// Makes the agent known. Repeatable.
-    pub async fn enrol(&self, identity: &Identity, name: &str, token: &str) -> Result<(), ConnectError> {
+    pub async fn enrol(
+        &self,
+        identity: &Identity,
+        name: &str,
+        token: &SecretString,
+    ) -> Result<(), ConnectError> {
         let (mut client, url) = self.client().await?;
         let request = EnrolRequest {
-            token: token.to_owned(),
+            token: token.expose_secret().to_owned(),
             agent_id: identity.agent.to_string(),
             name: name.to_owned(),
             credential: identity.credential.bytes().to_vec(),

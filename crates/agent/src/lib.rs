@@ -39,6 +39,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sealci_core::plan::Resources;
+use secrecy::SecretString;
 
 use crate::agent::Agent;
 use crate::attempt::Means;
@@ -68,7 +69,7 @@ pub struct Config {
     /// Whom to trust for `https`, besides the public authorities.
     pub scheduler_ca_pem: Option<Vec<u8>>,
     /// Needed until the installation knows this agent.
-    pub enrolment_token: Option<String>,
+    pub enrolment_token: Option<SecretString>,
     /// The release, as `sealci --version` prints it.
     pub version: String,
     /// None: what the machine has.
@@ -128,6 +129,8 @@ pub struct Periods {
     pub backoff_longest: Duration,
     /// Between tries while the installation refuses this agent.
     pub backoff_refused: Duration,
+    /// So long a scheduler may take to admit the agent while there are others to try.
+    pub admission: Duration,
     /// What is not acknowledged for so long is sent again.
     pub resend: Duration,
     /// `Held` is said at least so often, until the scheduler says how often.
@@ -145,6 +148,7 @@ impl Default for Periods {
             backoff_shortest: Duration::from_millis(100),
             backoff_longest: Duration::from_secs(10),
             backoff_refused: Duration::from_secs(30),
+            admission: Duration::from_secs(30),
             resend: Duration::from_secs(10),
             held_interval: Duration::from_secs(10),
             tick: Duration::from_millis(250),
@@ -165,9 +169,13 @@ impl Periods {
             backoff_shortest: self.backoff_shortest,
             backoff_longest: self.backoff_longest,
             backoff_refused: self.backoff_refused,
+            admission: self.admission,
         }
     }
 }
+
+/// So long the end of what was killed is waited for.
+const CLOSING: Duration = Duration::from_secs(10);
 
 /// Why an agent cannot begin. Once it has begun nothing but its shutdown ends it.
 #[derive(Debug, thiserror::Error)]
@@ -204,9 +212,10 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), AgentError> {
     if config.executors.is_empty() {
         return Err(AgentError::Config("it allows no executor"));
     }
-    let mut identity = Identity::load_or_make(&config.data_folder)?;
+    // The spool's lock comes first: it keeps two first starts from making two identities.
     let (spool, left) =
         Spool::open(&config.data_folder.join("spool"), config.spool, identity::new_instance_id)?;
+    let mut identity = Identity::load_or_make(&config.data_folder)?;
     if !identity.is_enrolled() && !enrol(&config, &mut identity, &mut schedulers, &shutdown).await? {
         return Ok(());
     }
@@ -244,7 +253,10 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), AgentError> {
     session.run(&mut agent).await;
     agent.stop().await;
     for executor in executors {
-        executor.close().await;
+        // What does not die is found by the next start's sweep.
+        if tokio::time::timeout(CLOSING, executor.close()).await.is_err() {
+            tracing::error!(executor = executor.kind().as_str(), "something of an action is still there");
+        }
     }
     Ok(())
 }
@@ -257,7 +269,7 @@ async fn enrol(
     shutdown: &Shutdown,
 ) -> Result<bool, AgentError> {
     use tonic::Code;
-    let token = config.enrolment_token.as_deref().ok_or(AgentError::NotEnrolled)?;
+    let token = config.enrolment_token.as_ref().ok_or(AgentError::NotEnrolled)?;
     let mut backoff = Backoff::new(config.periods.backoff_shortest, config.periods.backoff_longest);
     loop {
         let leave = async {

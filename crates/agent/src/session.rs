@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use rand::Rng;
 use sealci_proto::PROTOCOL;
 use sealci_proto::agent::{AgentMessage, Hello, SchedulerMessage, agent_message};
+use secrecy::SecretString;
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -46,6 +47,8 @@ pub struct SessionTimes {
     pub backoff_longest: Duration,
     /// Between tries while the scheduler does not know this agent.
     pub backoff_refused: Duration,
+    /// So long a scheduler may take to admit the agent while there are others to try.
+    pub admission: Duration,
 }
 
 /// The session with whichever scheduler answers.
@@ -53,7 +56,7 @@ pub struct Session {
     pub schedulers: Schedulers,
     pub identity: Arc<Identity>,
     pub name: String,
-    pub enrolment_token: Option<String>,
+    pub enrolment_token: Option<SecretString>,
     pub version: String,
     pub times: SessionTimes,
     pub shutdown: Shutdown,
@@ -77,7 +80,7 @@ impl Session {
         loop {
             agent.join_ended();
             agent.draining |= self.shutdown.drain.is_cancelled();
-            if agent.draining && agent.is_empty() {
+            if agent.draining && agent.is_done() {
                 return;
             }
             let mut wait = None;
@@ -135,7 +138,7 @@ impl Session {
 
     /// Opens one stream and keeps to it until it is over.
     async fn stream(&mut self, agent: &mut Agent) -> Result<Over, ConnectError> {
-        agent.look_at_disk();
+        agent.look_for_room();
         let refusal = agent.refusal(None);
         let hello = Hello {
             protocol_min: PROTOCOL,
@@ -161,6 +164,10 @@ impl Session {
             opened = opening => opened?,
             () = self.shutdown.stop.cancelled() => return Ok(Over::Stopped),
             () = drained(&self.shutdown, agent) => return Ok(Over::Drained),
+            () = tokio::time::sleep(self.times.admission), if self.schedulers.are_several() => {
+                let why = "it is connected to no controller that knows this agent".into();
+                return Ok(Over::Broken { why, was_welcomed: false });
+            }
         };
         tracing::info!(scheduler.url = url, "connected to a scheduler");
         self.converse(agent, stream, outbound, inbound, url).await
@@ -182,7 +189,7 @@ impl Session {
             stream.noticed(agent, id, Instant::now());
         }
         loop {
-            if agent.draining && agent.is_empty() {
+            if agent.draining && agent.is_done() {
                 return Ok(Over::Drained);
             }
             next = next.or_else(|| stream.next_message(agent, Instant::now()));
@@ -246,10 +253,10 @@ fn over(
     }
 }
 
-/// Waits until the agent is to leave and holds nothing. What it holds only changes on a stream.
+/// Waits until the agent is to leave and owes nothing. What it owes only changes on a stream.
 async fn drained(shutdown: &Shutdown, agent: &Agent) {
     shutdown.drain.cancelled().await;
-    if !agent.is_empty() {
+    if !agent.is_done() {
         std::future::pending::<()>().await;
     }
 }

@@ -161,7 +161,7 @@ impl Stream {
             tracing::debug!(attempt.id = %id, "unacknowledged; sending again");
             self.noticed(agent, id, now);
         }
-        agent.look_at_disk();
+        agent.look_for_room();
     }
 
     // ---- what is said --------------------------------------------------------------------------------------------
@@ -363,10 +363,8 @@ impl Stream {
             let takes_new = agent.takes_new(self.superseded.as_deref());
             match reconcile::decide(&wish, agent.state(id), takes_new) {
                 Decision::TakeOn => {
-                    let agent::desired_entry::Wish::Run(run) = &wish else { continue };
-                    // It is missing in the answer, so the scheduler places it elsewhere.
-                    if let Err(error) = agent.take_on(id, run) {
-                        tracing::warn!(attempt.id = %id, %error, "cannot take the attempt on");
+                    if let agent::desired_entry::Wish::Run(run) = &wish {
+                        agent.take_on(id, run);
                     }
                 }
                 Decision::AskAgain => {
@@ -470,7 +468,10 @@ fn within_credit(piece: Piece, credit_bytes: u64) -> (Option<Piece>, Option<Piec
 
 fn remove(files: Vec<std::path::PathBuf>) {
     for file in files {
-        if let Err(error) = std::fs::remove_file(&file) {
+        // A forgotten attempt takes its files with it.
+        if let Err(error) = std::fs::remove_file(&file)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
             tracing::warn!(file = %file.display(), %error, "cannot remove a delivered part of a log");
         }
     }

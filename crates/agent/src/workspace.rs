@@ -65,12 +65,14 @@ pub enum WorkspaceError {
         "the credentials for {repository} cannot be used: {why}; if this agent was set up anew, enrol it anew as well"
     )]
     Credentials { repository: String, why: String },
-    #[error("cannot have {revision} of {repository} in the workspace: {message}")]
+    #[error(
+        "cannot have {revision} of {repository} in the workspace: {message}; check that the agent reaches the repository and may read it"
+    )]
     Checkout {
         /// Without credentials.
         repository: String,
         revision: Revision,
-        /// What went wrong, and what to do.
+        /// What went wrong.
         message: String,
         disk_full: bool,
     },

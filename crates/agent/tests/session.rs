@@ -457,7 +457,7 @@ async fn an_agent_that_is_refused_enrols_again_and_goes_on() {
     agent.stop().await;
     let stranger = tempfile::tempdir().unwrap();
     let mut wrong = config(stranger.path(), &scheduler.url);
-    wrong.enrolment_token = Some("guess".into());
+    wrong.enrolment_token = Some("guess".to_owned().into());
     let error = TestAgent::start(wrong).ended().await.unwrap_err();
     assert!(matches!(error, sealci_agent::AgentError::Enrol(_)), "{error}");
 }

@@ -397,7 +397,7 @@ pub fn config(folder: &Path, url: &str) -> Config {
     let executors: Vec<Arc<dyn sealci_agent::executor::Executor>> = vec![Arc::new(FakeExecutor::new())];
     let mut config =
         Config::new("test".into(), folder.to_owned(), vec![url.to_owned()], executors, Arc::new(NoCheckout));
-    config.enrolment_token = Some("let me in".into());
+    config.enrolment_token = Some("let me in".to_owned().into());
     config.capacity = Some(Resources { cpu_millis: 4000, memory_bytes: 4 << 30 });
     config.min_free_disk_bytes = 0;
     config.periods = Periods {
