@@ -1,25 +1,51 @@
 //! The commands that run one service each: from flags and the environment to its configuration, and until a signal.
+//!
+//! Services that share a data folder find one another's secrets in it, so that on one machine they need no flags at all.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
+use sealci_git::AllowedTransports;
+use sealci_service::auth::{Role, Token, Tokens};
+use sealci_service::database::DatabaseUrl;
+use tokio_util::sync::CancellationToken;
 
+use crate::data_folder::DataFolder;
 use crate::exit::{Exit, Failure};
+use crate::service::{self, Service};
 
 /// What every listener has.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Listener")]
+#[derive(Debug, Default, Args)]
 pub struct ListenArgs {
-    /// The certificate chain, PEM; needed where --listen is not loopback
-    #[arg(long, value_name = "FILE", requires = "tls_key")]
-    pub tls_cert: Option<PathBuf>,
-    /// Its private key, PEM
-    #[arg(long, value_name = "FILE", requires = "tls_cert")]
-    pub tls_key: Option<PathBuf>,
     /// Write the bound address to this file, once requests are answered
     #[arg(long, value_name = "FILE")]
     pub announce: Option<PathBuf>,
+}
+
+/// Which repositories may be read, beyond those on public addresses by https and ssh.
+#[derive(Debug, Clone, Copy, Args)]
+#[command(next_help_heading = "Repositories")]
+pub struct GitArgs {
+    /// Also those on this machine's disk (file://)
+    #[arg(long)]
+    pub allow_file: bool,
+    /// Also by http, which anyone on the way can change
+    #[arg(long)]
+    pub allow_http: bool,
+    /// Also those on loopback and private addresses
+    #[arg(long)]
+    pub allow_local_addresses: bool,
+}
+
+impl GitArgs {
+    /// What is right where only this machine's owner says what is built.
+    pub const ALL: Self = Self { allow_file: true, allow_http: true, allow_local_addresses: true };
+
+    fn transports(self) -> AllowedTransports {
+        AllowedTransports { http: self.allow_http, file: self.allow_file }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -38,18 +64,23 @@ pub struct ControllerArgs {
     /// A scheduler to dispatch by; may be given several times
     #[arg(long, value_name = "URL", env = "SEALCI_SCHEDULER", default_value = "http://127.0.0.1:8422")]
     pub scheduler: Vec<String>,
-    /// What proves a controller to the schedulers
+    /// What proves a controller to the schedulers [default: of the data folder]
     #[arg(long, value_name = "FILE", env = "SEALCI_CLUSTER_SECRET_FILE")]
     pub cluster_secret_file: Option<PathBuf>,
     /// A token of the REST API with its role: read=FILE, run=FILE or admin=FILE; may be given several times
     #[arg(long, value_name = "ROLE=FILE")]
     pub api_token: Vec<String>,
-    /// What lets a new agent enrol
+    /// What lets a new agent enrol [default: of the data folder]
     #[arg(long, value_name = "FILE", env = "SEALCI_ENROLMENT_TOKEN_FILE")]
     pub enrolment_token_file: Option<PathBuf>,
-    /// Read repositories of this machine's disk (file://) too
-    #[arg(long)]
-    pub allow_file: bool,
+    #[command(flatten)]
+    pub git: GitArgs,
+    /// How long an agent may be silent before its attempts are lost
+    #[arg(long, value_name = "MILLISECONDS", default_value = "60000", hide = true)]
+    pub lost_after_ms: u64,
+    /// How long what is cancelled has between TERM and KILL
+    #[arg(long, value_name = "MILLISECONDS", default_value = "10000", hide = true)]
+    pub grace_ms: u64,
 }
 
 #[derive(Debug, Args)]
@@ -59,7 +90,10 @@ pub struct SchedulerArgs {
     pub listen: SocketAddr,
     #[command(flatten)]
     pub listener: ListenArgs,
-    /// What a controller proves itself with
+    /// The data folder [default: $XDG_DATA_HOME/sealci]
+    #[arg(long, value_name = "DIR", env = "SEALCI_DATA")]
+    pub data: Option<PathBuf>,
+    /// What a controller proves itself with [default: of the data folder]
     #[arg(long, value_name = "FILE", env = "SEALCI_CLUSTER_SECRET_FILE")]
     pub cluster_secret_file: Option<PathBuf>,
 }
@@ -80,7 +114,7 @@ pub struct MonitorArgs {
     /// The controller that makes the pipelines
     #[arg(long, value_name = "URL", env = "SEALCI_CONTROLLER", default_value = "http://127.0.0.1:8420")]
     pub controller: String,
-    /// The token for the controller (role run)
+    /// The token for the controller, role run [default: of the data folder]
     #[arg(long, value_name = "FILE")]
     pub controller_token_file: Option<PathBuf>,
     /// A token of the REST API with its role: read=FILE, run=FILE or admin=FILE; may be given several times
@@ -89,9 +123,8 @@ pub struct MonitorArgs {
     /// How often each repository is asked, where its configuration says nothing
     #[arg(long, value_name = "SECONDS", default_value = "10")]
     pub poll_seconds: u64,
-    /// Watch repositories of this machine's disk (file://) too
-    #[arg(long)]
-    pub allow_file: bool,
+    #[command(flatten)]
+    pub git: GitArgs,
 }
 
 #[derive(Debug, Args)]
@@ -102,10 +135,10 @@ pub struct AgentServeArgs {
     /// The authority of the scheduler's certificate, PEM
     #[arg(long, value_name = "FILE", env = "SEALCI_CA")]
     pub ca_file: Option<PathBuf>,
-    /// The data folder: credential, spool, mirrors, workspaces [default: $XDG_DATA_HOME/sealci/agent]
-    #[arg(long, value_name = "DIR", env = "SEALCI_AGENT_DATA")]
+    /// The data folder; the agent's own is `agent` in it [default: $XDG_DATA_HOME/sealci]
+    #[arg(long, value_name = "DIR", env = "SEALCI_DATA")]
     pub data: Option<PathBuf>,
-    /// What lets it enrol the first time
+    /// What lets it enrol the first time [default: of the data folder]
     #[arg(long, value_name = "FILE", env = "SEALCI_ENROLMENT_TOKEN_FILE")]
     pub enrolment_token_file: Option<PathBuf>,
     /// Its name for people [default: the host's]
@@ -123,30 +156,105 @@ pub struct AgentServeArgs {
     /// Offer the executor `process`: no isolation at all
     #[arg(long)]
     pub allow_process: bool,
-    /// Fetch repositories of this machine's disk (file://) too
-    #[arg(long)]
-    pub allow_file: bool,
-    /// Write this file once it is connected
-    #[arg(long, value_name = "FILE")]
-    pub announce: Option<PathBuf>,
+    #[command(flatten)]
+    pub git: GitArgs,
 }
 
-fn not_yet(service: &str) -> Failure {
-    Failure::infrastructure(format!("this build has no {service} yet"))
+/// The names of the data folder's secrets.
+pub const ADMIN_TOKEN: &str = "admin.token";
+const MONITOR_TOKEN: &str = "monitor.token";
+const CLUSTER_SECRET: &str = "cluster.secret";
+const ENROLMENT_TOKEN: &str = "enrolment.token";
+
+/// Takes a setting from its file if one is named, else from the data folder.
+fn secret(given: Option<&PathBuf>, folder: &DataFolder, name: &str) -> Result<Token, Failure> {
+    match given {
+        Some(path) => {
+            Token::from_file(path).map_err(|error| Failure::of_error(Exit::Usage, "bad secret", &error))
+        }
+        None => folder.secret(name).map_err(DataFolder::failure),
+    }
 }
 
-pub async fn controller(_args: ControllerArgs) -> Result<Exit, Failure> {
-    Err(not_yet("controller"))
+/// The data folder's own tokens, and `ROLE=FILE`s.
+fn api_tokens(own: &[(&Token, Role)], given: &[String]) -> Result<Tokens, Failure> {
+    let mut tokens = own.iter().fold(Tokens::default(), |tokens, (token, role)| tokens.with(token, *role));
+    for text in given {
+        let (role, path) = text.split_once('=').ok_or_else(|| {
+            Failure::usage(format!("--api-token {text}: say ROLE=FILE, such as read=/etc/sealci/read.token"))
+        })?;
+        let role = match role {
+            "read" => Role::Read,
+            "run" => Role::Run,
+            "admin" => Role::Admin,
+            _ => {
+                return Err(Failure::usage(format!("--api-token {text}: the roles are read, run and admin")));
+            }
+        };
+        let token = Token::from_file(path.as_ref())
+            .map_err(|error| Failure::of_error(Exit::Usage, "--api-token", &error))?;
+        tokens = tokens.with(&token, role);
+    }
+    Ok(tokens)
 }
 
-pub async fn scheduler(_args: SchedulerArgs) -> Result<Exit, Failure> {
-    Err(not_yet("scheduler"))
+fn database(given: Option<&String>, folder: &DataFolder, file: &str) -> Result<DatabaseUrl, Failure> {
+    match given {
+        Some(url) => url.parse().map_err(|error| Failure::of_error(Exit::Usage, "--database", &error)),
+        None => Ok(DatabaseUrl::Sqlite(folder.path(file))),
+    }
+}
+
+/// Opens the controller's door and makes it ready to run.
+pub async fn prepare_controller(args: &ControllerArgs, stop: CancellationToken) -> Result<Service, Failure> {
+    let folder = DataFolder::open(args.data.as_deref())?;
+    let admin = folder.secret(ADMIN_TOKEN).map_err(DataFolder::failure)?;
+    let monitor = folder.secret(MONITOR_TOKEN).map_err(DataFolder::failure)?;
+    let config = sealci_controller::Config {
+        database: database(args.database.as_ref(), &folder, "controller.db")?,
+        data: folder.path("controller"),
+        tokens: api_tokens(&[(&admin, Role::Admin), (&monitor, Role::Run)], &args.api_token)?,
+        enrolment_tokens: vec![secret(args.enrolment_token_file.as_ref(), &folder, ENROLMENT_TOKEN)?],
+        schedulers: args.scheduler.clone(),
+        cluster_secret: secret(args.cluster_secret_file.as_ref(), &folder, CLUSTER_SECRET)?,
+        transports: args.git.transports(),
+        allow_local_addresses: args.git.allow_local_addresses,
+        lost_after: Duration::from_millis(args.lost_after_ms),
+        grace: Duration::from_millis(args.grace_ms),
+    };
+    let (listener, address) = service::bind("controller", args.listen).await?;
+    let run =
+        async move { service::ended("controller", sealci_controller::serve(config, listener, stop).await) };
+    Service::listening("controller", address, args.listener.announce.as_deref(), run)
+}
+
+/// Opens the scheduler's door and makes it ready to run.
+pub async fn prepare_scheduler(args: &SchedulerArgs, stop: CancellationToken) -> Result<Service, Failure> {
+    let folder = DataFolder::open(args.data.as_deref())?;
+    let cluster_secret = secret(args.cluster_secret_file.as_ref(), &folder, CLUSTER_SECRET)?;
+    let config = sealci_scheduler::Config::new(cluster_secret.expose().into());
+    let (listener, address) = service::bind("scheduler", args.listen).await?;
+    let run =
+        async move { service::ended("scheduler", sealci_scheduler::serve(config, listener, stop).await) };
+    Service::listening("scheduler", address, args.listener.announce.as_deref(), run)
+}
+
+pub async fn controller(args: ControllerArgs) -> Result<Exit, Failure> {
+    service::start_log("info")?;
+    let stop = CancellationToken::new();
+    service::run(vec![prepare_controller(&args, stop.clone()).await?], stop).await
+}
+
+pub async fn scheduler(args: SchedulerArgs) -> Result<Exit, Failure> {
+    service::start_log("info")?;
+    let stop = CancellationToken::new();
+    service::run(vec![prepare_scheduler(&args, stop.clone()).await?], stop).await
 }
 
 pub async fn monitor(_args: MonitorArgs) -> Result<Exit, Failure> {
-    Err(not_yet("monitor"))
+    Err(Failure::infrastructure("this build has no monitor yet"))
 }
 
 pub async fn agent(_args: AgentServeArgs) -> Result<Exit, Failure> {
-    Err(not_yet("agent"))
+    Err(Failure::infrastructure("this build has no agent yet"))
 }
