@@ -1,0 +1,155 @@
+//! Reaches a scheduler: channels to the configured addresses one after the other, enrolment, the request for a stream.
+
+use std::time::Duration;
+
+use sealci_proto::agent::agent_service_client::AgentServiceClient;
+use sealci_proto::agent::{AgentMessage, EnrolRequest, SchedulerMessage};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::{Code, Request, Status, Streaming};
+
+use crate::causes::with_causes;
+use crate::identity::Identity;
+
+/// Why there is no connection, or no longer one.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error("cannot reach the scheduler {url}: {}", with_causes(.source))]
+    Transport { url: String, source: tonic::transport::Error },
+    #[error("the scheduler {url} refuses: {} ({})", .status.message(), name_of(.status.code()))]
+    Refused { url: String, status: Box<Status> },
+}
+
+impl ConnectError {
+    /// Whether trying again soon is pointless: something has to be put right first.
+    pub fn is_final_for_now(&self) -> bool {
+        let final_for_now = [Code::Unauthenticated, Code::PermissionDenied, Code::FailedPrecondition];
+        matches!(self, Self::Refused { status, .. } if final_for_now.contains(&status.code()))
+    }
+
+    pub fn code(&self) -> Option<Code> {
+        match self {
+            Self::Refused { status, .. } => Some(status.code()),
+            Self::Transport { .. } => None,
+        }
+    }
+}
+
+fn name_of(code: Code) -> String {
+    format!("{code:?}").to_uppercase()
+}
+
+/// A scheduler address that is none.
+#[derive(Debug, thiserror::Error)]
+#[error("`{url}` is no address of a scheduler ({source}); write `https://host:port`")]
+pub struct InvalidAddress {
+    url: String,
+    source: tonic::transport::Error,
+}
+
+/// How long a connection may stay silent, and how long a new one may take.
+#[derive(Debug, Clone, Copy)]
+pub struct ConnectTimes {
+    pub connect: Duration,
+    pub keepalive_interval: Duration,
+    pub keepalive_timeout: Duration,
+}
+
+/// The schedulers, tried in order, beginning with the one that answered last.
+#[derive(Debug)]
+pub struct Schedulers {
+    endpoints: Vec<Endpoint>,
+    current: usize,
+}
+
+impl Schedulers {
+    pub fn new(urls: &[String], ca_pem: Option<&[u8]>, times: ConnectTimes) -> Result<Self, InvalidAddress> {
+        let endpoints: Result<_, _> = urls.iter().map(|url| endpoint(url, ca_pem, times)).collect();
+        Ok(Self { endpoints: endpoints?, current: 0 })
+    }
+
+    /// The one to be tried now.
+    fn current(&self) -> (Endpoint, String) {
+        let endpoint = self.endpoints[self.current % self.endpoints.len()].clone();
+        let url = endpoint.uri().to_string();
+        (endpoint, url)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.endpoints.is_empty()
+    }
+
+    /// The current one failed: the next one's turn.
+    pub fn try_next(&mut self) {
+        self.current = (self.current + 1) % self.endpoints.len().max(1);
+    }
+
+    async fn client(&self) -> Result<(AgentServiceClient<Channel>, String), ConnectError> {
+        let (endpoint, url) = self.current();
+        match endpoint.connect().await {
+            Ok(channel) => Ok((AgentServiceClient::new(channel), url)),
+            Err(source) => Err(ConnectError::Transport { url, source }),
+        }
+    }
+
+    /// Makes the agent known. Repeatable.
+    pub async fn enrol(&self, identity: &Identity, name: &str, token: &str) -> Result<(), ConnectError> {
+        let (mut client, url) = self.client().await?;
+        let request = EnrolRequest {
+            token: token.to_owned(),
+            agent_id: identity.agent.to_string(),
+            name: name.to_owned(),
+            credential: identity.credential.bytes().to_vec(),
+            public_key: identity.public_key().to_vec(),
+        };
+        match client.enrol(request).await {
+            Ok(_) => Ok(()),
+            Err(status) => Err(ConnectError::Refused { url, status: Box::new(status) }),
+        }
+    }
+
+    /// Opens the stream. `outbound` must already hold what the scheduler waits for before it answers.
+    pub async fn session(
+        &self,
+        identity: &Identity,
+        outbound: mpsc::Receiver<AgentMessage>,
+    ) -> Result<(Streaming<SchedulerMessage>, String), ConnectError> {
+        let (mut client, url) = self.client().await?;
+        let mut request = Request::new(ReceiverStream::new(outbound));
+        let metadata = request.metadata_mut();
+        metadata.insert("authorization", header(&format!("Bearer {}", identity.credential.bearer())));
+        metadata.insert("sealci-agent-id", header(&identity.agent.to_string()));
+        match client.session(request).await {
+            Ok(response) => Ok((response.into_inner(), url)),
+            Err(status) => Err(ConnectError::Refused { url, status: Box::new(status) }),
+        }
+    }
+}
+
+fn endpoint(url: &str, ca_pem: Option<&[u8]>, times: ConnectTimes) -> Result<Endpoint, InvalidAddress> {
+    let invalid = |source| InvalidAddress { url: url.to_owned(), source };
+    let mut endpoint = Endpoint::from_shared(url.to_owned())
+        .map_err(invalid)?
+        .connect_timeout(times.connect)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(times.keepalive_interval)
+        .keep_alive_timeout(times.keepalive_timeout)
+        .keep_alive_while_idle(true);
+    if url.starts_with("https://") {
+        let mut tls = ClientTlsConfig::new().with_enabled_roots();
+        if let Some(pem) = ca_pem {
+            tls = tls.ca_certificate(Certificate::from_pem(pem));
+        }
+        endpoint = endpoint.tls_config(tls).map_err(invalid)?;
+    }
+    Ok(endpoint)
+}
+
+/// Hexadecimal digits and UUIDs are valid header values.
+fn header(text: &str) -> MetadataValue<Ascii> {
+    let mut value = MetadataValue::try_from(text).unwrap_or_else(|_| MetadataValue::from_static("invalid"));
+    value.set_sensitive(true);
+    value
+}

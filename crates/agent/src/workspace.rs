@@ -1,0 +1,241 @@
+//! Makes what an action works in: its own writable tree at the exact revision, and scratch room, both gone when it ends.
+//!
+//! ```text
+//!   <data>/work/<action>.<number>/workspace    what the repository holds at the revision
+//!   <data>/work/<action>.<number>/scratch      the executor's
+//! ```
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use sealci_core::event::{RefName, Revision};
+use sealci_core::ids::AttemptId;
+use sealci_core::outcome::Cause;
+use sealci_core::repository::redacted;
+use sealci_proto::agent;
+use serde::Deserialize;
+
+use crate::identity::Identity;
+
+/// What shall stand in a workspace.
+#[derive(Debug, Clone)]
+pub struct Source {
+    pub repository_url: String,
+    /// Where the revision was seen.
+    pub r#ref: Option<RefName>,
+    pub revision: Revision,
+    /// None where the repository needs none.
+    pub credentials: Option<RepositoryCredentials>,
+}
+
+/// What opens a repository for reading. Sealed to the agent's key it is JSON: `{"username": …, "secret": …}` for
+/// `https`, or `{"ssh_key": …}`, a private key in OpenSSH's format.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub enum RepositoryCredentials {
+    Password { username: String, secret: String },
+    SshKey { ssh_key: String },
+}
+
+impl std::fmt::Debug for RepositoryCredentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RepositoryCredentials(***)")
+    }
+}
+
+/// Fills workspaces: from Git mirrors, or from a snapshot of a local tree.
+#[async_trait]
+pub trait Checkout: Send + Sync {
+    /// Writes the source's tree into the existing, empty folder `into`. Dropping the future gives it up; what is in the
+    /// folder then is the caller's to remove.
+    async fn prepare(&self, source: &Source, into: &Path) -> Result<(), WorkspaceError>;
+}
+
+/// Why a workspace does not stand.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkspaceError {
+    #[error("cannot make the folder {path}: {source}; check the agent's data folder and its disk")]
+    Folder { path: PathBuf, source: io::Error },
+    #[error(
+        "the action's source cannot be understood: {0}; the controller and this agent may be of different releases"
+    )]
+    Malformed(String),
+    #[error(
+        "the credentials for {repository} cannot be used: {why}; if this agent was set up anew, enrol it anew as well"
+    )]
+    Credentials { repository: String, why: String },
+    #[error("cannot have {revision} of {repository} in the workspace: {message}")]
+    Checkout {
+        /// Without credentials.
+        repository: String,
+        revision: Revision,
+        /// What went wrong, and what to do.
+        message: String,
+        disk_full: bool,
+    },
+}
+
+impl WorkspaceError {
+    /// What it means for the attempt.
+    pub fn cause(&self) -> Cause {
+        match self {
+            Self::Folder { source, .. } if is_full(source) => Cause::DiskFull,
+            Self::Checkout { disk_full: true, .. } => Cause::DiskFull,
+            Self::Malformed(_) => Cause::Unsupported,
+            Self::Folder { .. } | Self::Credentials { .. } | Self::Checkout { .. } => Cause::Workspace,
+        }
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+impl Source {
+    /// Reads the wire's source, opening its credentials with the agent's key.
+    pub fn read(wire: &agent::Source, identity: &Identity) -> Result<Self, WorkspaceError> {
+        let malformed = |error: &dyn std::fmt::Display| WorkspaceError::Malformed(error.to_string());
+        let r#ref = match wire.r#ref.as_str() {
+            "" => None,
+            name => Some(name.parse().map_err(|error| malformed(&error))?),
+        };
+        Ok(Self {
+            repository_url: wire.repository_url.clone(),
+            r#ref,
+            revision: wire.revision.parse().map_err(|error| malformed(&error))?,
+            credentials: opened(&wire.sealed_credentials, identity).map_err(|why| {
+                WorkspaceError::Credentials { repository: redacted(&wire.repository_url), why }
+            })?,
+        })
+    }
+}
+
+fn opened(sealed: &[u8], identity: &Identity) -> Result<Option<RepositoryCredentials>, String> {
+    if sealed.is_empty() {
+        return Ok(None);
+    }
+    let opened = identity.open(sealed).map_err(|error| error.to_string())?;
+    // The parser's message could repeat the secret.
+    let read = serde_json::from_slice(&opened).map_err(|_| "they are of no known form".to_owned())?;
+    Ok(Some(read))
+}
+
+/// The folders of one attempt.
+#[derive(Debug, Clone)]
+pub struct Folders {
+    root: PathBuf,
+}
+
+impl Folders {
+    pub fn of(work: &Path, attempt: AttemptId) -> Self {
+        Self { root: work.join(attempt.to_string()) }
+    }
+
+    pub fn workspace(&self) -> PathBuf {
+        self.root.join("workspace")
+    }
+
+    pub fn scratch(&self) -> PathBuf {
+        self.root.join("scratch")
+    }
+
+    /// Makes them, empty.
+    pub async fn make(&self) -> Result<(), WorkspaceError> {
+        for path in [self.workspace(), self.scratch()] {
+            tokio::fs::create_dir_all(&path)
+                .await
+                .map_err(|source| WorkspaceError::Folder { path, source })?;
+        }
+        Ok(())
+    }
+
+    /// Removes them with all that is in them. What cannot be removed now is removed at the next start.
+    pub async fn remove(&self) {
+        match tokio::fs::remove_dir_all(&self.root).await {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => tracing::warn!(folder = %self.root.display(), %error, "cannot remove a workspace"),
+        }
+    }
+}
+
+/// Removes what former processes left, and makes the folder for this one. Blocks.
+pub fn clear(work: &Path) -> io::Result<()> {
+    match std::fs::read_dir(work) {
+        Ok(entries) => {
+            for entry in entries {
+                let path = entry?.path();
+                if let Err(error) = std::fs::remove_dir_all(&path) {
+                    tracing::warn!(folder = %path.display(), %error, "cannot remove a leftover workspace");
+                }
+            }
+            Ok(())
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => std::fs::create_dir_all(work),
+        Err(error) => Err(error),
+    }
+}
+
+/// What is free on the folder's disk for a user without privileges, in bytes (statvfs(3)).
+pub fn free_disk_bytes(folder: &Path) -> io::Result<u64> {
+    let disk = nix::sys::statvfs::statvfs(folder)?;
+    Ok(disk.blocks_available().saturating_mul(disk.fragment_size()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wire(sealed_credentials: Vec<u8>) -> agent::Source {
+        agent::Source {
+            repository_url: "https://user:hunter2@forge.example.org/o/r".into(),
+            r#ref: "refs/heads/main".into(),
+            revision: "a".repeat(40),
+            event_kind: "push".into(),
+            sealed_credentials,
+        }
+    }
+
+    #[test]
+    fn credentials_are_opened_and_never_shown() {
+        let folder = tempfile::tempdir().unwrap();
+        let identity = Identity::load_or_make(folder.path()).unwrap();
+        let key = crypto_box::PublicKey::from(identity.public_key());
+        let seal = |text: &str| key.seal(&mut crypto_box::aead::OsRng, text.as_bytes()).unwrap();
+        let read =
+            Source::read(&wire(seal(r#"{"username": "git", "secret": "hunter2"}"#)), &identity).unwrap();
+        let expected = RepositoryCredentials::Password { username: "git".into(), secret: "hunter2".into() };
+        assert_eq!(read.credentials.as_ref(), Some(&expected));
+        assert!(!format!("{:?}", read.credentials).contains("hunter2"));
+        let read = Source::read(&wire(seal(r#"{"ssh_key": "KEY"}"#)), &identity).unwrap();
+        assert_eq!(read.credentials, Some(RepositoryCredentials::SshKey { ssh_key: "KEY".into() }));
+        for bad in [seal("{hunter2"), b"garbage".to_vec()] {
+            let error = Source::read(&wire(bad), &identity).unwrap_err().to_string();
+            assert!(error.contains("forge.example.org/o/r") && !error.contains("hunter2"), "{error}");
+        }
+        assert!(Source::read(&wire(Vec::new()), &identity).unwrap().credentials.is_none());
+    }
+
+    #[test]
+    fn a_source_without_a_full_revision_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let identity = Identity::load_or_make(folder.path()).unwrap();
+        for revision in ["", "main", "--upload-pack=x"] {
+            let wire = agent::Source { revision: revision.into(), ..wire(Vec::new()) };
+            let error = Source::read(&wire, &identity).unwrap_err();
+            assert_eq!(error.cause(), Cause::Unsupported);
+        }
+    }
+
+    #[test]
+    fn leftovers_are_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let work = folder.path().join("work");
+        clear(&work).unwrap();
+        std::fs::create_dir_all(work.join("x/workspace")).unwrap();
+        clear(&work).unwrap();
+        assert_eq!(std::fs::read_dir(&work).unwrap().count(), 0);
+        assert!(free_disk_bytes(&work).unwrap() > 0);
+    }
+}
