@@ -368,9 +368,9 @@ mod tests {
         ] {
             assert_eq!(refused("http://x", status, b"").exit, exit, "{status}");
         }
-        let body = br#"{"title":"Bad manifest","status":422,"detail":"the manifest has 1 error\u001b[2J",
-            "errors":[{"line":2,"column":1,"message":"m","rendered":"a.yaml:2:1: what\n  | x\n"}]}"#;
+        let body = br#"{"title":"Bad manifest","status":422,"detail":"a.yaml:2:1: what\u001b[2J\n  | x\n",
+            "errors":[{"file":"a.yaml","line":2,"column":1,"message":"what","help":"h","source_line":"x"}]}"#;
         let failure = refused("http://x", 422, body);
-        assert_eq!(failure.message, "the manifest has 1 error\n\na.yaml:2:1: what\n  | x");
+        assert_eq!(failure.message, "a.yaml:2:1: what\n  | x");
     }
 }
