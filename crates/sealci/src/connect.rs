@@ -1,7 +1,7 @@
 //! Finds the server and the token, makes the typed client, and turns what a server refuses into words and an exit code.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -148,7 +148,12 @@ pub struct Server {
 }
 
 impl Server {
-    fn new(target: Target, ca_file: Option<&std::path::Path>) -> Result<Self, Failure> {
+    /// The controller that runs on this machine, whatever else the environment says.
+    pub fn local(file: &ClientFile) -> Result<Self, Failure> {
+        Self::new(Target { url: file.controller.clone(), token: Some(file.token.clone()) }, None)
+    }
+
+    fn new(target: Target, ca_file: Option<&Path>) -> Result<Self, Failure> {
         let mut headers = HeaderMap::new();
         if let Some(token) = &target.token {
             let mut value = HeaderValue::from_str(&format!("Bearer {token}"))

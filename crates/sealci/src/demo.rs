@@ -4,7 +4,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use sealci_api::controller::types::CreatePipeline;
+
+use crate::connect::Server;
+use crate::data_folder::{ClientFile, DataFolder};
 use crate::exit::{Exit, Failure};
+use crate::follow;
+use crate::format;
+use crate::terminal::Terminal;
 
 /// A bare repository with a working tree that pushes to it.
 #[derive(Debug)]
@@ -78,6 +85,23 @@ impl SampleRepository {
     fn send(&self) -> Result<(), Failure> {
         git(&self.tree, &["push", "--quiet", "origin", "HEAD:refs/heads/main"]).map(drop)
     }
+}
+
+/// Makes the sample repository, pushes to it, and shows what becomes of the push.
+pub async fn show(folder: &DataFolder, client: &ClientFile, terminal: Terminal) -> Result<Exit, Failure> {
+    let sample = SampleRepository::make(&folder.path("demo"))?;
+    let server = Server::local(client)?;
+    let revision = sample.push()?;
+    println!("pushed {} to {}\n", format::short_revision(&revision), sample.url()?);
+    let request = CreatePipeline::builder()
+        .repo_url(sample.url()?)
+        .ref_(Some("refs/heads/main".to_owned()))
+        .revision(Some(revision));
+    let pipeline = match server.client.create_pipeline().body(request).send().await {
+        Ok(pipeline) => pipeline.into_inner(),
+        Err(error) => return Err(server.failure(error).await),
+    };
+    follow::pipeline(&server, pipeline.id, terminal).await
 }
 
 /// Runs git as nobody in particular: the user's own configuration, hooks and signing keys stay out of it.

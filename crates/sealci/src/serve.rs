@@ -2,11 +2,21 @@
 //!
 //! Services that share a data folder find one another's secrets in it, so that on one machine they need no flags at all.
 
+use std::collections::BTreeMap;
+use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use sealci_agent::Shutdown;
+use sealci_agent::executor::Executor;
+use sealci_agent::executor::cgroup::{Cgroups, Layout};
+use sealci_agent::executor::fake::FakeExecutor;
+use sealci_agent::executor::process::ProcessExecutor;
+use sealci_agent::mirror::MirrorCheckout;
+use sealci_core::plan::Resources;
 use sealci_git::AllowedTransports;
 use sealci_service::auth::{Role, Token, Tokens};
 use sealci_service::database::DatabaseUrl;
@@ -121,8 +131,8 @@ pub struct MonitorArgs {
     #[arg(long, value_name = "ROLE=FILE")]
     pub api_token: Vec<String>,
     /// How often each repository is asked, where its configuration says nothing
-    #[arg(long, value_name = "SECONDS", default_value = "10")]
-    pub poll_seconds: u64,
+    #[arg(long, value_name = "MILLISECONDS", default_value = "10000")]
+    pub poll_ms: u64,
     #[command(flatten)]
     pub git: GitArgs,
 }
@@ -148,14 +158,17 @@ pub struct AgentServeArgs {
     #[arg(long, value_name = "NAME=VALUE")]
     pub label: Vec<String>,
     /// CPUs for actions, in thousandths [default: all]
-    #[arg(long, value_name = "MILLIS")]
+    #[arg(long, value_name = "MILLIS", requires = "memory_bytes")]
     pub cpu_millis: Option<u64>,
     /// Memory for actions [default: all but a reserve]
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "BYTES", requires = "cpu_millis")]
     pub memory_bytes: Option<u64>,
     /// Offer the executor `process`: no isolation at all
     #[arg(long)]
     pub allow_process: bool,
+    /// Offer the executor `fake`, which plays a script
+    #[arg(long, hide = true)]
+    pub allow_fake: bool,
     #[command(flatten)]
     pub git: GitArgs,
 }
@@ -251,10 +264,164 @@ pub async fn scheduler(args: SchedulerArgs) -> Result<Exit, Failure> {
     service::run(vec![prepare_scheduler(&args, stop.clone()).await?], stop).await
 }
 
-pub async fn monitor(_args: MonitorArgs) -> Result<Exit, Failure> {
-    Err(Failure::infrastructure("this build has no monitor yet"))
+/// Opens the monitor's door and makes it ready to run.
+pub async fn prepare_monitor(_args: &MonitorArgs, stop: CancellationToken) -> Result<Service, Failure> {
+    Ok(Service::dialling("monitor", async move {
+        stop.cancelled().await;
+        Ok(())
+    }))
 }
 
-pub async fn agent(_args: AgentServeArgs) -> Result<Exit, Failure> {
-    Err(Failure::infrastructure("this build has no agent yet"))
+pub async fn monitor(args: MonitorArgs) -> Result<Exit, Failure> {
+    service::start_log("info")?;
+    let stop = CancellationToken::new();
+    service::run(vec![prepare_monitor(&args, stop.clone()).await?], stop).await
+}
+
+/// The first signal drains: nothing new is taken, what runs is finished. The second ends the agent now.
+pub async fn agent(args: AgentServeArgs) -> Result<Exit, Failure> {
+    service::start_log("info")?;
+    let shutdown = Shutdown { drain: CancellationToken::new(), stop: CancellationToken::new() };
+    let mut signals = service::signals()?;
+    let mut running = std::pin::pin!(prepare_agent(&args, shutdown.clone())?.run());
+    for token in [&shutdown.drain, &shutdown.stop] {
+        tokio::select! {
+            ended = &mut running => return ended.map(|()| Exit::Passed),
+            name = signals.next() => {
+                tracing::info!(signal = name, "asked to end");
+                token.cancel();
+            }
+        }
+    }
+    tokio::select! {
+        ended = running => ended.map(|()| Exit::Passed),
+        _ = signals.next() => Ok(Exit::Interrupted),
+    }
+}
+
+/// The agent's mirrors are thrown away, longest unused first, over this.
+const MIRRORS_BUDGET_BYTES: u64 = 20 << 30;
+
+/// Makes an agent ready to run.
+pub fn prepare_agent(args: &AgentServeArgs, shutdown: Shutdown) -> Result<Service, Failure> {
+    let folder = DataFolder::open(args.data.as_deref())?;
+    let own = folder.path("agent");
+    let trouble = |what: &str, error: &dyn std::fmt::Display| {
+        Failure::infrastructure(format!("the agent's {what}: {error}"))
+    };
+    fs::create_dir_all(&own).map_err(|error| trouble("data folder", &error))?;
+    let enrolment_token = match &args.enrolment_token_file {
+        Some(path) => Some(
+            Token::from_file(path).map_err(|error| Failure::of_error(Exit::Usage, "bad secret", &error))?,
+        ),
+        // Another process on this machine may be about to make it; an agent that is enrolled needs none.
+        None => Some(folder.secret(ENROLMENT_TOKEN).map_err(DataFolder::failure)?),
+    };
+    let mut options = sealci_git::Options::new(own.join("git-home"));
+    options.allow_local_addresses = args.git.allow_local_addresses;
+    let git = sealci_git::Git::new(options).map_err(|error| trouble("git", &error))?;
+    let mirrors = sealci_git::Mirrors::new(git, own.join("mirrors"), MIRRORS_BUDGET_BYTES)
+        .map_err(|error| trouble("mirrors", &error))?;
+    let checkout = MirrorCheckout::new(mirrors, args.git.transports());
+    let name = args.name.clone().unwrap_or_else(host_name);
+    let mut config = sealci_agent::Config::new(
+        name,
+        own.clone(),
+        vec![args.scheduler.clone()],
+        executors(args, &own)?,
+        Arc::new(checkout),
+    );
+    config.enrolment_token = enrolment_token.map(|token| token.expose().to_owned());
+    config.labels = labels(&args.label)?;
+    config.capacity = match (args.cpu_millis, args.memory_bytes) {
+        (Some(cpu_millis), Some(memory_bytes)) => Some(Resources { cpu_millis, memory_bytes }),
+        _ => None,
+    };
+    config.scheduler_ca_pem = match &args.ca_file {
+        Some(path) => Some(fs::read(path).map_err(|error| {
+            Failure::of_error(Exit::Usage, format!("cannot read {}", path.display()), &error)
+        })?),
+        None => None,
+    };
+    let run = async move { service::ended("agent", sealci_agent::run(config, shutdown).await) };
+    Ok(Service::dialling("agent", run))
+}
+
+/// What runs actions, the default first.
+fn executors(args: &AgentServeArgs, own: &Path) -> Result<Vec<Arc<dyn Executor>>, Failure> {
+    let mut executors: Vec<Arc<dyn Executor>> = Vec::new();
+    if args.allow_process {
+        let cgroups = Layout::detect().and_then(|layout| Cgroups::open(layout, &instance_name(own)));
+        let cgroups = match cgroups {
+            Ok(cgroups) => Some(cgroups),
+            Err(error) => {
+                tracing::warn!(%error, "no limits will hold: there are no control groups to use (`sealci doctor` says more)");
+                None
+            }
+        };
+        let process = ProcessExecutor::new(own, cgroups)
+            .map_err(|error| Failure::of_error(Exit::Infrastructure, "the executor `process`", &error))?;
+        executors.push(Arc::new(process));
+    }
+    if args.allow_fake {
+        executors.push(Arc::new(FakeExecutor::new()));
+    }
+    if executors.is_empty() {
+        return Err(Failure::usage("this agent would offer no executor")
+            .help("allow one: --allow-process runs actions as this user, with no isolation"));
+    }
+    Ok(executors)
+}
+
+/// Tells this agent's control groups from another one's on the same machine, and is the same after a restart: the data
+/// folder's place, as 64 bits in hexadecimal (FNV-1a).
+fn instance_name(own: &Path) -> String {
+    let hash = own.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("{hash:016x}")
+}
+
+fn labels(given: &[String]) -> Result<BTreeMap<String, String>, Failure> {
+    let pair = |text: &String| {
+        let (name, value) = text.split_once('=').filter(|(name, _)| !name.is_empty())?;
+        Some((name.to_owned(), value.to_owned()))
+    };
+    given
+        .iter()
+        .map(|text| pair(text).ok_or_else(|| Failure::usage(format!("--label {text}: say NAME=VALUE"))))
+        .collect()
+}
+
+fn host_name() -> String {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim();
+    if name.is_empty() { "agent".to_owned() } else { name.chars().take(128).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_and_labels_are_pairs() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("token");
+        fs::write(&file, Token::generate().unwrap().expose()).unwrap();
+        assert!(api_tokens(&[], &[format!("read={}", file.display())]).is_ok());
+        for bad in ["read".to_owned(), format!("root={}", file.display()), "run=/nowhere".to_owned()] {
+            assert_eq!(api_tokens(&[], &[bad]).err().map(|failure| failure.exit), Some(Exit::Usage));
+        }
+        assert_eq!(
+            labels(&["a=b=c".to_owned()]).unwrap(),
+            BTreeMap::from([("a".to_owned(), "b=c".to_owned())])
+        );
+        assert!(labels(&["a".to_owned()]).is_err() && labels(&["=a".to_owned()]).is_err());
+    }
+
+    #[test]
+    fn an_instance_keeps_its_name() {
+        assert_eq!(instance_name(Path::new("/a")), instance_name(Path::new("/a")));
+        assert_ne!(instance_name(Path::new("/a")), instance_name(Path::new("/b")));
+    }
 }

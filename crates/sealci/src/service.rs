@@ -24,8 +24,8 @@ type Run = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>;
 /// A service whose door is open, and that is ready to run.
 pub struct Service {
     pub name: &'static str,
-    /// Where it is reached; none for one that only dials out.
-    pub url: Option<String>,
+    /// Where it is reached; empty for one that only dials out.
+    pub url: String,
     run: Run,
 }
 
@@ -44,7 +44,20 @@ impl Service {
                 Failure::of_error(Exit::Infrastructure, format!("cannot write {}", path.display()), &error)
             })?;
         }
-        Ok(Self { name, url: Some(url), run: Box::pin(run) })
+        Ok(Self { name, url, run: Box::pin(run) })
+    }
+
+    /// A service that only dials out.
+    pub fn dialling(
+        name: &'static str,
+        run: impl Future<Output = Result<(), Failure>> + Send + 'static,
+    ) -> Self {
+        Self { name, url: String::new(), run: Box::pin(run) }
+    }
+
+    /// Runs it alone.
+    pub async fn run(self) -> Result<(), Failure> {
+        self.run.await
     }
 }
 
@@ -159,7 +172,7 @@ mod tests {
     use super::*;
 
     fn service(run: impl Future<Output = Result<(), Failure>> + Send + 'static) -> Service {
-        Service { name: "test", url: None, run: Box::pin(run) }
+        Service { name: "test", url: String::new(), run: Box::pin(run) }
     }
 
     #[tokio::test]
