@@ -33,6 +33,8 @@ mod timers;
 mod wants;
 
 #[cfg(test)]
+mod kit;
+#[cfg(test)]
 mod model;
 #[cfg(test)]
 mod tests;

@@ -139,6 +139,11 @@ impl Wants {
         attempts.iter().filter_map(|attempt| Some((*attempt, self.claimed(*attempt)?.wish()))).collect()
     }
 
+    #[cfg(test)]
+    pub fn is_empty(&self) -> bool {
+        self.pipelines.is_empty() && self.attempts.is_empty() && self.claims.is_empty()
+    }
+
     fn is_stale(&self, attempt: AttemptId) -> bool {
         self.attempts
             .get(&attempt)
