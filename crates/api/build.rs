@@ -4,7 +4,7 @@ use std::path::Path;
 use std::{env, fs};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    for name in ["controller"] {
+    for name in ["controller", "monitor"] {
         let document = Path::new("../../api/openapi").join(format!("{name}.yaml"));
         println!("cargo:rerun-if-changed={}", document.display());
         let mut value: serde_json::Value = serde_saphyr::from_str(&fs::read_to_string(&document)?)?;

@@ -75,8 +75,8 @@ pub struct Installation {
 impl Installation {
     /// Starts all four, and returns when the agent can be given work.
     pub fn start() -> Self {
-        let mut installation = Self::empty();
-        for part in [Part::Scheduler, Part::Controller, Part::Agent] {
+        let mut installation = Self::none();
+        for part in Part::ALL {
             installation.start_part(part);
         }
         installation.write_client_file();
@@ -84,8 +84,8 @@ impl Installation {
         installation
     }
 
-    /// Starts nothing yet.
-    fn empty() -> Self {
+    /// Starts nothing: for command lines that need no server, or start their own.
+    pub fn none() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         Self { folder, processes: BTreeMap::new(), addresses: BTreeMap::new(), starts: 0 }
     }

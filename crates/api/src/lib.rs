@@ -5,3 +5,9 @@
 pub mod controller {
     include!(concat!(env!("OUT_DIR"), "/controller.rs"));
 }
+
+/// The monitor's: `api/openapi/monitor.yaml`.
+#[allow(clippy::all, clippy::unwrap_used, clippy::expect_used, rust_2018_idioms, irrefutable_let_patterns)]
+pub mod monitor {
+    include!(concat!(env!("OUT_DIR"), "/monitor.rs"));
+}

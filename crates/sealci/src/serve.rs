@@ -18,6 +18,7 @@ use sealci_agent::executor::process::ProcessExecutor;
 use sealci_agent::mirror::MirrorCheckout;
 use sealci_core::plan::Resources;
 use sealci_git::AllowedTransports;
+use sealci_monitor::ControllerAddress;
 use sealci_service::auth::{Role, Token, Tokens};
 use sealci_service::database::DatabaseUrl;
 use tokio_util::sync::CancellationToken;
@@ -265,11 +266,23 @@ pub async fn scheduler(args: SchedulerArgs) -> Result<Exit, Failure> {
 }
 
 /// Opens the monitor's door and makes it ready to run.
-pub async fn prepare_monitor(_args: &MonitorArgs, stop: CancellationToken) -> Result<Service, Failure> {
-    Ok(Service::dialling("monitor", async move {
-        stop.cancelled().await;
-        Ok(())
-    }))
+pub async fn prepare_monitor(args: &MonitorArgs, stop: CancellationToken) -> Result<Service, Failure> {
+    let folder = DataFolder::open(args.data.as_deref())?;
+    let admin = folder.secret(ADMIN_TOKEN).map_err(DataFolder::failure)?;
+    let controller = ControllerAddress {
+        url: args.controller.clone(),
+        token: secret(args.controller_token_file.as_ref(), &folder, MONITOR_TOKEN)?,
+    };
+    let mut git = sealci_git::Options::new(folder.path("monitor/git-home"));
+    git.allow_local_addresses = args.git.allow_local_addresses;
+    let database = database(args.database.as_ref(), &folder, "monitor.db")?;
+    let mut config = sealci_monitor::Config::new(database, controller, git);
+    config.tokens = api_tokens(&[(&admin, Role::Admin)], &args.api_token)?;
+    config.transports = args.git.transports();
+    config.poll_interval = Duration::from_millis(args.poll_ms);
+    let (listener, address) = service::bind("monitor", args.listen).await?;
+    let run = async move { service::ended("monitor", sealci_monitor::serve(config, listener, stop).await) };
+    Service::listening("monitor", address, args.listener.announce.as_deref(), run)
 }
 
 pub async fn monitor(args: MonitorArgs) -> Result<Exit, Failure> {
