@@ -1,5 +1,8 @@
 //! Follows a push from the repository to its pipeline's end, through services that are killed on the way.
 
+// All of this is test code: what cannot be had ends the test.
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::time::Instant;
 

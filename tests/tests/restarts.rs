@@ -1,5 +1,8 @@
 //! Kills each service in mid action, starts it again, and looks at what became of the action.
 
+// All of this is test code: what cannot be had ends the test.
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::path::Path;
 
