@@ -3,7 +3,7 @@
 //! Advisories are left out: they need a database from the network, and a build must not fail for what others publish.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -13,9 +13,14 @@ use crate::workspace;
 /// The version that is built where none is installed.
 const VERSION: &str = "0.20.2";
 
+/// Both in one.
 pub fn run() -> Result<()> {
-    let program = find_or_build()?;
-    let status = Command::new(&program)
+    check(&find_or_build()?)
+}
+
+/// Checks the workspace.
+pub fn check(program: &Path) -> Result<()> {
+    let status = Command::new(program)
         .current_dir(workspace::root())
         .args(["--locked", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"])
         .status()
@@ -23,7 +28,8 @@ pub fn run() -> Result<()> {
     if status.success() { Ok(()) } else { bail!("cargo-deny refuses the dependencies, see above") }
 }
 
-fn find_or_build() -> Result<PathBuf> {
+/// The program, built where it is not installed.
+pub fn find_or_build() -> Result<PathBuf> {
     if let Some(program) = crate::machine::find("cargo-deny") {
         return Ok(program);
     }

@@ -33,8 +33,11 @@ pub fn run() -> Result<bool> {
     report.step("clippy", || {
         cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])
     });
-    if report.step("deny", deny::run).is_none() && !is_required(Capability::Deny) {
-        println!("(no cargo-deny: set SEALCI_REQUIRE without `deny` only where it cannot be had)");
+    match deny::find_or_build() {
+        Ok(program) => {
+            report.step("deny", || deny::check(&program));
+        }
+        Err(error) => report.missing("deny", &format!("{error:#}"), is_required(Capability::Deny)),
     }
 
     let postgres = machine::postgres_programs().and_then(|_| report.step("postgres", Postgres::start));

@@ -1,18 +1,20 @@
 //! Finds the server and the token, makes the typed client, and turns what a server refuses into words and an exit code.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 use futures_util::TryStreamExt;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
-use sealci_api::controller::{ByteStream, Client, Error, types};
+use sealci_api::controller::{ByteStream, Client, Error};
+use serde::Deserialize;
 use uuid::Uuid;
 
 use crate::data_folder::{ClientFile, DataFolder};
 use crate::exit::{Exit, Failure, chain};
-use crate::terminal::one_line;
+use crate::repos::{self, Monitor};
+use crate::terminal::{Harmless, one_line};
 
 /// Where the server is and who asks.
 #[derive(Debug, Clone, Args)]
@@ -55,15 +57,15 @@ enum Service {
 impl ServerArgs {
     /// A client of the controller.
     pub fn controller(&self) -> Result<Server, Failure> {
-        self.connect(Service::Controller)
+        Server::new(self.target(Service::Controller)?, self.ca_file.as_deref(), Client::new_with_client)
     }
 
-    /// The monitor's address, and an HTTP client that carries the token.
-    pub fn monitor(&self) -> Result<Server, Failure> {
-        self.connect(Service::Monitor)
+    /// A client of the monitor.
+    pub fn monitor(&self) -> Result<Monitor, Failure> {
+        Server::new(self.target(Service::Monitor)?, self.ca_file.as_deref(), repos::client)
     }
 
-    fn connect(&self, service: Service) -> Result<Server, Failure> {
+    fn target(&self, service: Service) -> Result<Target, Failure> {
         let token = match &self.token_file {
             Some(path) => Some(fs::read_to_string(path).map_err(|error| {
                 Failure::of_error(
@@ -83,8 +85,7 @@ impl ServerArgs {
             Service::Controller => self.server.clone(),
             Service::Monitor => self.monitor.clone().or_else(|| self.server.clone()),
         };
-        let target = choose(service, given, token, local)?;
-        Server::new(target, self.ca_file.as_deref())
+        choose(service, given, token, local)
     }
 }
 
@@ -141,46 +142,17 @@ pub fn is_loopback(url: &reqwest::Url) -> bool {
 
 /// A server that can be asked.
 #[derive(Debug, Clone)]
-pub struct Server {
+pub struct Server<C = Client> {
     pub url: String,
-    pub client: Client,
-    pub http: reqwest::Client,
+    /// The typed client of its REST API.
+    pub client: C,
 }
 
 impl Server {
-    fn new(target: Target, ca_file: Option<&std::path::Path>) -> Result<Self, Failure> {
-        let mut headers = HeaderMap::new();
-        if let Some(token) = &target.token {
-            let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
-                .map_err(|_| Failure::usage("the token holds characters that no token has"))?;
-            value.set_sensitive(true);
-            headers.insert(AUTHORIZATION, value);
-        }
-        let mut builder = reqwest::Client::builder()
-            .default_headers(headers)
-            .connect_timeout(Duration::from_secs(10))
-            .read_timeout(Duration::from_secs(45))
-            .redirect(reqwest::redirect::Policy::none());
-        if target.url.starts_with("http://") {
-            // Loopback: no proxy, and no need of the machine's certificate store, which a small image may lack.
-            builder = builder.no_proxy().tls_certs_only([]);
-        }
-        if let Some(path) = ca_file {
-            let read =
-                || -> anyhow::Result<_> { Ok(reqwest::Certificate::from_pem_bundle(&fs::read(path)?)?) };
-            let certificates = read().map_err(|error| {
-                Failure::usage(format!(
-                    "cannot use the authority {}: {}",
-                    path.display(),
-                    chain(error.as_ref())
-                ))
-            })?;
-            builder = builder.tls_certs_merge(certificates);
-        }
-        let http = builder.build().map_err(|error| {
-            Failure::of_error(Exit::Infrastructure, "cannot set up an HTTP client", &error)
-        })?;
-        Ok(Self { client: Client::new_with_client(&target.url, http.clone()), http, url: target.url })
+    /// The controller that runs on this machine, whatever else the environment says.
+    pub fn local(file: &ClientFile) -> Result<Self, Failure> {
+        let target = Target { url: file.controller.clone(), token: Some(file.token.clone()) };
+        Self::new(target, None, Client::new_with_client)
     }
 
     /// The id that a person's `7`, `#7` or full id means.
@@ -219,8 +191,57 @@ impl Server {
             }
         }
     }
+}
 
-    /// What the controller's refusal means.
+impl Monitor {
+    /// The monitor that runs on this machine.
+    pub fn local_monitor(file: &ClientFile) -> Result<Self, Failure> {
+        let target = Target { url: file.monitor.clone(), token: Some(file.token.clone()) };
+        Self::new(target, None, repos::client)
+    }
+}
+
+impl<C> Server<C> {
+    fn new(
+        target: Target,
+        ca_file: Option<&Path>,
+        client: fn(&str, reqwest::Client) -> C,
+    ) -> Result<Self, Failure> {
+        let mut headers = HeaderMap::new();
+        if let Some(token) = &target.token {
+            let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
+                .map_err(|_| Failure::usage("the token holds characters that no token has"))?;
+            value.set_sensitive(true);
+            headers.insert(AUTHORIZATION, value);
+        }
+        let mut builder = reqwest::Client::builder()
+            .default_headers(headers)
+            .connect_timeout(Duration::from_secs(10))
+            .read_timeout(Duration::from_secs(45))
+            .redirect(reqwest::redirect::Policy::none());
+        if target.url.starts_with("http://") {
+            // Loopback: no proxy, and no need of the machine's certificate store, which a small image may lack.
+            builder = builder.no_proxy().tls_certs_only([]);
+        }
+        if let Some(path) = ca_file {
+            let read =
+                || -> anyhow::Result<_> { Ok(reqwest::Certificate::from_pem_bundle(&fs::read(path)?)?) };
+            let certificates = read().map_err(|error| {
+                Failure::usage(format!(
+                    "cannot use the authority {}: {}",
+                    path.display(),
+                    chain(error.as_ref())
+                ))
+            })?;
+            builder = builder.tls_certs_merge(certificates);
+        }
+        let http = builder.build().map_err(|error| {
+            Failure::of_error(Exit::Infrastructure, "cannot set up an HTTP client", &error)
+        })?;
+        Ok(Self { client: client(&target.url, http), url: target.url })
+    }
+
+    /// What the server's refusal means.
     pub async fn failure(&self, error: Error<ByteStream>) -> Failure {
         match error {
             Error::ErrorResponse(response) => {
@@ -268,30 +289,53 @@ impl Server {
     }
 }
 
+/// What all our services' problem documents have in common.
+#[derive(Deserialize)]
+struct Problem {
+    title: String,
+    detail: Option<String>,
+    #[serde(default)]
+    errors: Vec<ProblemError>,
+}
+
+/// An error of a manifest, which the detail tells as well, or of a setting, which it does not.
+#[derive(Deserialize)]
+struct ProblemError {
+    setting: Option<String>,
+    message: String,
+}
+
+impl Problem {
+    fn words(&self) -> String {
+        let detail = self.detail.as_deref().unwrap_or(&self.title);
+        // The detail of a bad manifest is the rendering of all its errors, over many lines.
+        let mut words = if self.errors.is_empty() { one_line(detail) } else { lines(detail) };
+        for error in &self.errors {
+            if let Some(setting) = &error.setting {
+                words.push_str(&format!("\n  {}: {}", one_line(setting), one_line(&error.message)));
+            }
+        }
+        words
+    }
+}
+
+/// A foreign text of several lines.
+fn lines(text: &str) -> String {
+    let mut shown = String::new();
+    Harmless::new(false).push(text.as_bytes(), &mut shown);
+    shown.trim_end().to_owned()
+}
+
 /// What a status and a problem document mean.
 pub fn refused(url: &str, status: u16, body: &[u8]) -> Failure {
-    let problem: Option<types::Problem> = serde_json::from_slice(body).ok();
+    let problem: Option<Problem> = serde_json::from_slice(body).ok();
     let exit = match status {
         401 | 403 => Exit::NotAllowed,
         408 | 425 | 429 => Exit::Infrastructure,
         400..=499 => Exit::Usage,
         _ => Exit::Infrastructure,
     };
-    let said = match &problem {
-        Some(problem) => {
-            let detail = problem.detail.as_deref().unwrap_or(&problem.title);
-            // The detail of a bad manifest is the rendering of all its errors, over many lines.
-            match problem.errors.is_empty() {
-                true => one_line(detail),
-                false => {
-                    let mut rendered = String::new();
-                    crate::terminal::Harmless::new(false).push(detail.as_bytes(), &mut rendered);
-                    rendered.trim_end().to_owned()
-                }
-            }
-        }
-        None => format!("{url} answered {status}"),
-    };
+    let said = problem.map_or_else(|| format!("{url} answered {status}"), |problem| problem.words());
     let failure = Failure::new(exit, said);
     match status {
         401 => failure.help("give a valid token with --token-file FILE or $SEALCI_TOKEN"),
@@ -368,6 +412,9 @@ mod tests {
         ] {
             assert_eq!(refused("http://x", status, b"").exit, exit, "{status}");
         }
+        let body = br#"{"title":"Bad setting","status":422,"detail":"a setting is wrong",
+            "errors":[{"setting":"branches[1]","message":"empty"}]}"#;
+        assert_eq!(refused("http://x", 422, body).message, "a setting is wrong\n  branches[1]: empty");
         let body = br#"{"title":"Bad manifest","status":422,"detail":"a.yaml:2:1: what\u001b[2J\n  | x\n",
             "errors":[{"file":"a.yaml","line":2,"column":1,"message":"what","help":"h","source_line":"x"}]}"#;
         let failure = refused("http://x", 422, body);

@@ -8,14 +8,18 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rand::TryRngCore;
+use sealci_service::auth::{Token, TokenError};
 use serde::{Deserialize, Serialize};
+
+use crate::exit::{Exit, Failure};
 
 /// A data folder that cannot be found, read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum DataFolderError {
     #[error("no data folder: neither --data nor XDG_DATA_HOME nor HOME is set; give one with --data DIR")]
     Nowhere,
+    #[error(transparent)]
+    Secret(#[from] TokenError),
     #[error("cannot {doing} {path}")]
     Io {
         doing: &'static str,
@@ -61,6 +65,18 @@ impl DataFolder {
         Ok(Self { root })
     }
 
+    /// The folder, made if it is not there.
+    pub fn open(given: Option<&Path>) -> Result<Self, Failure> {
+        let mut folder = Self::locate(given).map_err(Self::failure)?;
+        folder.create().map_err(Self::failure)?;
+        Ok(folder)
+    }
+
+    /// What trouble with it means for a command.
+    pub fn failure(error: DataFolderError) -> Failure {
+        Failure::of_error(Exit::Infrastructure, "the data folder", &error)
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }
@@ -84,22 +100,26 @@ impl DataFolder {
         Ok(())
     }
 
-    /// The secret of this name: 256 random bits in hexadecimal, made at the first call.
-    pub fn secret(&self, name: &str) -> Result<String, DataFolderError> {
+    /// The secret of this name, made at the first call. Two processes that make it at the same time get the same one.
+    pub fn secret(&self, name: &str) -> Result<Token, DataFolderError> {
         let path = self.path(name);
-        match fs::read_to_string(&path) {
-            Ok(text) if !text.trim().is_empty() => return Ok(text.trim().to_owned()),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => return Err(DataFolderError::Io { doing: "read the secret", path, source }),
+        let failed = |doing, source| DataFolderError::Io { doing, path: path.clone(), source };
+        if !path.try_exists().map_err(|source| failed("look for", source))? {
+            let token = Token::generate()?;
+            let new = self.path(&format!(".{name}.{}", std::process::id()));
+            write_whole(&new, format!("{}\n", token.expose()).as_bytes())
+                .map_err(|source| failed("write", source))?;
+            // Unlike a rename, a link never replaces what another process has put there meanwhile.
+            let linked = fs::hard_link(&new, &path).or_else(|error| match error.kind() {
+                io::ErrorKind::AlreadyExists => Ok(()),
+                _ => Err(error),
+            });
+            let _ = fs::remove_file(&new);
+            linked
+                .and_then(|()| File::open(&self.root)?.sync_all())
+                .map_err(|source| failed("write", source))?;
         }
-        let secret = random_secret().map_err(|source| DataFolderError::Io {
-            doing: "draw random bytes for",
-            path: path.clone(),
-            source,
-        })?;
-        self.write_private(name, format!("{secret}\n").as_bytes())?;
-        Ok(secret)
+        Ok(Token::from_file(&path)?)
     }
 
     /// Writes a file of mode 0600 that appears whole, and is on disk when this returns.
@@ -107,10 +127,7 @@ impl DataFolder {
         let path = self.path(name);
         let new = self.path(&format!(".{name}.new"));
         let write = || -> io::Result<()> {
-            let _ = fs::remove_file(&new);
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-            file.write_all(content)?;
-            file.sync_all()?;
+            write_whole(&new, content)?;
             fs::rename(&new, &path)?;
             File::open(&self.root)?.sync_all()
         };
@@ -137,10 +154,12 @@ impl DataFolder {
     }
 }
 
-fn random_secret() -> io::Result<String> {
-    let mut bytes = [0_u8; 32];
-    rand::rngs::OsRng.try_fill_bytes(&mut bytes).map_err(io::Error::other)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+/// A new file of mode 0600, on disk when this returns.
+fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
+    let _ = fs::remove_file(path);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(content)?;
+    file.sync_all()
 }
 
 #[cfg(test)]
@@ -155,9 +174,10 @@ mod tests {
         let mut folder = DataFolder::locate(Some(&dir.path().join("a/b"))).unwrap();
         folder.create().unwrap();
         let first = folder.secret("admin.token").unwrap();
-        assert_eq!(first.len(), 64);
-        assert_eq!(folder.secret("admin.token").unwrap(), first);
-        assert_ne!(folder.secret("cluster.secret").unwrap(), first);
+        assert!(first.expose().starts_with(Token::PREFIX));
+        assert_eq!(folder.secret("admin.token").unwrap().expose(), first.expose());
+        assert_ne!(folder.secret("cluster.secret").unwrap().expose(), first.expose());
+        assert_eq!(fs::read_dir(folder.root()).unwrap().count(), 2, "nothing half-made is left");
         let mode = |path: PathBuf| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(folder.path("admin.token")), 0o600);
         assert_eq!(mode(folder.root().to_owned()), 0o700);

@@ -3,8 +3,18 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::connect::Server;
+use crate::data_folder::{ClientFile, DataFolder};
 use crate::exit::{Exit, Failure};
+use crate::follow;
+use crate::format;
+use crate::repos::{self, Monitor};
+use crate::terminal::Terminal;
 
 /// A bare repository with a working tree that pushes to it.
 #[derive(Debug)]
@@ -18,7 +28,7 @@ actions:
   greet:
     commands:
       - echo "Hello from $SEALCI_REPOSITORY at $SEALCI_REVISION"
-      - git log -1 --format='%h %s' 2>/dev/null || head -n 3 README.md
+      - head -n 3 README.md
   count:
     needs: []
     commands:
@@ -77,6 +87,72 @@ impl SampleRepository {
 
     fn send(&self) -> Result<(), Failure> {
         git(&self.tree, &["push", "--quiet", "origin", "HEAD:refs/heads/main"]).map(drop)
+    }
+}
+
+/// Makes the sample repository, has it watched, pushes to it, and shows what becomes of the push.
+pub async fn show(folder: &DataFolder, client: &ClientFile, terminal: Terminal) -> Result<Exit, Failure> {
+    let sample = SampleRepository::make(&folder.path("demo"))?;
+    let monitor = Monitor::local_monitor(client)?;
+    watch(&monitor, &sample.url()?).await?;
+    println!("watching {}, once a second", sample.url()?);
+    let revision = sample.push()?;
+    println!("pushed {} to it\n", format::short_revision(&revision));
+    let server = Server::local(client)?;
+    let pipeline = pipeline_of(&server, &revision).await?;
+    follow::pipeline(&server, pipeline, terminal).await
+}
+
+/// Has the repository watched, and returns once it has been looked at: what is pushed from then on is an event.
+async fn watch(monitor: &Monitor, url: &str) -> Result<(), Failure> {
+    let known = repos::all(monitor).await?.into_iter().find(|watched| watched.repository_url == url);
+    let watched = match known {
+        Some(watched) => watched,
+        None => {
+            let settings = serde_json::from_value(json!({"repository_url": url, "poll_interval_ms": 1000}));
+            let settings =
+                settings.map_err(|error| Failure::of_error(Exit::Usage, "the sample's URL", &error))?;
+            repos::watch(monitor, settings).await?
+        }
+    };
+    within_patience("the monitor to look at the sample repository", async || {
+        let poll = repos::one(monitor, watched.id).await?.last_poll;
+        match poll.as_ref().and_then(|poll| poll.error.as_deref()) {
+            Some(error) => {
+                Err(Failure::infrastructure(format!("the sample repository cannot be watched: {error}")))
+            }
+            None => Ok(poll.map(|_| ())),
+        }
+    })
+    .await
+}
+
+/// The pipeline that the push made.
+async fn pipeline_of(server: &Server, revision: &str) -> Result<Uuid, Failure> {
+    within_patience("the push to become a pipeline", async || {
+        match server.client.list_pipelines().revision(revision).send().await {
+            Ok(page) => Ok(page.pipelines.first().map(|pipeline| pipeline.id)),
+            Err(error) => Err(server.failure(error).await),
+        }
+    })
+    .await
+}
+
+/// Asks until there is an answer: neither contract offers an event for what is waited for here.
+async fn within_patience<T>(
+    what: &str,
+    mut ask: impl AsyncFnMut() -> Result<Option<T>, Failure>,
+) -> Result<T, Failure> {
+    let begun = Instant::now();
+    loop {
+        if let Some(answer) = ask().await? {
+            return Ok(answer);
+        }
+        if begun.elapsed() > Duration::from_secs(30) {
+            return Err(Failure::infrastructure(format!("waited 30 s for {what}"))
+                .help("run it again with SEALCI_LOG=info to see why"));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 

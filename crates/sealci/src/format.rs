@@ -9,6 +9,7 @@ use crate::terminal::{Terminal, one_line};
 pub fn duration(seconds: f64) -> String {
     let seconds = seconds.max(0.0);
     match seconds {
+        s if s > 0.0 && s < 0.00995 => format!("{:.1} ms", s * 1000.0),
         s if s < 0.9995 => format!("{:.0} ms", s * 1000.0),
         s if s < 59.95 => format!("{s:.1} s"),
         s if s < 3600.0 => {
@@ -156,6 +157,7 @@ mod tests {
     fn durations_read_like_speech() {
         for (seconds, text) in [
             (0.0, "0 ms"),
+            (0.0003, "0.3 ms"),
             (0.0123, "12 ms"),
             (0.9999, "1.0 s"),
             (59.94, "59.9 s"),

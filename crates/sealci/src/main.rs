@@ -19,6 +19,7 @@ mod pipelines;
 mod repos;
 mod screen;
 mod serve;
+mod service;
 mod show;
 mod sse;
 mod terminal;
@@ -47,8 +48,7 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command, terminal: Terminal) -> Result<Exit, Failure> {
-    // One TLS provider for every client and listener. It can only be set already, never fail.
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    sealci_service::tls::choose_provider();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

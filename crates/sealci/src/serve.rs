@@ -1,25 +1,62 @@
 //! The commands that run one service each: from flags and the environment to its configuration, and until a signal.
+//!
+//! Services that share a data folder find one another's secrets in it, so that on one machine they need no flags at all.
 
+use std::collections::BTreeMap;
+use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
+use sealci_agent::Shutdown;
+use sealci_agent::executor::Executor;
+use sealci_agent::executor::cgroup::{Cgroups, Layout};
+use sealci_agent::executor::fake::FakeExecutor;
+use sealci_agent::executor::process::ProcessExecutor;
+use sealci_agent::mirror::MirrorCheckout;
+use sealci_core::plan::Resources;
+use sealci_git::AllowedTransports;
+use sealci_monitor::ControllerAddress;
+use sealci_service::auth::{Role, Token, Tokens};
+use sealci_service::database::DatabaseUrl;
+use tokio_util::sync::CancellationToken;
 
+use crate::data_folder::DataFolder;
 use crate::exit::{Exit, Failure};
+use crate::service::{self, Service};
 
 /// What every listener has.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Listener")]
+#[derive(Debug, Default, Args)]
 pub struct ListenArgs {
-    /// The certificate chain, PEM; needed where --listen is not loopback
-    #[arg(long, value_name = "FILE", requires = "tls_key")]
-    pub tls_cert: Option<PathBuf>,
-    /// Its private key, PEM
-    #[arg(long, value_name = "FILE", requires = "tls_cert")]
-    pub tls_key: Option<PathBuf>,
     /// Write the bound address to this file, once requests are answered
     #[arg(long, value_name = "FILE")]
     pub announce: Option<PathBuf>,
+}
+
+/// Which repositories may be read, beyond those on public addresses by https and ssh.
+#[derive(Debug, Clone, Copy, Args)]
+#[command(next_help_heading = "Repositories")]
+pub struct GitArgs {
+    /// Also those on this machine's disk (file://)
+    #[arg(long)]
+    pub allow_file: bool,
+    /// Also by http, which anyone on the way can change
+    #[arg(long)]
+    pub allow_http: bool,
+    /// Also those on loopback and private addresses
+    #[arg(long)]
+    pub allow_local_addresses: bool,
+}
+
+impl GitArgs {
+    /// What is right where only this machine's owner says what is built.
+    pub const ALL: Self = Self { allow_file: true, allow_http: true, allow_local_addresses: true };
+
+    fn transports(self) -> AllowedTransports {
+        AllowedTransports { http: self.allow_http, file: self.allow_file }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -38,18 +75,23 @@ pub struct ControllerArgs {
     /// A scheduler to dispatch by; may be given several times
     #[arg(long, value_name = "URL", env = "SEALCI_SCHEDULER", default_value = "http://127.0.0.1:8422")]
     pub scheduler: Vec<String>,
-    /// What proves a controller to the schedulers
+    /// What proves a controller to the schedulers [default: of the data folder]
     #[arg(long, value_name = "FILE", env = "SEALCI_CLUSTER_SECRET_FILE")]
     pub cluster_secret_file: Option<PathBuf>,
     /// A token of the REST API with its role: read=FILE, run=FILE or admin=FILE; may be given several times
     #[arg(long, value_name = "ROLE=FILE")]
     pub api_token: Vec<String>,
-    /// What lets a new agent enrol
+    /// What lets a new agent enrol [default: of the data folder]
     #[arg(long, value_name = "FILE", env = "SEALCI_ENROLMENT_TOKEN_FILE")]
     pub enrolment_token_file: Option<PathBuf>,
-    /// Read repositories of this machine's disk (file://) too
-    #[arg(long)]
-    pub allow_file: bool,
+    #[command(flatten)]
+    pub git: GitArgs,
+    /// How long an agent may be silent before its attempts are lost
+    #[arg(long, value_name = "MILLISECONDS", default_value = "60000", hide = true)]
+    pub lost_after_ms: u64,
+    /// How long what is cancelled has between TERM and KILL
+    #[arg(long, value_name = "MILLISECONDS", default_value = "10000", hide = true)]
+    pub grace_ms: u64,
 }
 
 #[derive(Debug, Args)]
@@ -59,7 +101,10 @@ pub struct SchedulerArgs {
     pub listen: SocketAddr,
     #[command(flatten)]
     pub listener: ListenArgs,
-    /// What a controller proves itself with
+    /// The data folder [default: $XDG_DATA_HOME/sealci]
+    #[arg(long, value_name = "DIR", env = "SEALCI_DATA")]
+    pub data: Option<PathBuf>,
+    /// What a controller proves itself with [default: of the data folder]
     #[arg(long, value_name = "FILE", env = "SEALCI_CLUSTER_SECRET_FILE")]
     pub cluster_secret_file: Option<PathBuf>,
 }
@@ -80,18 +125,17 @@ pub struct MonitorArgs {
     /// The controller that makes the pipelines
     #[arg(long, value_name = "URL", env = "SEALCI_CONTROLLER", default_value = "http://127.0.0.1:8420")]
     pub controller: String,
-    /// The token for the controller (role run)
+    /// The token for the controller, role run [default: of the data folder]
     #[arg(long, value_name = "FILE")]
     pub controller_token_file: Option<PathBuf>,
     /// A token of the REST API with its role: read=FILE, run=FILE or admin=FILE; may be given several times
     #[arg(long, value_name = "ROLE=FILE")]
     pub api_token: Vec<String>,
     /// How often each repository is asked, where its configuration says nothing
-    #[arg(long, value_name = "SECONDS", default_value = "10")]
-    pub poll_seconds: u64,
-    /// Watch repositories of this machine's disk (file://) too
-    #[arg(long)]
-    pub allow_file: bool,
+    #[arg(long, value_name = "MILLISECONDS", default_value = "10000")]
+    pub poll_ms: u64,
+    #[command(flatten)]
+    pub git: GitArgs,
 }
 
 #[derive(Debug, Args)]
@@ -102,10 +146,10 @@ pub struct AgentServeArgs {
     /// The authority of the scheduler's certificate, PEM
     #[arg(long, value_name = "FILE", env = "SEALCI_CA")]
     pub ca_file: Option<PathBuf>,
-    /// The data folder: credential, spool, mirrors, workspaces [default: $XDG_DATA_HOME/sealci/agent]
-    #[arg(long, value_name = "DIR", env = "SEALCI_AGENT_DATA")]
+    /// The data folder; the agent's own is `agent` in it [default: $XDG_DATA_HOME/sealci]
+    #[arg(long, value_name = "DIR", env = "SEALCI_DATA")]
     pub data: Option<PathBuf>,
-    /// What lets it enrol the first time
+    /// What lets it enrol the first time [default: of the data folder]
     #[arg(long, value_name = "FILE", env = "SEALCI_ENROLMENT_TOKEN_FILE")]
     pub enrolment_token_file: Option<PathBuf>,
     /// Its name for people [default: the host's]
@@ -115,38 +159,282 @@ pub struct AgentServeArgs {
     #[arg(long, value_name = "NAME=VALUE")]
     pub label: Vec<String>,
     /// CPUs for actions, in thousandths [default: all]
-    #[arg(long, value_name = "MILLIS")]
+    #[arg(long, value_name = "MILLIS", requires = "memory_bytes")]
     pub cpu_millis: Option<u64>,
     /// Memory for actions [default: all but a reserve]
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "BYTES", requires = "cpu_millis")]
     pub memory_bytes: Option<u64>,
     /// Offer the executor `process`: no isolation at all
     #[arg(long)]
     pub allow_process: bool,
-    /// Fetch repositories of this machine's disk (file://) too
-    #[arg(long)]
-    pub allow_file: bool,
-    /// Write this file once it is connected
-    #[arg(long, value_name = "FILE")]
-    pub announce: Option<PathBuf>,
+    /// Offer the executor `fake`, which plays a script
+    #[arg(long, hide = true)]
+    pub allow_fake: bool,
+    #[command(flatten)]
+    pub git: GitArgs,
 }
 
-fn not_yet(service: &str) -> Failure {
-    Failure::infrastructure(format!("this build has no {service} yet"))
+/// The names of the data folder's secrets.
+pub const ADMIN_TOKEN: &str = "admin.token";
+const MONITOR_TOKEN: &str = "monitor.token";
+const CLUSTER_SECRET: &str = "cluster.secret";
+const ENROLMENT_TOKEN: &str = "enrolment.token";
+
+/// Takes a setting from its file if one is named, else from the data folder.
+fn secret(given: Option<&PathBuf>, folder: &DataFolder, name: &str) -> Result<Token, Failure> {
+    match given {
+        Some(path) => {
+            Token::from_file(path).map_err(|error| Failure::of_error(Exit::Usage, "bad secret", &error))
+        }
+        None => folder.secret(name).map_err(DataFolder::failure),
+    }
 }
 
-pub async fn controller(_args: ControllerArgs) -> Result<Exit, Failure> {
-    Err(not_yet("controller"))
+/// The data folder's own tokens, and `ROLE=FILE`s.
+fn api_tokens(own: &[(&Token, Role)], given: &[String]) -> Result<Tokens, Failure> {
+    let mut tokens = own.iter().fold(Tokens::default(), |tokens, (token, role)| tokens.with(token, *role));
+    for text in given {
+        let (role, path) = text.split_once('=').ok_or_else(|| {
+            Failure::usage(format!("--api-token {text}: say ROLE=FILE, such as read=/etc/sealci/read.token"))
+        })?;
+        let role = match role {
+            "read" => Role::Read,
+            "run" => Role::Run,
+            "admin" => Role::Admin,
+            _ => {
+                return Err(Failure::usage(format!("--api-token {text}: the roles are read, run and admin")));
+            }
+        };
+        let token = Token::from_file(path.as_ref())
+            .map_err(|error| Failure::of_error(Exit::Usage, "--api-token", &error))?;
+        tokens = tokens.with(&token, role);
+    }
+    Ok(tokens)
 }
 
-pub async fn scheduler(_args: SchedulerArgs) -> Result<Exit, Failure> {
-    Err(not_yet("scheduler"))
+fn database(given: Option<&String>, folder: &DataFolder, file: &str) -> Result<DatabaseUrl, Failure> {
+    match given {
+        Some(url) => url.parse().map_err(|error| Failure::of_error(Exit::Usage, "--database", &error)),
+        None => Ok(DatabaseUrl::Sqlite(folder.path(file))),
+    }
 }
 
-pub async fn monitor(_args: MonitorArgs) -> Result<Exit, Failure> {
-    Err(not_yet("monitor"))
+/// Opens the controller's door and makes it ready to run.
+pub async fn prepare_controller(args: &ControllerArgs, stop: CancellationToken) -> Result<Service, Failure> {
+    let folder = DataFolder::open(args.data.as_deref())?;
+    let admin = folder.secret(ADMIN_TOKEN).map_err(DataFolder::failure)?;
+    let monitor = folder.secret(MONITOR_TOKEN).map_err(DataFolder::failure)?;
+    let config = sealci_controller::Config {
+        database: database(args.database.as_ref(), &folder, "controller.db")?,
+        data: folder.path("controller"),
+        tokens: api_tokens(&[(&admin, Role::Admin), (&monitor, Role::Run)], &args.api_token)?,
+        enrolment_tokens: vec![secret(args.enrolment_token_file.as_ref(), &folder, ENROLMENT_TOKEN)?],
+        schedulers: args.scheduler.clone(),
+        cluster_secret: secret(args.cluster_secret_file.as_ref(), &folder, CLUSTER_SECRET)?,
+        transports: args.git.transports(),
+        allow_local_addresses: args.git.allow_local_addresses,
+        lost_after: Duration::from_millis(args.lost_after_ms),
+        grace: Duration::from_millis(args.grace_ms),
+    };
+    let (listener, address) = service::bind("controller", args.listen).await?;
+    let run =
+        async move { service::ended("controller", sealci_controller::serve(config, listener, stop).await) };
+    Service::listening("controller", address, args.listener.announce.as_deref(), run)
 }
 
-pub async fn agent(_args: AgentServeArgs) -> Result<Exit, Failure> {
-    Err(not_yet("agent"))
+/// Opens the scheduler's door and makes it ready to run.
+pub async fn prepare_scheduler(args: &SchedulerArgs, stop: CancellationToken) -> Result<Service, Failure> {
+    let folder = DataFolder::open(args.data.as_deref())?;
+    let cluster_secret = secret(args.cluster_secret_file.as_ref(), &folder, CLUSTER_SECRET)?;
+    let config = sealci_scheduler::Config::new(cluster_secret.expose().into());
+    let (listener, address) = service::bind("scheduler", args.listen).await?;
+    let run =
+        async move { service::ended("scheduler", sealci_scheduler::serve(config, listener, stop).await) };
+    Service::listening("scheduler", address, args.listener.announce.as_deref(), run)
+}
+
+pub async fn controller(args: ControllerArgs) -> Result<Exit, Failure> {
+    service::start_log("info")?;
+    let stop = CancellationToken::new();
+    service::run(vec![prepare_controller(&args, stop.clone()).await?], stop).await
+}
+
+pub async fn scheduler(args: SchedulerArgs) -> Result<Exit, Failure> {
+    service::start_log("info")?;
+    let stop = CancellationToken::new();
+    service::run(vec![prepare_scheduler(&args, stop.clone()).await?], stop).await
+}
+
+/// Opens the monitor's door and makes it ready to run.
+pub async fn prepare_monitor(args: &MonitorArgs, stop: CancellationToken) -> Result<Service, Failure> {
+    let folder = DataFolder::open(args.data.as_deref())?;
+    let admin = folder.secret(ADMIN_TOKEN).map_err(DataFolder::failure)?;
+    let controller = ControllerAddress {
+        url: args.controller.clone(),
+        token: secret(args.controller_token_file.as_ref(), &folder, MONITOR_TOKEN)?,
+    };
+    let mut git = sealci_git::Options::new(folder.path("monitor/git-home"));
+    git.allow_local_addresses = args.git.allow_local_addresses;
+    let database = database(args.database.as_ref(), &folder, "monitor.db")?;
+    let mut config = sealci_monitor::Config::new(database, controller, git);
+    config.tokens = api_tokens(&[(&admin, Role::Admin)], &args.api_token)?;
+    config.transports = args.git.transports();
+    config.poll_interval = Duration::from_millis(args.poll_ms);
+    let (listener, address) = service::bind("monitor", args.listen).await?;
+    let run = async move { service::ended("monitor", sealci_monitor::serve(config, listener, stop).await) };
+    Service::listening("monitor", address, args.listener.announce.as_deref(), run)
+}
+
+pub async fn monitor(args: MonitorArgs) -> Result<Exit, Failure> {
+    service::start_log("info")?;
+    let stop = CancellationToken::new();
+    service::run(vec![prepare_monitor(&args, stop.clone()).await?], stop).await
+}
+
+/// The first signal drains: nothing new is taken, what runs is finished. The second ends the agent now.
+pub async fn agent(args: AgentServeArgs) -> Result<Exit, Failure> {
+    service::start_log("info")?;
+    let shutdown = Shutdown { drain: CancellationToken::new(), stop: CancellationToken::new() };
+    let mut signals = service::signals()?;
+    let mut running = std::pin::pin!(prepare_agent(&args, shutdown.clone())?.run());
+    for token in [&shutdown.drain, &shutdown.stop] {
+        tokio::select! {
+            ended = &mut running => return ended.map(|()| Exit::Passed),
+            name = signals.next() => {
+                tracing::info!(signal = name, "asked to end");
+                token.cancel();
+            }
+        }
+    }
+    tokio::select! {
+        ended = running => ended.map(|()| Exit::Passed),
+        _ = signals.next() => Ok(Exit::Interrupted),
+    }
+}
+
+/// The agent's mirrors are thrown away, longest unused first, over this.
+const MIRRORS_BUDGET_BYTES: u64 = 20 << 30;
+
+/// Makes an agent ready to run.
+pub fn prepare_agent(args: &AgentServeArgs, shutdown: Shutdown) -> Result<Service, Failure> {
+    let folder = DataFolder::open(args.data.as_deref())?;
+    let own = folder.path("agent");
+    let trouble = |what: &str, error: &dyn std::fmt::Display| {
+        Failure::infrastructure(format!("the agent's {what}: {error}"))
+    };
+    fs::create_dir_all(&own).map_err(|error| trouble("data folder", &error))?;
+    let enrolment_token = match &args.enrolment_token_file {
+        Some(path) => Some(
+            Token::from_file(path).map_err(|error| Failure::of_error(Exit::Usage, "bad secret", &error))?,
+        ),
+        // Another process on this machine may be about to make it; an agent that is enrolled needs none.
+        None => Some(folder.secret(ENROLMENT_TOKEN).map_err(DataFolder::failure)?),
+    };
+    let mut options = sealci_git::Options::new(own.join("git-home"));
+    options.allow_local_addresses = args.git.allow_local_addresses;
+    let git = sealci_git::Git::new(options).map_err(|error| trouble("git", &error))?;
+    let mirrors = sealci_git::Mirrors::new(git, own.join("mirrors"), MIRRORS_BUDGET_BYTES)
+        .map_err(|error| trouble("mirrors", &error))?;
+    let checkout = MirrorCheckout::new(mirrors, args.git.transports());
+    let name = args.name.clone().unwrap_or_else(host_name);
+    let mut config = sealci_agent::Config::new(
+        name,
+        own.clone(),
+        vec![args.scheduler.clone()],
+        executors(args, &own)?,
+        Arc::new(checkout),
+    );
+    config.enrolment_token = enrolment_token.map(|token| token.expose().to_owned());
+    config.labels = labels(&args.label)?;
+    config.capacity = match (args.cpu_millis, args.memory_bytes) {
+        (Some(cpu_millis), Some(memory_bytes)) => Some(Resources { cpu_millis, memory_bytes }),
+        _ => None,
+    };
+    config.scheduler_ca_pem = match &args.ca_file {
+        Some(path) => Some(fs::read(path).map_err(|error| {
+            Failure::of_error(Exit::Usage, format!("cannot read {}", path.display()), &error)
+        })?),
+        None => None,
+    };
+    let run = async move { service::ended("agent", sealci_agent::run(config, shutdown).await) };
+    Ok(Service::dialling("agent", run))
+}
+
+/// What runs actions, the default first.
+fn executors(args: &AgentServeArgs, own: &Path) -> Result<Vec<Arc<dyn Executor>>, Failure> {
+    let mut executors: Vec<Arc<dyn Executor>> = Vec::new();
+    if args.allow_process {
+        let cgroups = Layout::detect().and_then(|layout| Cgroups::open(layout, &instance_name(own)));
+        let cgroups = match cgroups {
+            Ok(cgroups) => Some(cgroups),
+            Err(error) => {
+                tracing::warn!(%error, "no limits will hold: there are no control groups to use (`sealci doctor` says more)");
+                None
+            }
+        };
+        let process = ProcessExecutor::new(own, cgroups)
+            .map_err(|error| Failure::of_error(Exit::Infrastructure, "the executor `process`", &error))?;
+        executors.push(Arc::new(process));
+    }
+    if args.allow_fake {
+        executors.push(Arc::new(FakeExecutor::new()));
+    }
+    if executors.is_empty() {
+        return Err(Failure::usage("this agent would offer no executor")
+            .help("allow one: --allow-process runs actions as this user, with no isolation"));
+    }
+    Ok(executors)
+}
+
+/// Tells this agent's control groups from another one's on the same machine, and is the same after a restart: the data
+/// folder's place, as 64 bits in hexadecimal (FNV-1a).
+fn instance_name(own: &Path) -> String {
+    let hash = own.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("{hash:016x}")
+}
+
+fn labels(given: &[String]) -> Result<BTreeMap<String, String>, Failure> {
+    let pair = |text: &String| {
+        let (name, value) = text.split_once('=').filter(|(name, _)| !name.is_empty())?;
+        Some((name.to_owned(), value.to_owned()))
+    };
+    given
+        .iter()
+        .map(|text| pair(text).ok_or_else(|| Failure::usage(format!("--label {text}: say NAME=VALUE"))))
+        .collect()
+}
+
+fn host_name() -> String {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim();
+    if name.is_empty() { "agent".to_owned() } else { name.chars().take(128).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_and_labels_are_pairs() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("token");
+        fs::write(&file, Token::generate().unwrap().expose()).unwrap();
+        assert!(api_tokens(&[], &[format!("read={}", file.display())]).is_ok());
+        for bad in ["read".to_owned(), format!("root={}", file.display()), "run=/nowhere".to_owned()] {
+            assert_eq!(api_tokens(&[], &[bad]).err().map(|failure| failure.exit), Some(Exit::Usage));
+        }
+        assert_eq!(
+            labels(&["a=b=c".to_owned()]).unwrap(),
+            BTreeMap::from([("a".to_owned(), "b=c".to_owned())])
+        );
+        assert!(labels(&["a".to_owned()]).is_err() && labels(&["=a".to_owned()]).is_err());
+    }
+
+    #[test]
+    fn an_instance_keeps_its_name() {
+        assert_eq!(instance_name(Path::new("/a")), instance_name(Path::new("/a")));
+        assert_ne!(instance_name(Path::new("/a")), instance_name(Path::new("/b")));
+    }
 }

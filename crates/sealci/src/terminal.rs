@@ -23,6 +23,7 @@ pub struct Terminal {
 }
 
 impl Terminal {
+    #[cfg(test)]
     pub const PLAIN: Self = Self { interactive: false, colours: false };
 
     /// What standard output is.

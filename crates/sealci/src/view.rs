@@ -206,6 +206,8 @@ impl View {
                 || self.ended_logs.contains(&AttemptId { action: action.id, number: number(attempt) })
         };
         match action.state {
+            // It ended in an earlier round, and was not run again.
+            ActionState::Finished if attempts().next().is_none() && !action.attempts.is_empty() => None,
             ActionState::Finished => attempts().all(log_ended).then(|| {
                 let took =
                     seconds_of(action).map(|s| format!(" in {}", format::duration(s))).unwrap_or_default();

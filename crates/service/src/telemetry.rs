@@ -24,9 +24,14 @@ pub enum TelemetryError {
 /// Sends this process's log to stderr. The environment variable `SEALCI_LOG` says what is logged; without it, `info` and
 /// above.
 pub fn init(format: Format) -> Result<(), TelemetryError> {
+    init_with_default(format, "info")
+}
+
+/// As [`init`], with another filter where `SEALCI_LOG` says nothing.
+pub fn init_with_default(format: Format, default: &str) -> Result<(), TelemetryError> {
     let filter = match std::env::var("SEALCI_LOG") {
         Ok(filter) if !filter.trim().is_empty() => EnvFilter::try_new(filter)?,
-        _ => EnvFilter::new("info"),
+        _ => EnvFilter::try_new(default)?,
     };
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let colors = !no_color && std::io::IsTerminal::is_terminal(&std::io::stderr());

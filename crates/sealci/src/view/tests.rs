@@ -165,6 +165,12 @@ fn only_the_current_round_is_followed() {
     ));
     let ids: Vec<_> = view.attempts().into_iter().map(|(id, _)| id.number).collect();
     assert_eq!(ids, [2]);
+
+    let succeeded =
+        json!({"outcome": {"kind": "succeeded"}, "attempts": [attempt(1, "finished", json!({"round": 0}))]});
+    view.take();
+    view.update(pipeline("running", None, vec![action(TEST, "it", "finished", succeeded)]));
+    assert_eq!(text(&mut view), "", "what was not run again ends no second time");
 }
 
 #[test]
