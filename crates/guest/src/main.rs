@@ -28,6 +28,7 @@ fn main() -> ExitCode {
 fn run() -> std::io::Result<ExitCode> {
     sys::lead_session();
     sys::become_subreaper()?;
+    sys::close_to_others()?;
     sys::reset_umask();
     sys::raise_priority();
     sys::close_on_exec_from(3);

@@ -418,8 +418,10 @@ impl Supervisor {
         let mut entries = [0; sys::SIGNAL_ENTRY_BYTES * 8];
         while let Ok(count) = self.signals.read(&mut entries) {
             for entry in entries[..count].chunks_exact(sys::SIGNAL_ENTRY_BYTES) {
-                let number = entry.first_chunk().map_or(0, |bytes| i32::from_ne_bytes(*bytes));
-                if number != libc::SIGCHLD {
+                let Some((number, sender)) = sys::read_signal(entry) else { continue };
+                // In a PID namespace of its own only the outside may wish for the end, not what runs in it.
+                let from_below = std::process::id() == 1 && sender != 0;
+                if number != libc::SIGCHLD && !from_below {
                     self.terminate(Ending::Cancelled, self.grace);
                 }
             }

@@ -28,6 +28,13 @@ pub fn lead_session() {
     unsafe { libc::setsid() };
 }
 
+/// Closes this process's memory, descriptors and environment to others of the same user, who are what it supervises
+/// (prctl(2), `PR_SET_DUMPABLE`). A command is open again once it has become another program.
+pub fn close_to_others() -> io::Result<()> {
+    // SAFETY: takes integers only.
+    check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) }).map(drop)
+}
+
 /// Gives files that the commands make the usual mode.
 pub fn reset_umask() {
     // SAFETY: takes an integer and cannot fail.
@@ -86,8 +93,17 @@ pub fn signal_file(signals: &[libc::c_int]) -> io::Result<File> {
     Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
 }
 
-/// The size of one entry that a signalfd yields; its first four bytes are the signal's number (signalfd(2)).
+/// The size of one entry that a signalfd yields.
 pub const SIGNAL_ENTRY_BYTES: usize = size_of::<libc::signalfd_siginfo>();
+
+/// The number of a signal and its sender's pid, 0 for one from outside of this PID namespace (signalfd(2)).
+pub fn read_signal(entry: &[u8]) -> Option<(libc::c_int, u32)> {
+    let number = entry.first_chunk().map(|bytes| i32::from_ne_bytes(*bytes))?;
+    let sender = entry.get(SENDER_OFFSET..)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))?;
+    Some((number, sender))
+}
+
+const SENDER_OFFSET: usize = std::mem::offset_of!(libc::signalfd_siginfo, ssi_pid);
 
 /// What to watch on a descriptor, and what poll(2) saw.
 pub struct Watch(libc::pollfd);

@@ -1,1 +1,31 @@
+//! Seals one action: the helper process that makes an environment from the host's own files, and puts `sealci-init` in it.
+//!
+//! The agent starts its own binary once more as this helper ([`helper_main`]), because a container's processes cannot be
+//! cloned safely from a process with threads. The helper lives as long as the sandbox:
+//!
+//! ```text
+//! agent ── spawns ──▶ helper                                     sealci-init (PID 1 inside)
+//!   │                   │ own mount and network namespace             ▲
+//!   │                   │ stages the root: tmpfs, overlays, binds     │
+//!   │                   └ libcontainer: user, pid, ipc, uts, cgroup ──┘
+//!   └────────────── channel: the helper's and the init's standard input ┘
+//! ```
+//!
+//! Invariants: everything made here hangs on the helper's namespaces, so that its and the init's end takes it down, however
+//! they end; the init dies with the helper, and ends by itself when the agent closes the channel; nothing of the host is
+//! visible inside but what [`SandboxSpec`] and the short lists in `staging` name; what is inside has no capability, in any
+//! namespace, and the host knows its root as a user that owns nothing; libcontainer never sees a control group (`cgroups`
+//! says why that matters more than it seems).
 
+mod bundle;
+mod cgroups;
+mod helper;
+mod network;
+mod seccomp;
+mod spec;
+mod staging;
+mod sys;
+
+pub use helper::helper_main;
+pub use network::{Uplink, UplinkError};
+pub use spec::{HELPER_COMMAND, IDS_PER_SANDBOX, NetworkSpec, SandboxSpec, inside};

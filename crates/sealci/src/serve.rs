@@ -344,7 +344,7 @@ pub fn prepare_agent(args: &AgentServeArgs, shutdown: Shutdown) -> Result<Servic
         executors(args, &own)?,
         Arc::new(checkout),
     );
-    config.enrolment_token = enrolment_token.map(|token| token.expose().to_owned());
+    config.enrolment_token = enrolment_token.map(|token| token.expose().to_owned().into());
     config.labels = labels(&args.label)?;
     config.capacity = match (args.cpu_millis, args.memory_bytes) {
         (Some(cpu_millis), Some(memory_bytes)) => Some(Resources { cpu_millis, memory_bytes }),

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sealci_core::outcome::Limit;
+use sealci_core::plan::Resources;
 
 /// How long a group's members may take to be gone once killed.
 const REMOVAL_PATIENCE: Duration = Duration::from_secs(10);
@@ -79,6 +80,13 @@ pub struct Limits {
     pub memory_bytes: u64,
     /// Processes and threads together.
     pub pids: u64,
+}
+
+impl Limits {
+    /// What was reserved for an action, and so many processes.
+    pub fn of(resources: &Resources, pids: u64) -> Self {
+        Self { cpu_millis: resources.cpu_millis, memory_bytes: resources.memory_bytes, pids }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -226,11 +234,6 @@ impl Cgroups {
             // What is not empty stays for the next sweep.
             let _ = fs::remove_dir(hierarchy.join(&self.folder));
         }
-    }
-
-    /// The path below each hierarchy's root, as a container runtime wants it.
-    pub fn path_of(&self, name: &str) -> PathBuf {
-        Path::new("/").join(&self.folder).join(name)
     }
 
     fn group(&self, name: &str) -> Cgroup {

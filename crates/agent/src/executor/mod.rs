@@ -11,9 +11,13 @@
 //! missing where the environment broke in mid command, and every command after the last that started never ran.
 
 pub mod cgroup;
+mod environment;
 pub mod fake;
 pub mod init;
 pub mod process;
+pub mod sandbox;
+
+pub use environment::DEFAULT_PIDS;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -266,18 +270,23 @@ impl ExecutorError {
 
     /// The error and all that led to it, in one line.
     pub fn message(&self) -> String {
-        let mut message = self.to_string();
-        let mut source = std::error::Error::source(self);
-        while let Some(error) = source {
-            let text = error.to_string();
-            // Some messages hold their source's text already.
-            if !message.contains(&text) {
-                message = format!("{message}: {text}");
-            }
-            source = error.source();
-        }
-        message
+        chain(self)
     }
+}
+
+/// An error and all that led to it, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut message = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let text = error.to_string();
+        // Some messages hold their source's text already.
+        if !message.contains(&text) {
+            message = format!("{message}: {text}");
+        }
+        source = error.source();
+    }
+    message
 }
 
 fn is_full(error: &io::Error) -> bool {

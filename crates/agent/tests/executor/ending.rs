@@ -4,10 +4,11 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use sealci_agent::executor::ExecutionEvent;
+use sealci_agent::executor::cgroup::{Cgroups, Layout};
 use sealci_core::ids::AttemptId;
 use sealci_core::outcome::Outcome;
 
-use crate::lab::{Lab, PATIENCE, Record, eventually, processes_of, until_output};
+use crate::lab::{Lab, PATIENCE, Record, cgroup_folders, eventually, processes_of, until_output};
 
 /// What daemons do: a session of its own, a parent that is gone, no terminal, no outputs.
 const DAEMONS: &str = "\
@@ -165,7 +166,7 @@ pub async fn nothing_outlives_a_killed_agent(lab: &Lab) {
         let attempt = request.attempt;
         let mut execution = lab.start(request).await;
         until_output(&mut execution, "up\n").await;
-        eprintln!("ATTEMPT={attempt}");
+        eprintln!("VICTIM={attempt}/{}", lab.instance);
         while execution.next().await.is_some() {}
         return;
     }
@@ -177,12 +178,30 @@ pub async fn nothing_outlives_a_killed_agent(lab: &Lab) {
         .spawn()
         .unwrap();
     let stderr = std::io::BufReader::new(victim.stderr.take().unwrap());
-    let attempt: AttemptId = std::io::BufRead::lines(stderr)
+    let (attempt, instance) = std::io::BufRead::lines(stderr)
         .map_while(Result::ok)
-        .find_map(|line| line.strip_prefix("ATTEMPT=").map(|id| id.parse().unwrap()))
+        .find_map(|line| {
+            let (attempt, instance) = line.strip_prefix("VICTIM=")?.split_once('/')?;
+            Some((attempt.parse::<AttemptId>().unwrap(), instance.to_owned()))
+        })
         .expect("the victim names its attempt");
     assert!(!processes_of(attempt).is_empty());
     victim.kill().unwrap();
     victim.wait().unwrap();
     eventually("everything ends with the agent", || processes_of(attempt).is_empty());
+    eventually("all mounts go with it", || !mentioned_in_any_mounts(&attempt.to_string()));
+    if lab.limits {
+        assert!(!cgroup_folders(&instance).is_empty());
+        let next = Cgroups::open(Layout::detect().unwrap(), &instance).unwrap();
+        next.sweep().unwrap();
+        next.close();
+        assert_eq!(cgroup_folders(&instance), Vec::<std::path::PathBuf>::new());
+    }
+}
+
+/// Whether a mount of any process bears the text.
+pub fn mentioned_in_any_mounts(text: &str) -> bool {
+    std::fs::read_dir("/proc").unwrap().flatten().any(|entry| {
+        std::fs::read_to_string(entry.path().join("mountinfo")).is_ok_and(|mounts| mounts.contains(text))
+    })
 }

@@ -1,11 +1,13 @@
 //! Gives each test an executor, folders, and a record of what an execution told.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use sealci_agent::executor::cgroup::{Cgroups, Layout};
 use sealci_agent::executor::process::ProcessExecutor;
+use sealci_agent::executor::sandbox::{HelperCommand, SandboxExecutor, SandboxOptions};
 use sealci_agent::executor::{Execution, ExecutionEvent, ExecutionRequest, Executor, ShellKind};
 use sealci_core::ids::{ActionId, AttemptId};
 use sealci_core::outcome::Outcome;
@@ -25,6 +27,10 @@ pub struct Lab {
     /// Whether limits are enforced.
     pub limits: bool,
     pub cgroup_folders: Vec<PathBuf>,
+    /// Under which its control groups are found again.
+    pub instance: String,
+    /// What the sandbox shows as an extra path.
+    pub shown: TempDir,
 }
 
 impl Lab {
@@ -32,15 +38,63 @@ impl Lab {
     pub fn process() -> Option<Self> {
         let folder = TempDir::new().unwrap();
         let executor = Box::new(ProcessExecutor::new(folder.path(), None).unwrap());
-        Some(Self { executor, folder, limits: false, cgroup_folders: Vec::new() })
+        let (cgroup_folders, instance, shown) = (Vec::new(), String::new(), TempDir::new().unwrap());
+        Some(Self { executor, folder, limits: false, cgroup_folders, instance, shown })
     }
 
     /// `process` within control groups.
     pub fn process_in_cgroup() -> Option<Self> {
         let folder = TempDir::new().unwrap();
-        let (cgroups, cgroup_folders) = cgroups()?;
+        let (cgroups, cgroup_folders, instance) = cgroups()?;
         let executor = Box::new(ProcessExecutor::new(folder.path(), Some(cgroups)).unwrap().with_pids(PIDS));
-        Some(Self { executor, folder, limits: true, cgroup_folders })
+        Some(Self {
+            executor,
+            folder,
+            limits: true,
+            cgroup_folders,
+            instance,
+            shown: TempDir::new().unwrap(),
+        })
+    }
+
+    /// `sandbox`, for the tests that try to break out of it.
+    pub fn sealed() -> Option<Self> {
+        Self::sandbox()
+    }
+
+    /// `sandbox`, as root.
+    pub fn sandbox() -> Option<Self> {
+        Self::sandbox_with_network(false)
+    }
+
+    /// `sandbox` with a way outwards.
+    pub fn networked() -> Option<Self> {
+        Self::sandbox_with_network(true)
+    }
+
+    fn sandbox_with_network(network: bool) -> Option<Self> {
+        Self::sandbox_with(network, PIDS)
+    }
+
+    pub fn sandbox_with(network: bool, pids: u64) -> Option<Self> {
+        let folder = TempDir::new().unwrap();
+        // As the agent's own folder is.
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+        let shown = TempDir::new().unwrap();
+        std::fs::write(shown.path().join("tool"), "a tool\n").unwrap();
+        let (cgroups, cgroup_folders, instance) = cgroups()?;
+        let options = SandboxOptions {
+            helper: HelperCommand {
+                program: env!("CARGO_BIN_EXE_sealci-sandbox-helper").into(),
+                arguments: Vec::new(),
+            },
+            extra_paths: vec![shown.path().to_owned()],
+            pids,
+            network,
+        };
+        let executor = Box::new(SandboxExecutor::new(folder.path(), cgroups, options).unwrap());
+        assert_eq!(executor.network_problem().is_none(), network, "{:?}", executor.network_problem());
+        Some(Self { executor, folder, limits: true, cgroup_folders, instance, shown })
     }
 
     pub fn request<C: Into<String>>(&self, commands: impl IntoIterator<Item = C>) -> ExecutionRequest {
@@ -76,14 +130,14 @@ impl Drop for Lab {
 }
 
 /// Control groups for one lab; none where this user may not make any.
-pub fn cgroups() -> Option<(Cgroups, Vec<PathBuf>)> {
+pub fn cgroups() -> Option<(Cgroups, Vec<PathBuf>, String)> {
     let instance = format!("test-{}", random_action());
     let opened = Layout::detect().and_then(|layout| Cgroups::open(layout, &instance));
     match opened {
         Ok(cgroups) => {
             let folders = cgroup_folders(&instance);
             assert!(!folders.is_empty());
-            Some((cgroups, folders))
+            Some((cgroups, folders, instance))
         }
         Err(error) => {
             eprintln!("SKIPPED: control groups cannot be used here: {error}");
@@ -92,7 +146,7 @@ pub fn cgroups() -> Option<(Cgroups, Vec<PathBuf>)> {
     }
 }
 
-fn cgroup_folders(instance: &str) -> Vec<PathBuf> {
+pub fn cgroup_folders(instance: &str) -> Vec<PathBuf> {
     let root = Path::new("/sys/fs/cgroup");
     let mut candidates = vec![root.to_owned()];
     candidates.extend(std::fs::read_dir(root).unwrap().flatten().map(|entry| entry.path()));

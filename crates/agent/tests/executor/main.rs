@@ -5,6 +5,8 @@
 mod behaviour;
 mod ending;
 mod lab;
+mod network;
+mod sealing;
 mod volume;
 
 use lab::Lab;
@@ -33,7 +35,7 @@ macro_rules! executors {
 }
 
 executors! {
-    process, process_in_cgroup;
+    process, process_in_cgroup, sandbox;
     crate::behaviour::exit_codes_are_the_shells as exit_codes_are_the_shells,
     crate::behaviour::one_shell_runs_all_commands as one_shell_runs_all_commands,
     crate::behaviour::a_failure_stops_what_follows as a_failure_stops_what_follows,
@@ -62,4 +64,27 @@ executors! {
     crate::volume::a_hundred_megabytes_arrive_whole as a_hundred_megabytes_arrive_whole,
     crate::volume::a_thousand_commands_run as a_thousand_commands_run,
     crate::volume::many_run_side_by_side as many_run_side_by_side,
+}
+
+executors! {
+    sealed;
+    crate::sealing::nothing_of_the_host_is_seen as nothing_of_the_host_is_seen,
+    crate::sealing::nothing_of_the_host_is_changed as nothing_of_the_host_is_changed,
+    crate::sealing::there_are_no_privileges as there_are_no_privileges,
+    crate::sealing::system_calls_are_filtered as system_calls_are_filtered,
+    crate::sealing::namespaces_are_its_own as namespaces_are_its_own,
+    crate::sealing::the_network_is_off as the_network_is_off,
+    crate::sealing::common_tools_work as common_tools_work,
+    crate::sealing::the_workspace_stays_the_agents as the_workspace_stays_the_agents,
+    crate::sealing::extra_paths_are_seen_read_only as extra_paths_are_seen_read_only,
+    crate::sealing::nothing_is_left as nothing_is_left,
+    crate::sealing::a_failed_start_hurts_nobody as a_failed_start_hurts_nobody,
+    crate::sealing::the_init_is_out_of_reach as the_init_is_out_of_reach,
+}
+
+executors! {
+    networked;
+    crate::network::the_outside_is_reached_and_nothing_else as the_outside_is_reached_and_nothing_else,
+    crate::network::sandboxes_do_not_reach_each_other as sandboxes_do_not_reach_each_other,
+    crate::network::links_go_with_their_sandboxes as links_go_with_their_sandboxes,
 }

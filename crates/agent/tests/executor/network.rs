@@ -1,0 +1,143 @@
+//! What an action with `network: on` reaches, and what not. The outside is a network namespace of the test's own.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use sealci_agent::executor::{ExecutionRequest, ShellKind};
+use sealci_core::outcome::Outcome;
+use sealci_core::plan::Network;
+
+use crate::lab::{Lab, eventually, until_output};
+
+/// One port for all listeners.
+const PORT: u16 = 18_213;
+
+/// Another machine, as far as this one can tell: it has a public address, and a cloud's metadata address.
+struct Outside {
+    name: String,
+    host: Ipv4Addr,
+    address: Ipv4Addr,
+    listener: Child,
+}
+
+const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+
+impl Outside {
+    fn make() -> Option<Self> {
+        for program in ["ip", "perl", "bash"] {
+            if Command::new(program).arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
+                eprintln!("SKIPPED: `{program}` is missing (apt-get install iproute2 perl)");
+                return None;
+            }
+        }
+        let number = std::process::id() % 200;
+        let name = format!("outside{number}");
+        let octet = u8::try_from(number).unwrap();
+        let (host, address) = (Ipv4Addr::new(198, 18, octet, 1), Ipv4Addr::new(198, 18, octet, 2));
+        let script = format!(
+            "set -e; ip netns add {name}; ip link add {name} type veth peer name eth0 netns {name}; \
+             ip addr add {host}/24 dev {name}; ip link set {name} up; ip route add {METADATA}/32 dev {name}; \
+             ip -n {name} addr add {address}/24 dev eth0; ip -n {name} addr add {METADATA}/32 dev eth0; \
+             ip -n {name} link set lo up; ip -n {name} link set eth0 up"
+        );
+        assert!(Command::new("sh").args(["-c", &script]).status().unwrap().success(), "{script}");
+        let server = format!(
+            "use IO::Socket::INET; $l = IO::Socket::INET->new(Listen => 9, LocalPort => {PORT}, ReuseAddr => 1) or die; \
+             while ($c = $l->accept) {{ print $c $c->peerhost, qq(\\n); close $c }}"
+        );
+        let listener =
+            Command::new("ip").args(["netns", "exec", &name, "perl", "-e", &server]).spawn().unwrap();
+        let outside = Self { name, host, address, listener };
+        for address in [outside.address, METADATA] {
+            eventually("the outside listens", || reaches(address));
+        }
+        Some(outside)
+    }
+}
+
+impl Drop for Outside {
+    fn drop(&mut self) {
+        let _ = self.listener.kill();
+        let _ = self.listener.wait();
+        let _ = Command::new("ip").args(["link", "del", &self.name]).status();
+        let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
+    }
+}
+
+fn reaches(address: Ipv4Addr) -> bool {
+    TcpStream::connect_timeout(&SocketAddr::from((address, PORT)), Duration::from_secs(1)).is_ok()
+}
+
+fn online(lab: &Lab, commands: &[String]) -> ExecutionRequest {
+    let mut request = lab.request(commands);
+    request.shell = ShellKind::Bash;
+    request.network = Network::On;
+    request
+}
+
+/// A command that says what it hears from an address, or `nothing`.
+fn try_reach(address: &str) -> String {
+    format!("timeout 1 bash -c 'cat </dev/tcp/{address}/{PORT}' 2>/dev/null || echo nothing")
+}
+
+pub async fn the_outside_is_reached_and_nothing_else(lab: &Lab) {
+    let Some(outside) = Outside::make() else { return };
+    // The host listens on all its addresses.
+    let _listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).unwrap();
+    assert!(reaches(outside.host) && reaches(Ipv4Addr::LOCALHOST));
+    let gateway = "$(printf '%d.%d.%d.%d' $(awk '$2 == \"00000000\" { print $3 }' /proc/net/route | \
+        sed 's/\\(..\\)\\(..\\)\\(..\\)\\(..\\)/0x\\4 0x\\3 0x\\2 0x\\1/'))";
+    let request = online(
+        lab,
+        &[
+            try_reach(&outside.address.to_string()),
+            try_reach("127.0.0.1"),
+            try_reach(&outside.host.to_string()),
+            try_reach(&METADATA.to_string()),
+            format!("gateway={gateway}; test $gateway != 0.0.0.0; timeout 1 bash -c \"cat </dev/tcp/$gateway/{PORT}\" 2>/dev/null || echo nothing"),
+            "tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' ' | sort | xargs; cat /proc/net/if_inet6 | grep -v lo || true".to_owned(),
+            "grep -c ^nameserver /etc/resolv.conf || true".to_owned(),
+        ],
+    );
+    let record = lab.run(request).await;
+    assert_eq!(record.outcome(), &Outcome::Succeeded, "{}", record.text());
+    // Translated: the outside sees the host.
+    assert_eq!(record.output_of(0), format!("{}\n", outside.host));
+    for (index, what) in [(1, "loopback"), (2, "the host's address"), (3, "metadata"), (4, "the gateway")] {
+        assert_eq!(record.output_of(index), "nothing\n", "{what} is reached");
+    }
+    assert_eq!(record.output_of(5), "eth0 lo\n");
+
+    let mut offline = online(lab, &[try_reach(&outside.address.to_string())]);
+    offline.network = Network::Off;
+    assert_eq!(lab.run(offline).await.text(), "nothing\n");
+}
+
+pub async fn sandboxes_do_not_reach_each_other(lab: &Lab) {
+    let own = "awk '/32 host LOCAL/ { print f } { f = $2 }' /proc/net/fib_trie | grep '^10[.]' | head -1";
+    let server = format!(
+        "perl -MIO::Socket::INET -e '$l = IO::Socket::INET->new(Listen => 1, LocalPort => {PORT}) or die; \
+         $| = 1; print qq(up\\n); print qq(heard\\n) while $l->accept'"
+    );
+    let mut execution = lab.start(online(lab, &[own.to_owned(), server])).await;
+    let record = until_output(&mut execution, "up\n").await;
+    let address = record.text().lines().next().unwrap().to_owned();
+    assert!(address.starts_with("10.213."), "{address}");
+    let other = lab.run(online(lab, &[try_reach(&address)])).await;
+    assert_eq!(other.text(), "nothing\n");
+    execution.handle().kill();
+    let mut record = record;
+    while let Some(event) = execution.next().await {
+        record.take(event);
+    }
+    assert!(!record.text().contains("heard"));
+}
+
+pub async fn links_go_with_their_sandboxes(lab: &Lab) {
+    // More often than there are slots in use, so that names come again while the last link is still being taken down.
+    for _ in 0..10 {
+        let record = lab.run(online(lab, &["true".to_owned()])).await;
+        assert_eq!(record.outcome(), &Outcome::Succeeded, "{}", record.text());
+    }
+}

@@ -1,0 +1,65 @@
+//! Describes the container to libcontainer, as an OCI runtime specification.
+//!
+//! What is made elsewhere is absent here: the root's mounts (`staging`), the network namespace (the helper's own is
+//! inherited), the user namespace (joined by its path), control groups (the agent's; this process is in them), seccomp
+//! (applied in the executor: this build of libcontainer ignores a `seccomp` section without a word).
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::spec::{SandboxSpec, inside};
+
+/// What of `/proc` tells of the host or changes it.
+const MASKED: [&str; 10] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+];
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// The runtime specification (OCI runtime-spec 1.0.2).
+pub fn config(spec: &SandboxSpec, root: &Path, user_namespace: &Path) -> Value {
+    json!({
+        "ociVersion": "1.0.2",
+        "hostname": spec.id.chars().take(63).collect::<String>(),
+        "root": {"path": root, "readonly": false},
+        "process": {
+            "terminal": false,
+            "user": {"uid": 0, "gid": 0},
+            "args": [inside::INIT],
+            "cwd": "/",
+            "env": [],
+            "capabilities": {"bounding": [], "effective": [], "inheritable": [], "permitted": [], "ambient": []},
+            // A core would be piped to the host's handler. The other limits are inherited: a hard one cannot be raised.
+            "rlimits": [{"type": "RLIMIT_CORE", "hard": 0, "soft": 0}],
+            "noNewPrivileges": true,
+        },
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
+             "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
+            {"destination": "/dev/pts", "type": "devpts", "source": "devpts",
+             "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]},
+            {"destination": "/dev/shm", "type": "tmpfs", "source": "shm",
+             "options": ["nosuid", "noexec", "nodev", "mode=1777"]},
+        ],
+        "linux": {
+            "namespaces": [
+                {"type": "user", "path": user_namespace},
+                {"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}, {"type": "cgroup"},
+            ],
+            // Never the group of anybody: see `cgroups`, where also this is made to lead nowhere.
+            "cgroupsPath": format!("/sealci-unused-{}", spec.id),
+            "maskedPaths": MASKED,
+            "readonlyPaths": READ_ONLY,
+        },
+    })
+}

@@ -1,0 +1,218 @@
+//! Wraps the kernel's calls for namespaces and mounts as safe functions.
+//!
+//! All unsafe code of this crate stands here.
+
+use std::ffi::{CString, OsStr};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::ptr;
+
+fn check(result: libc::c_long) -> io::Result<libc::c_long> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn text(bytes: &OsStr) -> io::Result<CString> {
+    Ok(CString::new(bytes.as_bytes())?)
+}
+
+/// Gives what is made from here on the modes that are asked for, whatever the agent's mask is.
+pub fn reset_umask() {
+    // SAFETY: takes an integer and cannot fail.
+    unsafe { libc::umask(0o022) };
+}
+
+/// Moves this process into new namespaces.
+pub fn unshare(flags: libc::c_int) -> io::Result<()> {
+    // SAFETY: takes an integer only. The process has one thread, so no other is surprised.
+    check(unsafe { libc::unshare(flags) }.into()).map(drop)
+}
+
+/// mount(2). `data` holds the file system's options.
+pub fn mount(source: &str, target: &Path, kind: &str, flags: libc::c_ulong, data: &str) -> io::Result<()> {
+    let (source, target) = (text(OsStr::new(source))?, text(target.as_os_str())?);
+    let (kind, data) = (text(OsStr::new(kind))?, text(OsStr::new(data))?);
+    // SAFETY: all four are NUL-terminated strings that live over the call.
+    let result =
+        unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data.as_ptr().cast()) };
+    check(result.into()).map(drop)
+}
+
+/// Takes what is mounted at `target`, and on it, out of this mount namespace.
+pub fn detach(target: &Path) -> io::Result<()> {
+    let target = text(target.as_os_str())?;
+    // SAFETY: `target` is a NUL-terminated string that lives over the call.
+    check(unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) }.into()).map(drop)
+}
+
+/// A copy of what is mounted at `path`, mounted nowhere yet.
+pub fn clone_tree(path: &Path, recursive: bool) -> io::Result<OwnedFd> {
+    let path = text(path.as_os_str())?;
+    let mut flags = libc::OPEN_TREE_CLONE as libc::c_uint | libc::O_CLOEXEC as libc::c_uint;
+    if recursive {
+        flags |= libc::AT_RECURSIVE as libc::c_uint;
+    }
+    // SAFETY: `path` is a NUL-terminated string that lives over the call; the rest are integers.
+    let fd = check(unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) })?;
+    // SAFETY: open_tree has just returned this descriptor, and nothing else owns it. Descriptors fit in 32 bits.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) })
+}
+
+/// Sets attributes (`MOUNT_ATTR_*`) of a tree that is mounted nowhere yet; with `user_namespace`, maps its owners.
+pub fn set_attributes(
+    tree: &OwnedFd,
+    recursive: bool,
+    set: u64,
+    user_namespace: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
+    let mut attributes = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    if let Some(namespace) = user_namespace {
+        attributes.attr_set |= libc::MOUNT_ATTR_IDMAP;
+        // Descriptors are not negative.
+        attributes.userns_fd = namespace.as_raw_fd() as u64;
+    }
+    let mut flags = libc::AT_EMPTY_PATH;
+    if recursive {
+        flags |= libc::AT_RECURSIVE;
+    }
+    // SAFETY: the path is empty and static, `attributes` is a mount_attr of the size that is told, and both live over the
+    // call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw mut attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    check(result).map(drop)
+}
+
+/// Mounts a tree from [`clone_tree`].
+pub fn attach_tree(tree: &OwnedFd, target: &Path) -> io::Result<()> {
+    let target = text(target.as_os_str())?;
+    // SAFETY: both paths are NUL-terminated strings that live over the call; the rest are integers.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_FDCWD,
+            target.as_ptr(),
+            libc::MOVE_MOUNT_F_EMPTY_PATH,
+        )
+    };
+    check(result).map(drop)
+}
+
+/// Makes a user namespace in which `count` ids from 0 on are the host's from `base` on.
+///
+/// A child of this process makes it and ends; the namespace lives on in the descriptor. To be called in a process with
+/// one thread.
+pub fn user_namespace(base: u32, count: u32) -> io::Result<OwnedFd> {
+    let (mut from_child, mut to_parent) = io::pipe()?;
+    let (mut from_parent, mut to_child) = io::pipe()?;
+    // SAFETY: this process has one thread, so the child may do all that a process may.
+    let pid = check(unsafe { libc::fork() }.into())? as libc::pid_t;
+    if pid == 0 {
+        let made = unshare(libc::CLONE_NEWUSER).and_then(|()| to_parent.write_all(b"."));
+        drop(to_child);
+        // Until the parent has opened the namespace: the other end closes.
+        let _ = made.and_then(|()| from_parent.read(&mut [0]));
+        // SAFETY: ends the child at once, running nothing of the parent's.
+        unsafe { libc::_exit(0) };
+    }
+    drop(to_parent);
+    let opened = from_child.read_exact(&mut [0]).and_then(|()| {
+        let map = format!("0 {base} {count}");
+        fs::write(format!("/proc/{pid}/uid_map"), &map)?;
+        fs::write(format!("/proc/{pid}/gid_map"), &map)?;
+        File::open(format!("/proc/{pid}/ns/user"))
+    });
+    let _ = to_child.write_all(b".");
+    drop(to_child);
+    let _ = wait(pid);
+    opened.map(OwnedFd::from)
+}
+
+/// Waits for a child's end; 128 + n for signal n.
+pub fn wait(pid: libc::pid_t) -> io::Result<i32> {
+    let mut status = 0;
+    loop {
+        // SAFETY: the pointer is to an exclusively borrowed int.
+        match check(unsafe { libc::waitpid(pid, &mut status, 0) }.into()) {
+            Ok(_) if libc::WIFSIGNALED(status) => return Ok(128 + libc::WTERMSIG(status)),
+            Ok(_) => return Ok(libc::WEXITSTATUS(status)),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Has the kernel kill this process when its parent dies. Lost by any change of user: to be called after the last.
+pub fn die_with_parent() -> io::Result<()> {
+    // SAFETY: takes integers only.
+    check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) }.into()).map(drop)
+}
+
+/// Becomes another program, with no variables in its environment. Returns only what went wrong.
+pub fn exec(program: &str) -> io::Error {
+    let Ok(program) = CString::new(program) else { return io::Error::from(io::ErrorKind::InvalidInput) };
+    let arguments = [program.as_ptr(), ptr::null()];
+    let environment = [ptr::null()];
+    // SAFETY: `program` is a NUL-terminated string; both arrays end with a null pointer, and all live over the call.
+    unsafe { libc::execve(program.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// Has descriptor `target` mean what `source` means.
+pub fn redirect(source: BorrowedFd<'_>, target: libc::c_int) -> io::Result<()> {
+    // SAFETY: only for 0 to 2, which std never closes by itself, so no owner loses its own.
+    debug_assert!((0..=2).contains(&target));
+    // SAFETY: takes integers only; see above.
+    check(unsafe { libc::dup2(source.as_raw_fd(), target) }.into()).map(drop)
+}
+
+/// Waits until there is something to read, or the other end is closed.
+pub fn wait_readable(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let mut watch = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    loop {
+        // SAFETY: the pointer is to one exclusively borrowed pollfd.
+        match check(unsafe { libc::poll(&mut watch, 1, -1) }.into()) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result.map(drop),
+        }
+    }
+}
+
+/// A socket to one of the kernel's netlink families.
+pub fn netlink(family: libc::c_int) -> io::Result<OwnedFd> {
+    // SAFETY: takes integers only.
+    let socket =
+        check(unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, family) }.into())?;
+    // SAFETY: socket has just returned this descriptor, and nothing else owns it. Descriptors fit in 32 bits.
+    Ok(unsafe { OwnedFd::from_raw_fd(socket as libc::c_int) })
+}
+
+/// Brings the loopback of this process's network namespace up.
+pub fn raise_loopback() -> io::Result<()> {
+    // SAFETY: takes integers only.
+    let socket =
+        check(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) }.into())?;
+    // SAFETY: socket has just returned this descriptor, and nothing else owns it. Descriptors fit in 32 bits.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket as libc::c_int) };
+    // SAFETY: all zeroes is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (slot, byte) in request.ifr_name.iter_mut().zip(*b"lo") {
+        *slot = byte as libc::c_char;
+    }
+    // IFF_UP is 1.
+    request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
+    // SAFETY: SIOCSIFFLAGS reads the ifreq to which the pointer points; the socket is open.
+    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    check(result.into()).map(drop)
+}
