@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use sealci_agent::executor::fake::FakeExecutor;
 use sealci_agent::executor::process::ProcessExecutor;
 use sealci_agent::executor::{ExecutionEvent, Executor};
+use sealci_core::plan::Network;
 
 #[path = "../tests/executor/lab.rs"]
 #[allow(dead_code)]
@@ -21,15 +22,15 @@ const LOG_BYTES: u64 = 1 << 30;
 
 #[tokio::main]
 async fn main() {
-    println!("executor            start   command    finish   (ms, medians of {RUNS})     log");
+    println!("executor             start   command    finish   (ms, medians of {RUNS})     log");
     let folder = tempfile::TempDir::new().unwrap();
     let process = ProcessExecutor::new(folder.path(), None).unwrap();
-    measure("process", &process, folder.path()).await;
+    measure("process", &process, folder.path(), Network::Off).await;
     if let Some(lab) = Lab::process_in_cgroup() {
-        measure("process in cgroup", lab.executor.as_ref(), lab.folder.path()).await;
+        measure("process in cgroup", lab.executor.as_ref(), lab.folder.path(), Network::Off).await;
     }
     if let Some(lab) = Lab::sandbox() {
-        measure("sandbox", lab.executor.as_ref(), lab.folder.path()).await;
+        measure("sandbox", lab.executor.as_ref(), lab.folder.path(), Network::Off).await;
         let started_at = Instant::now();
         let mut running = Vec::new();
         for _ in 0..40 {
@@ -43,13 +44,17 @@ async fn main() {
         futures_util::future::join_all(running).await;
         println!("sandbox, 40 at once: {:.0} ms", millis(started_at.elapsed()));
     }
+    if let Some(lab) = Lab::networked() {
+        measure("sandbox, network on", lab.executor.as_ref(), lab.folder.path(), Network::On).await;
+    }
     fake(folder.path()).await;
 }
 
-async fn measure(name: &str, executor: &dyn Executor, folder: &std::path::Path) {
+async fn measure(name: &str, executor: &dyn Executor, folder: &std::path::Path, network: Network) {
     let mut times: [Vec<Duration>; 3] = Default::default();
     for _ in 0..=RUNS {
-        let request = lab::request_in(folder, ["true"]);
+        let mut request = lab::request_in(folder, ["true"]);
+        request.network = network;
         let started_at = Instant::now();
         let mut execution = executor.start(request).await.unwrap();
         times[0].push(started_at.elapsed());
@@ -81,7 +86,7 @@ async fn measure(name: &str, executor: &dyn Executor, folder: &std::path::Path) 
     assert_eq!(bytes, LOG_BYTES);
     let rate = LOG_BYTES as f64 / started_at.elapsed().as_secs_f64() / 1e6;
     let [start, command, finish] = medians;
-    println!("{name:18} {start:6.2} {command:9.2} {finish:9.2} {:>30.0} MB/s", rate);
+    println!("{name:19} {start:6.2} {command:9.2} {finish:9.2} {:>30.0} MB/s", rate);
 }
 
 async fn fake(folder: &std::path::Path) {
