@@ -35,6 +35,11 @@ use crate::exit::{Exit, Failure};
 use crate::terminal::Terminal;
 
 fn main() -> ExitCode {
+    // Before any thread is started: the helper of a sandbox must not have any.
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == sealci_sandbox::HELPER_COMMAND) {
+        return sealci_sandbox::helper_main(arguments);
+    }
     let cli = Cli::parse();
     match run(cli.command, Terminal::of_stdout()) {
         Ok(exit) => exit.into(),

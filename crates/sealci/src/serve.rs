@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use clap::Args;
 use sealci_agent::Shutdown;
-use sealci_agent::executor::Executor;
 use sealci_agent::executor::cgroup::{Cgroups, Layout};
 use sealci_agent::executor::fake::FakeExecutor;
 use sealci_agent::executor::process::ProcessExecutor;
+use sealci_agent::executor::sandbox::{SandboxExecutor, SandboxOptions};
+use sealci_agent::executor::{Executor, ExecutorError};
 use sealci_agent::mirror::MirrorCheckout;
 use sealci_core::plan::Resources;
 use sealci_git::AllowedTransports;
@@ -164,6 +165,9 @@ pub struct AgentServeArgs {
     /// Memory for actions [default: all but a reserve]
     #[arg(long, value_name = "BYTES", requires = "cpu_millis")]
     pub memory_bytes: Option<u64>,
+    /// A folder or file of this machine that actions in the sandbox see, read-only; may be given several times
+    #[arg(long, value_name = "PATH")]
+    pub sandbox_path: Vec<PathBuf>,
     /// Offer the executor `process`: no isolation at all
     #[arg(long)]
     pub allow_process: bool,
@@ -360,30 +364,47 @@ pub fn prepare_agent(args: &AgentServeArgs, shutdown: Shutdown) -> Result<Servic
     Ok(Service::dialling("agent", run))
 }
 
-/// What runs actions, the default first.
+/// What runs actions, the default first: sealed where this machine lets us, else only what was allowed.
 fn executors(args: &AgentServeArgs, own: &Path) -> Result<Vec<Arc<dyn Executor>>, Failure> {
+    let unusable = |name: &str, error: ExecutorError| {
+        Failure::of_error(Exit::Infrastructure, format!("the executor `{name}` cannot be offered"), &error)
+    };
+    let cgroups = Layout::detect().and_then(|layout| Cgroups::open(layout, &instance_name(own)));
+    let sandbox = sandbox_is_possible(cgroups.as_ref().err());
     let mut executors: Vec<Arc<dyn Executor>> = Vec::new();
+    if let (Ok(()), Ok(cgroups)) = (&sandbox, &cgroups) {
+        let options = SandboxOptions { extra_paths: args.sandbox_path.clone(), ..SandboxOptions::default() };
+        let sandbox = SandboxExecutor::new(own, cgroups.clone(), options)
+            .map_err(|error| unusable("sandbox", error))?;
+        if let Some(problem) = sandbox.network_problem() {
+            tracing::warn!(problem, "actions in the sandbox have no network");
+        }
+        executors.push(Arc::new(sandbox));
+    }
     if args.allow_process {
-        let cgroups = Layout::detect().and_then(|layout| Cgroups::open(layout, &instance_name(own)));
-        let cgroups = match cgroups {
-            Ok(cgroups) => Some(cgroups),
-            Err(error) => {
-                tracing::warn!(%error, "no limits will hold: there are no control groups to use (`sealci doctor` says more)");
-                None
-            }
-        };
-        let process = ProcessExecutor::new(own, cgroups)
-            .map_err(|error| Failure::of_error(Exit::Infrastructure, "the executor `process`", &error))?;
+        if let Err(error) = &cgroups {
+            tracing::warn!(%error, "no limits will hold: there are no control groups to use (`sealci doctor` says more)");
+        }
+        let process = ProcessExecutor::new(own, cgroups.ok()).map_err(|error| unusable("process", error))?;
         executors.push(Arc::new(process));
     }
     if args.allow_fake {
         executors.push(Arc::new(FakeExecutor::new()));
     }
-    if executors.is_empty() {
-        return Err(Failure::usage("this agent would offer no executor")
-            .help("allow one: --allow-process runs actions as this user, with no isolation"));
+    if let (true, Err(why)) = (executors.is_empty(), sandbox) {
+        return Err(Failure::usage(format!("this agent would offer no executor: no sandbox, {why}")).help(
+            "run it as root, or allow another: --allow-process runs actions as this user, with no isolation",
+        ));
     }
     Ok(executors)
+}
+
+/// Whether actions can be sealed here, or why not.
+fn sandbox_is_possible(cgroups: Option<&impl std::fmt::Display>) -> Result<(), String> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err("which needs root for now".to_owned());
+    }
+    cgroups.map_or(Ok(()), |error| Err(format!("because there are no control groups to use: {error}")))
 }
 
 /// Tells this agent's control groups from another one's on the same machine, and is the same after a restart: the data

@@ -32,6 +32,9 @@ pub struct UpArgs {
     /// The scheduler's address, for further agents [default: 127.0.0.1:8422]
     #[arg(long, value_name = "ADDRESS")]
     scheduler_listen: Option<SocketAddr>,
+    /// A folder or file of this machine that sealed actions see, read-only; may be given several times
+    #[arg(long, value_name = "PATH")]
+    sandbox_path: Vec<PathBuf>,
     /// Let actions run as this user, with no isolation at all
     #[arg(long)]
     allow_process: bool,
@@ -44,6 +47,11 @@ pub struct UpArgs {
 }
 
 impl UpArgs {
+    /// Asked for; or for a demo that cannot seal its actions here, which is said.
+    fn allows_process(&self) -> bool {
+        self.allow_process || (self.demo && !nix::unistd::geteuid().is_root())
+    }
+
     /// An address that was asked for, the usual one, or for a demo beside another server any free one.
     fn address(&self, asked: Option<SocketAddr>, usual_port: u16) -> SocketAddr {
         let usual = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), usual_port);
@@ -126,7 +134,8 @@ async fn start(args: &UpArgs, folder: &DataFolder) -> Result<(Running, ClientFil
         label: Vec::new(),
         cpu_millis: None,
         memory_bytes: None,
-        allow_process: args.allow_process || args.demo,
+        sandbox_path: args.sandbox_path.clone(),
+        allow_process: args.allows_process(),
         allow_fake: false,
         git: GitArgs::ALL,
     };
@@ -145,7 +154,7 @@ async fn start(args: &UpArgs, folder: &DataFolder) -> Result<(Running, ClientFil
 fn say_where(client: &ClientFile, folder: &DataFolder, args: &UpArgs) {
     println!("SealCI is up: controller {}, monitor {}", client.controller, client.monitor);
     println!("data and token in {}", folder.root().display());
-    if args.allow_process || args.demo {
+    if args.allows_process() {
         println!("note: the executor `process` is allowed: actions run as this user, with no isolation");
     }
     if !args.demo {
