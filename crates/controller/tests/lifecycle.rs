@@ -7,9 +7,10 @@ mod support;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use sealci_proto::agent::{HeldAttempt, HeldState, claim_answer, outcome};
+use sealci_proto::agent::{Event, HeldAttempt, HeldState, LogChunk, Running, claim_answer, event, outcome};
 use sealci_proto::scheduler::{
-    Absent, AgentState, EnrolQuestion, WhyAnswer, controller_message, scheduler_message, to_agent, want,
+    Absent, AgentState, EnrolQuestion, WhyAnswer, controller_message, from_agent, scheduler_message,
+    to_agent, want,
 };
 use serde_json::json;
 use support::*;
@@ -264,6 +265,40 @@ async fn who_holds_in_vain_is_told_to_end_it() {
         })
         .await;
     assert!(ack.fenced && ack.attempt.unwrap() == one);
+}
+
+#[tokio::test]
+async fn an_agent_cannot_report_for_anothers_attempt() {
+    let (_folder, database) = sqlite();
+    let world = World::on(database, LONG).await;
+    let mut line = world.line().await;
+    world.create(TWO).await;
+    let one = line.queued().await;
+    let token = line.granted(&one).await.token;
+    let stranger = "018f0000-0000-7000-8000-00000000000b";
+    let running = Event {
+        attempt: Some(one.clone()),
+        token,
+        sequence: 0,
+        at_unix_ms: 1,
+        body: Some(event::Body::Running(Running { executor: "fake".into() })),
+    };
+    line.forward_from(stranger, from_agent::Body::Event(running.clone())).await;
+    line.forward(from_agent::Body::Event(running)).await;
+    line.acknowledged(1, 0).await;
+    let chunk = LogChunk {
+        attempt: Some(one.clone()),
+        token,
+        offset: 0,
+        data: bytes::Bytes::from_static(b"forged"),
+        gap: None,
+    };
+    line.forward_from(stranger, from_agent::Body::LogChunk(chunk)).await;
+    let mut agent = ScriptedAgent { line: &mut line, attempt: one.clone(), token, sequence: 1 };
+    agent.log(0, b"real").await;
+    line.acknowledged(1, 4).await;
+    let shown = world.get(&format!("/api/v1/actions/{}", one.action_id)).await;
+    assert_eq!(shown["attempts"][0]["log_end"], 4, "the forged chunk was left out");
 }
 
 #[tokio::test]

@@ -105,6 +105,9 @@ impl Driver {
             transaction.answer(sender.session, unknown(id, token));
             return Ok(());
         };
+        if !is_claimants(live, id, sender) {
+            return Ok(());
+        }
         let recorded = match live.stale.get_mut(&id) {
             Some(stale) => stale.record_event(token, event.sequence, &entry).map_err(ReportRefusal::from),
             None => live.state.record_event(id.action, id.number, token, event.sequence, &entry).map(
@@ -152,6 +155,9 @@ impl Driver {
             transaction.answer(sender.session, unknown(id, token));
             return Ok(());
         };
+        if !is_claimants(live, id, sender) {
+            return Ok(());
+        }
         let recorded = match live.stale.get_mut(&id) {
             Some(stale) => stale.record_log(token, chunk.offset, to).map_err(ReportRefusal::from),
             None => live.state.record_log(id.action, id.number, token, chunk.offset, to),
@@ -178,6 +184,16 @@ impl Driver {
         transaction.acknowledge(sender.session, id, token);
         Ok(())
     }
+}
+
+/// Whether the sender is the agent that claimed the attempt. Tokens are numbers that can be guessed; who sends is proved by
+/// its credential. One that reports for another's attempt gets no answer.
+fn is_claimants(live: &Live, id: AttemptId, sender: Sender) -> bool {
+    let is_theirs = live.attempt(id).is_some_and(|attempt| attempt.claimant.agent == sender.agent);
+    if !is_theirs {
+        tracing::warn!(attempt.id = %id, agent.id = %sender.agent, "an agent reports for an attempt that is another's");
+    }
+    is_theirs
 }
 
 /// How far an attempt is recorded, for its agent. A token that is not the attempt's has nothing to report any more.

@@ -251,9 +251,13 @@ impl Line {
     }
 
     pub async fn forward(&self, body: from_agent::Body) {
+        self.forward_from(AGENT, body).await;
+    }
+
+    pub async fn forward_from(&self, agent_id: &str, body: from_agent::Body) {
         self.say(scheduler_message::Body::FromAgent(FromAgent {
             session: 7,
-            agent_id: AGENT.into(),
+            agent_id: agent_id.into(),
             instance_id: INSTANCE.into(),
             body: Some(body),
         }))
