@@ -12,7 +12,8 @@ use sealci_proto::{Malformed, attempt_id};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::driver::{Driver, Transaction};
+use super::commit::Transaction;
+use super::driver::Driver;
 use super::reports::ReportError;
 use super::{AgentView, Answer, Refusal};
 use crate::store::entity::{agent_instances, agents};

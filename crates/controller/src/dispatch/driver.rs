@@ -1,28 +1,26 @@
 //! The task that owns every unfinished pipeline.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use sealci_core::ids::{ActionId, AgentId, AttemptId, FencingToken, PipelineId};
 use sealci_core::outcome::Cause;
-use sealci_core::pipeline::{Action, ActionState, Pipeline, RerunScope, Touched};
 use sealci_proto::scheduler::{
-    ControllerMessage, PipelineEpoch, Snapshot, ToAgent, controller_message, scheduler_message, to_agent,
+    ControllerMessage, PipelineEpoch, Snapshot, controller_message, scheduler_message,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use super::agents::AgentBook;
+use super::commit::Transaction;
 use super::link::{FromLink, Incoming};
-use super::live::{Dirty, Live};
+use super::live::Live;
 use super::presence::Presence;
-use super::reports::{ReportError, acknowledgement};
+use super::reports::ReportError;
 use super::wants::{self, ActionLimits};
-use super::{Answer, Created, Dispatch, INBOX, Input, NewPipeline, Refusal, TICK};
-use crate::store::entity::{actions, pipelines, rounds};
-use crate::store::{Batch, Store, StoreError};
+use super::{Answer, Dispatch, INBOX, Input, Refusal, TICK};
+use crate::store::{Store, StoreError};
 use crate::watchers::Watchers;
 
 /// One commit takes at most so many inputs, so that the first of them is not kept waiting.
@@ -50,79 +48,20 @@ pub struct Driver {
     pub(super) store: Store,
     pub(super) config: Config,
     inbox: mpsc::Receiver<Input>,
-    watchers: Watchers,
+    pub(super) watchers: Watchers,
     linked: watch::Sender<bool>,
-    live: HashMap<PipelineId, Live>,
-    by_action: HashMap<ActionId, PipelineId>,
+    pub(super) live: HashMap<PipelineId, Live>,
+    pub(super) by_action: HashMap<ActionId, PipelineId>,
     pub(super) agents: AgentBook,
     pub(super) presence: Presence,
-    line: Option<mpsc::Sender<Vec<ControllerMessage>>>,
+    pub(super) line: Option<mpsc::Sender<Vec<ControllerMessage>>>,
     /// Why-questions under way at the scheduler.
-    questions: HashMap<u64, Answer<Vec<String>>>,
-    next_question: u64,
+    pub(super) questions: HashMap<u64, Answer<Vec<String>>>,
+    pub(super) next_question: u64,
     /// Tokens taken from the database and not given out: `start..end`.
     tokens: std::ops::Range<u64>,
     /// Pipelines that a failed commit made unknown; read again at the next tick.
     forgotten: HashSet<PipelineId>,
-}
-
-/// What one commit does: what it writes, and whom it answers afterwards.
-#[derive(Default)]
-pub(super) struct Transaction {
-    pub now_ms: i64,
-    pub batch: Batch,
-    dirty: HashMap<PipelineId, Dirty>,
-    /// Pipelines whose wants are stated whole after the commit.
-    restated: HashSet<PipelineId>,
-    created: HashMap<String, PipelineId>,
-    logs: HashSet<AttemptId>,
-    answers: Vec<(u64, to_agent::Body)>,
-    acknowledgements: HashSet<(u64, AttemptId, u64)>,
-    released: BTreeMap<u64, u64>,
-    pub messages: Vec<controller_message::Body>,
-    /// Told whether the commit succeeded.
-    after: Vec<Box<dyn FnOnce(bool) + Send>>,
-}
-
-impl std::fmt::Debug for Transaction {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Transaction").field("batch", &self.batch).finish_non_exhaustive()
-    }
-}
-
-impl Transaction {
-    pub fn touch(&mut self, pipeline: PipelineId, actions: Touched) {
-        self.dirty.entry(pipeline).or_default().actions.extend(actions);
-    }
-
-    pub fn touch_attempt(&mut self, pipeline: PipelineId, attempt: AttemptId) {
-        self.dirty.entry(pipeline).or_default().attempts.insert(attempt);
-    }
-
-    pub fn log_grew(&mut self, attempt: AttemptId) {
-        self.logs.insert(attempt);
-    }
-
-    pub fn answer(&mut self, session: u64, body: to_agent::Body) {
-        self.answers.push((session, body));
-    }
-
-    /// Asks for one cumulative acknowledgement after the commit, however many writes it covers.
-    pub fn acknowledge(&mut self, session: u64, attempt: AttemptId, token: FencingToken) {
-        self.acknowledgements.insert((session, attempt, token.0));
-    }
-
-    pub fn release(&mut self, session: u64, bytes: usize) {
-        *self.released.entry(session).or_default() += bytes as u64;
-    }
-
-    /// Answers after the commit, or says that it failed.
-    pub fn reply<T: Send + 'static>(&mut self, answer: Answer<T>, value: T) {
-        self.after.push(Box::new(move |committed| {
-            // Who asked may have gone away meanwhile: what they wished is recorded all the same.
-            let _ = answer.send(if committed { Ok(value) } else { Err(Refusal::NotRecorded) });
-        }));
-    }
 }
 
 impl Driver {
@@ -169,7 +108,7 @@ impl Driver {
                     None => return,
                 },
             };
-            let mut transaction = Transaction { now_ms: now_ms(), ..Transaction::default() };
+            let mut transaction = Transaction::at(now_ms());
             match first {
                 Some(input) => self.take_all(input, &mut transaction).await,
                 None => self.tick(&mut transaction).await,
@@ -213,78 +152,6 @@ impl Driver {
             Input::Link(FromLink::Down) => self.line_is_down(),
             Input::Link(FromLink::Message(incoming)) => self.incoming(*incoming, transaction).await,
         }
-    }
-
-    async fn create(
-        &mut self,
-        new: NewPipeline,
-        transaction: &mut Transaction,
-    ) -> Result<Created, StoreError> {
-        if let Some(id) = transaction.created.get(&new.identity) {
-            return Ok(Created::Before(*id));
-        }
-        if let Some(id) = self.store.pipeline_with_identity(&new.identity).await? {
-            return Ok(Created::Before(id));
-        }
-        let mut live = new_live(&new, transaction.now_ms);
-        let id = live.id();
-        let touched = live.state.start();
-        let mut dirty = Dirty { pipeline: true, ..Dirty::default() };
-        dirty.actions.extend(0..live.actions.len());
-        dirty.actions.extend(touched);
-        transaction.dirty.insert(id, dirty);
-        transaction.restated.insert(id);
-        transaction.created.insert(new.identity, id);
-        self.adopt(live);
-        Ok(Created::Now(id))
-    }
-
-    async fn cancel(
-        &mut self,
-        id: PipelineId,
-        transaction: &mut Transaction,
-    ) -> Result<Option<()>, StoreError> {
-        let Some(live) = self.live(id).await? else { return Ok(None) };
-        let touched = live.state.cancel();
-        let dirty = transaction.dirty.entry(id).or_default();
-        dirty.pipeline = true;
-        dirty.actions.extend(touched);
-        transaction.restated.insert(id);
-        Ok(Some(()))
-    }
-
-    async fn rerun(
-        &mut self,
-        id: PipelineId,
-        scope: RerunScope,
-        request: String,
-        transaction: &mut Transaction,
-    ) -> Result<Result<(), Refusal>, StoreError> {
-        if self.store.round_of_request(id, &request).await?.is_some() {
-            return Ok(Ok(()));
-        }
-        let repeated = |row: &rounds::Model| row.pipeline_id == id.as_uuid() && row.request_id == request;
-        if transaction.batch.rounds.iter().any(repeated) {
-            return Ok(Ok(()));
-        }
-        let Some(live) = self.live(id).await? else { return Ok(Err(Refusal::UnknownPipeline)) };
-        let touched = match live.state.rerun(scope) {
-            Ok(touched) => touched,
-            Err(refusal) => return Ok(Err(refusal.into())),
-        };
-        transaction.batch.rounds.push(rounds::Model {
-            pipeline_id: id.as_uuid(),
-            request_id: request,
-            round: i32::try_from(live.state.round).unwrap_or(i32::MAX),
-            created_at: transaction.now_ms,
-        });
-        let dirty = transaction.dirty.entry(id).or_default();
-        dirty.pipeline = true;
-        dirty.actions.extend(touched);
-        // Every action's attempts in this round count from 0 again.
-        dirty.actions.extend(0..live.actions.len());
-        transaction.restated.insert(id);
-        Ok(Ok(()))
     }
 
     async fn incoming(&mut self, incoming: Incoming, transaction: &mut Transaction) {
@@ -414,7 +281,7 @@ impl Driver {
         tracing::info!(pipelines = self.live.len(), "the scheduler is connected");
     }
 
-    fn line_is_down(&mut self) {
+    pub(super) fn line_is_down(&mut self) {
         self.line = None;
         self.presence.line_is_down();
         self.linked.send_replace(false);
@@ -424,7 +291,7 @@ impl Driver {
     }
 
     /// Sends, unless the line is so far behind that it has to be made anew, which repairs everything.
-    fn send(&mut self, bodies: Vec<controller_message::Body>) {
+    pub(super) fn send(&mut self, bodies: Vec<controller_message::Body>) {
         if bodies.is_empty() {
             return;
         }
@@ -432,115 +299,6 @@ impl Driver {
         if self.line.as_ref().is_some_and(|line| line.try_send(messages).is_err()) {
             self.line_is_down();
         }
-    }
-
-    async fn why(&mut self, action: ActionId, answer: Answer<Vec<String>>, transaction: &mut Transaction) {
-        let is_linked = self.line.is_some();
-        let live = match self.live_of_action(action).await {
-            Ok(Some(live)) => live,
-            Ok(None) => return refuse(answer, Refusal::UnknownAction),
-            Err(error) => return fail(answer, &error),
-        };
-        let placed = live.placed.clone();
-        let Some(index) = live.state.position(action) else { return refuse(answer, Refusal::UnknownAction) };
-        let about = &live.state.actions[index];
-        let next = AttemptId { action, number: about.attempts + 1 };
-        let reasons = match &about.state {
-            ActionState::Queued if !is_linked => vec!["no scheduler is connected".to_owned()],
-            ActionState::Queued => match placed.get(&next) {
-                Some(agent) => vec![format!("agent {} is preparing it", self.agents.name(*agent))],
-                None => {
-                    let request = self.next_question;
-                    self.next_question += 1;
-                    self.questions.insert(request, answer);
-                    let question =
-                        sealci_proto::scheduler::WhyQuestion { request, attempt: Some(next.into()) };
-                    transaction.messages.push(controller_message::Body::WhyQuestion(question));
-                    return;
-                }
-            },
-            ActionState::Pending => waiting_for(&live.state, about),
-            ActionState::Active => {
-                let agent = about.current.as_ref().map(|current| current.claimant.agent);
-                let agent = agent.map(|agent| self.agents.name(agent)).unwrap_or_default();
-                vec![format!("it runs on agent {agent}")]
-            }
-            ActionState::Finished(outcome) => vec![format!("it is finished: {outcome}")],
-        };
-        let _ = answer.send(Ok(reasons)); // who asked may have gone away
-    }
-
-    fn why_answered(&mut self, answer: sealci_proto::scheduler::WhyAnswer) {
-        if let Some(asked) = self.questions.remove(&answer.request) {
-            let reasons = if answer.reasons.is_empty() {
-                vec!["the scheduler is about to place it".to_owned()]
-            } else {
-                answer.reasons
-            };
-            let _ = asked.send(Ok(reasons)); // who asked may have gone away
-        }
-    }
-
-    /// Commits, then answers; or, if the commit failed, forgets what it changed in memory.
-    async fn finish(&mut self, mut transaction: Transaction) {
-        let mut moved = Vec::new();
-        for (id, dirty) in &transaction.dirty {
-            if let Some(live) = self.live.get_mut(id) {
-                live.touched = Instant::now();
-                moved.push((*id, live.write(dirty, transaction.now_ms, &mut transaction.batch)));
-            }
-        }
-        if let Err(error) = self.store.commit(&mut transaction.batch).await {
-            tracing::error!(error = %chain(&error), "a commit failed; nothing of it was answered");
-            self.forget(transaction.dirty.keys().copied().collect());
-            // The scheduler may have been told of what is not: a new line starts with what is.
-            self.line_is_down();
-            self.agents.forget_changes();
-            transaction.after.into_iter().for_each(|after| after(false));
-            return;
-        }
-        self.agents.keep_changes();
-        for row in transaction.batch.pipelines.values() {
-            if let Some(live) = self.live.get_mut(&PipelineId::from_uuid(row.id)) {
-                live.pipeline.number = row.number;
-            }
-        }
-        self.answer(transaction, moved);
-    }
-
-    fn answer(&mut self, transaction: Transaction, moved: Vec<(PipelineId, Vec<usize>)>) {
-        let mut bodies = transaction.messages;
-        for (id, actions) in moved {
-            let Some(live) = self.live.get(&id) else { continue };
-            if transaction.restated.contains(&id) {
-                bodies.push(controller_message::Body::Wants(wants::complete(live, &self.config.limits)));
-            } else if !actions.is_empty() {
-                bodies.push(controller_message::Body::Wants(wants::changed(
-                    live,
-                    actions,
-                    &self.config.limits,
-                )));
-            }
-        }
-        let to_agent =
-            |session, body| controller_message::Body::ToAgent(ToAgent { session, body: Some(body) });
-        bodies.extend(transaction.answers.into_iter().map(|(session, body)| to_agent(session, body)));
-        for (session, id, token) in transaction.acknowledgements {
-            let live = self.by_action.get(&id.action).and_then(|pipeline| self.live.get(pipeline));
-            bodies.push(to_agent(session, acknowledgement(live, id, FencingToken(token))));
-        }
-        for (session, bytes) in transaction.released {
-            bodies.push(to_agent(session, to_agent::Body::ReleasedBytes(bytes)));
-        }
-        self.send(bodies);
-        transaction.after.into_iter().for_each(|after| after(true));
-        for id in transaction.dirty.keys() {
-            self.watchers.pipelines.wake(id);
-            if self.live.get(id).is_some_and(Live::is_settled) {
-                self.drop_live(*id);
-            }
-        }
-        transaction.logs.iter().for_each(|id| self.watchers.logs.wake(id));
     }
 
     /// The pipeline in memory, read from the database where it is not.
@@ -576,13 +334,13 @@ impl Driver {
         Ok(self.live.get_mut(&pipeline))
     }
 
-    fn adopt(&mut self, live: Live) {
+    pub(super) fn adopt(&mut self, live: Live) {
         let id = live.id();
         self.by_action.extend(live.state.actions.iter().map(|action| (action.id, id)));
         self.live.insert(id, live);
     }
 
-    fn drop_live(&mut self, id: PipelineId) {
+    pub(super) fn drop_live(&mut self, id: PipelineId) {
         if let Some(live) = self.live.remove(&id) {
             for action in &live.state.actions {
                 self.by_action.remove(&action.id);
@@ -591,7 +349,7 @@ impl Driver {
     }
 
     /// Takes no memory for truth after a failed commit: the database is.
-    fn forget(&mut self, ids: Vec<PipelineId>) {
+    pub(super) fn forget(&mut self, ids: Vec<PipelineId>) {
         for id in ids {
             self.drop_live(id);
             self.forgotten.insert(id);
@@ -612,78 +370,11 @@ impl Driver {
     }
 }
 
-/// The actions that a pending action waits for, as sentences.
-fn waiting_for(pipeline: &Pipeline, action: &Action) -> Vec<String> {
-    let needs = action.needs.iter().map(|need| &pipeline.actions[*need]);
-    let unfinished = needs.filter(|need| need.outcome().is_none());
-    unfinished.map(|need| format!("it needs `{}`, which is {}", need.name, need.state.as_str())).collect()
-}
-
-fn new_live(new: &NewPipeline, now_ms: i64) -> Live {
-    let id = PipelineId::from_uuid(Uuid::now_v7());
-    let mut state = Pipeline { id, round: 1, cancel_wished: false, actions: Vec::new() };
-    let mut rows = Vec::new();
-    for (ordinal, plan) in new.plan.actions.iter().enumerate() {
-        let action = ActionId::from_uuid(Uuid::now_v7());
-        state.actions.push(Action::pending(
-            action,
-            plan.name.clone(),
-            plan.needs.clone(),
-            plan.allow_failure.clone(),
-        ));
-        rows.push(actions::Model {
-            id: action.as_uuid(),
-            pipeline_id: id.as_uuid(),
-            ordinal: i32::try_from(ordinal).unwrap_or(i32::MAX),
-            name: plan.name.clone(),
-            planned: serde_json::to_string(plan).unwrap_or_default(),
-            state: "pending".into(),
-            outcome: None,
-            attempts: 0,
-            attempts_in_round: 0,
-            queued_at: None,
-            started_at: None,
-            finished_at: None,
-        });
-    }
-    let pipeline = pipelines::Model {
-        id: id.as_uuid(),
-        number: 0,
-        identity: new.identity.clone(),
-        name: new.plan.name.clone(),
-        repository: new.repository.clone(),
-        repository_url: new.repository_url.clone(),
-        event: new.event.as_str().into(),
-        r#ref: new.r#ref.as_ref().map(ToString::to_string),
-        revision: new.revision.to_string(),
-        manifest_path: new.manifest_path.clone(),
-        manifest: new.manifest.clone(),
-        round: 1,
-        cancel_wished: false,
-        state: "queued".into(),
-        outcome: None,
-        epoch: 1,
-        created_at: now_ms,
-        finished_at: None,
-    };
-    Live {
-        pipeline,
-        actions: rows,
-        plans: new.plan.actions.clone(),
-        state,
-        attempts: HashMap::new(),
-        stale: HashMap::new(),
-        commands: HashMap::new(),
-        placed: HashMap::new(),
-        touched: Instant::now(),
-    }
-}
-
-fn refuse<T>(answer: oneshot::Sender<Result<T, Refusal>>, refusal: Refusal) {
+pub(super) fn refuse<T>(answer: oneshot::Sender<Result<T, Refusal>>, refusal: Refusal) {
     let _ = answer.send(Err(refusal)); // who asked may have gone away
 }
 
-fn fail<T>(answer: oneshot::Sender<Result<T, Refusal>>, error: &StoreError) {
+pub(super) fn fail<T>(answer: oneshot::Sender<Result<T, Refusal>>, error: &StoreError) {
     tracing::error!(error = %chain(error), "the database failed");
     refuse(answer, Refusal::NotRecorded);
 }

@@ -10,12 +10,15 @@
 //! read again from the database); the driver never waits for a peer.
 
 mod agents;
+mod commit;
 mod driver;
 mod link;
 mod live;
 mod presence;
 mod reports;
 mod wants;
+mod why;
+mod wishes;
 
 use std::time::Duration;
 

@@ -11,7 +11,8 @@ use sealci_proto::agent::{
 use sealci_proto::scheduler::{FromAgent, from_agent, to_agent};
 use sealci_proto::{Malformed, attempt_id};
 
-use super::driver::{Driver, Transaction};
+use super::commit::Transaction;
+use super::driver::Driver;
 use super::live::{Live, row_of_new_attempt};
 use crate::store::StoreError;
 use crate::store::entity::{commands, log_chunks};

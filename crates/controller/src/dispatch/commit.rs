@@ -1,0 +1,143 @@
+//! Commits what a round of inputs decided, and answers after it.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Instant;
+
+use sealci_core::ids::{AttemptId, FencingToken, PipelineId};
+use sealci_core::pipeline::Touched;
+use sealci_proto::scheduler::{ToAgent, controller_message, to_agent};
+
+use super::driver::{Driver, chain};
+use super::live::{Dirty, Live};
+use super::reports::acknowledgement;
+use super::{Answer, Refusal, wants};
+use crate::store::Batch;
+
+/// What one commit does: what it writes, and whom it answers afterwards.
+#[derive(Default)]
+pub(super) struct Transaction {
+    pub now_ms: i64,
+    pub batch: Batch,
+    pub dirty: HashMap<PipelineId, Dirty>,
+    /// Pipelines whose wants are stated whole after the commit.
+    pub restated: HashSet<PipelineId>,
+    /// Pipelines made by this commit, by their identities.
+    pub created: HashMap<String, PipelineId>,
+    logs: HashSet<AttemptId>,
+    answers: Vec<(u64, to_agent::Body)>,
+    acknowledgements: HashSet<(u64, AttemptId, u64)>,
+    released: BTreeMap<u64, u64>,
+    pub messages: Vec<controller_message::Body>,
+    /// Told whether the commit succeeded.
+    after: Vec<Box<dyn FnOnce(bool) + Send>>,
+}
+
+impl std::fmt::Debug for Transaction {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Transaction").field("batch", &self.batch).finish_non_exhaustive()
+    }
+}
+
+impl Transaction {
+    /// Nothing yet. `now_ms` is the wall clock's time, for showing.
+    pub fn at(now_ms: i64) -> Self {
+        Self { now_ms, ..Self::default() }
+    }
+
+    pub fn touch(&mut self, pipeline: PipelineId, actions: Touched) {
+        self.dirty.entry(pipeline).or_default().actions.extend(actions);
+    }
+
+    pub fn touch_attempt(&mut self, pipeline: PipelineId, attempt: AttemptId) {
+        self.dirty.entry(pipeline).or_default().attempts.insert(attempt);
+    }
+
+    pub fn log_grew(&mut self, attempt: AttemptId) {
+        self.logs.insert(attempt);
+    }
+
+    pub fn answer(&mut self, session: u64, body: to_agent::Body) {
+        self.answers.push((session, body));
+    }
+
+    /// Asks for one cumulative acknowledgement after the commit, however many writes it covers.
+    pub fn acknowledge(&mut self, session: u64, attempt: AttemptId, token: FencingToken) {
+        self.acknowledgements.insert((session, attempt, token.0));
+    }
+
+    pub fn release(&mut self, session: u64, bytes: usize) {
+        *self.released.entry(session).or_default() += bytes as u64;
+    }
+
+    /// Answers after the commit, or says that it failed.
+    pub fn reply<T: Send + 'static>(&mut self, answer: Answer<T>, value: T) {
+        self.after.push(Box::new(move |committed| {
+            // Who asked may have gone away meanwhile: what they wished is recorded all the same.
+            let _ = answer.send(if committed { Ok(value) } else { Err(Refusal::NotRecorded) });
+        }));
+    }
+}
+
+impl Driver {
+    /// Commits, then answers; or, if the commit failed, forgets what it changed in memory.
+    pub(super) async fn finish(&mut self, mut transaction: Transaction) {
+        let mut moved = Vec::new();
+        for (id, dirty) in &transaction.dirty {
+            if let Some(live) = self.live.get_mut(id) {
+                live.touched = Instant::now();
+                moved.push((*id, live.write(dirty, transaction.now_ms, &mut transaction.batch)));
+            }
+        }
+        if let Err(error) = self.store.commit(&mut transaction.batch).await {
+            tracing::error!(error = %chain(&error), "a commit failed; nothing of it was answered");
+            self.forget(transaction.dirty.keys().copied().collect());
+            // The scheduler may have been told of what is not: a new line starts with what is.
+            self.line_is_down();
+            self.agents.forget_changes();
+            transaction.after.into_iter().for_each(|after| after(false));
+            return;
+        }
+        self.agents.keep_changes();
+        for row in transaction.batch.pipelines.values() {
+            if let Some(live) = self.live.get_mut(&PipelineId::from_uuid(row.id)) {
+                live.pipeline.number = row.number;
+            }
+        }
+        self.answer(transaction, moved);
+    }
+
+    fn answer(&mut self, transaction: Transaction, moved: Vec<(PipelineId, Vec<usize>)>) {
+        let mut bodies = transaction.messages;
+        for (id, actions) in moved {
+            let Some(live) = self.live.get(&id) else { continue };
+            if transaction.restated.contains(&id) {
+                bodies.push(controller_message::Body::Wants(wants::complete(live, &self.config.limits)));
+            } else if !actions.is_empty() {
+                bodies.push(controller_message::Body::Wants(wants::changed(
+                    live,
+                    actions,
+                    &self.config.limits,
+                )));
+            }
+        }
+        let to_agent =
+            |session, body| controller_message::Body::ToAgent(ToAgent { session, body: Some(body) });
+        bodies.extend(transaction.answers.into_iter().map(|(session, body)| to_agent(session, body)));
+        for (session, id, token) in transaction.acknowledgements {
+            let live = self.by_action.get(&id.action).and_then(|pipeline| self.live.get(pipeline));
+            bodies.push(to_agent(session, acknowledgement(live, id, FencingToken(token))));
+        }
+        for (session, bytes) in transaction.released {
+            bodies.push(to_agent(session, to_agent::Body::ReleasedBytes(bytes)));
+        }
+        self.send(bodies);
+        transaction.after.into_iter().for_each(|after| after(true));
+        for id in transaction.dirty.keys() {
+            self.watchers.pipelines.wake(id);
+            if self.live.get(id).is_some_and(Live::is_settled) {
+                self.drop_live(*id);
+            }
+        }
+        transaction.logs.iter().for_each(|id| self.watchers.logs.wake(id));
+    }
+}

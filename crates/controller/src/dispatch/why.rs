@@ -1,0 +1,69 @@
+//! Says why an action is where it is, itself or after asking the scheduler.
+
+use sealci_core::ids::{ActionId, AttemptId};
+use sealci_core::pipeline::{Action, ActionState, Pipeline};
+use sealci_proto::scheduler::{WhyAnswer, WhyQuestion, controller_message};
+
+use super::commit::Transaction;
+use super::driver::{Driver, fail, refuse};
+use super::{Answer, Refusal};
+
+impl Driver {
+    pub(super) async fn why(
+        &mut self,
+        action: ActionId,
+        answer: Answer<Vec<String>>,
+        transaction: &mut Transaction,
+    ) {
+        let is_linked = self.line.is_some();
+        let live = match self.live_of_action(action).await {
+            Ok(Some(live)) => live,
+            Ok(None) => return refuse(answer, Refusal::UnknownAction),
+            Err(error) => return fail(answer, &error),
+        };
+        let placed = live.placed.clone();
+        let Some(index) = live.state.position(action) else { return refuse(answer, Refusal::UnknownAction) };
+        let about = &live.state.actions[index];
+        let next = AttemptId { action, number: about.attempts + 1 };
+        let reasons = match &about.state {
+            ActionState::Queued if !is_linked => vec!["no scheduler is connected".to_owned()],
+            ActionState::Queued => match placed.get(&next) {
+                Some(agent) => vec![format!("agent {} is preparing it", self.agents.name(*agent))],
+                None => {
+                    let request = self.next_question;
+                    self.next_question += 1;
+                    self.questions.insert(request, answer);
+                    let question = WhyQuestion { request, attempt: Some(next.into()) };
+                    transaction.messages.push(controller_message::Body::WhyQuestion(question));
+                    return;
+                }
+            },
+            ActionState::Pending => waiting_for(&live.state, about),
+            ActionState::Active => {
+                let agent = about.current.as_ref().map(|current| current.claimant.agent);
+                let agent = agent.map(|agent| self.agents.name(agent)).unwrap_or_default();
+                vec![format!("it runs on agent {agent}")]
+            }
+            ActionState::Finished(outcome) => vec![format!("it is finished: {outcome}")],
+        };
+        let _ = answer.send(Ok(reasons)); // who asked may have gone away
+    }
+
+    pub(super) fn why_answered(&mut self, answer: WhyAnswer) {
+        if let Some(asked) = self.questions.remove(&answer.request) {
+            let reasons = if answer.reasons.is_empty() {
+                vec!["the scheduler is about to place it".to_owned()]
+            } else {
+                answer.reasons
+            };
+            let _ = asked.send(Ok(reasons)); // who asked may have gone away
+        }
+    }
+}
+
+/// The actions that a pending action waits for, as sentences.
+fn waiting_for(pipeline: &Pipeline, action: &Action) -> Vec<String> {
+    let needs = action.needs.iter().map(|need| &pipeline.actions[*need]);
+    let unfinished = needs.filter(|need| need.outcome().is_none());
+    unfinished.map(|need| format!("it needs `{}`, which is {}", need.name, need.state.as_str())).collect()
+}
