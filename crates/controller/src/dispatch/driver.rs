@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::agents::AgentBook;
 use super::commit::Transaction;
-use super::link::{FromLink, Incoming};
+use super::link::{FromLink, Incoming, Line};
 use super::live::Live;
 use super::presence::Presence;
 use super::reports::ReportError;
@@ -54,7 +54,7 @@ pub struct Driver {
     pub(super) by_action: HashMap<ActionId, PipelineId>,
     pub(super) agents: AgentBook,
     pub(super) presence: Presence,
-    pub(super) line: Option<mpsc::Sender<Vec<ControllerMessage>>>,
+    pub(super) line: Option<Line>,
     /// Why-questions under way at the scheduler.
     pub(super) questions: HashMap<u64, Answer<Vec<String>>>,
     pub(super) next_question: u64,
@@ -148,7 +148,7 @@ impl Driver {
                 let _ = answer.send(Ok(self.agent_views())); // who asked may have gone away
             }
             Input::Drain { agent, drained, answer } => self.drain(agent, drained, answer, transaction),
-            Input::Link(FromLink::Up { outgoing }) => self.line_is_up(outgoing),
+            Input::Link(FromLink::Up(line)) => self.line_is_up(line),
             Input::Link(FromLink::Down) => self.line_is_down(),
             Input::Link(FromLink::Message(incoming)) => self.incoming(*incoming, transaction).await,
         }
@@ -262,7 +262,7 @@ impl Driver {
         }
     }
 
-    fn line_is_up(&mut self, outgoing: mpsc::Sender<Vec<ControllerMessage>>) {
+    fn line_is_up(&mut self, line: Line) {
         let unfinished = || self.live.values().filter(|live| live.pipeline.state != "finished");
         let epoch = |live: &Live| PipelineEpoch {
             pipeline_id: live.id().to_string(),
@@ -274,7 +274,7 @@ impl Driver {
         ];
         let stated = unfinished().map(|live| wants::complete(live, &self.config.limits));
         opening.extend(stated.map(controller_message::Body::Wants));
-        self.line = Some(outgoing);
+        self.line = Some(line);
         self.presence.line_is_up(Instant::now());
         self.linked.send_replace(true);
         self.send(opening);
@@ -296,7 +296,7 @@ impl Driver {
             return;
         }
         let messages = bodies.into_iter().map(|body| ControllerMessage { body: Some(body) }).collect();
-        if self.line.as_ref().is_some_and(|line| line.try_send(messages).is_err()) {
+        if self.line.as_ref().is_some_and(|line| line.outgoing.try_send(messages).is_err()) {
             self.line_is_down();
         }
     }

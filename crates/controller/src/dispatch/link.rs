@@ -10,7 +10,7 @@ use sealci_proto::scheduler::{
     ControllerMessage, Hello, SchedulerMessage, controller_message, from_agent, scheduler_message,
 };
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use uuid::Uuid;
@@ -35,12 +35,16 @@ pub struct LinkConfig {
 /// What the line tells the driver.
 #[derive(Debug)]
 pub(super) enum FromLink {
-    /// The line stands. What is sent into `outgoing` goes to the scheduler, in order.
-    Up {
-        outgoing: mpsc::Sender<Vec<ControllerMessage>>,
-    },
+    Up(Line),
     Message(Box<Incoming>),
     Down,
+}
+
+/// A line that stands: what is sent goes to the scheduler, in order. Dropped, it is given up, whatever the scheduler does.
+#[derive(Debug)]
+pub(super) struct Line {
+    pub outgoing: mpsc::Sender<Vec<ControllerMessage>>,
+    _given_up: DropGuard,
 }
 
 /// A message, with a log chunk's bytes already packed for the database.
@@ -100,6 +104,8 @@ enum LinkError {
     Status(#[from] tonic::Status),
     #[error("the scheduler did not say `Welcome` first")]
     NoWelcome,
+    #[error("the controller gave the line up, to make it anew")]
+    GivenUp,
     #[error("the controller is shutting down")]
     DriverGone,
 }
@@ -127,14 +133,20 @@ async fn carry(
     if !matches!(welcome.body, Some(scheduler_message::Body::Welcome(_))) {
         return Err(LinkError::NoWelcome);
     }
-    tell(dispatch, FromLink::Up { outgoing }).await?;
+    let given_up = CancellationToken::new();
+    let line = Line { outgoing, _given_up: given_up.clone().drop_guard() };
+    tell(dispatch, FromLink::Up(line)).await?;
     *was_up = true;
-    while let Some(message) = incoming.next().await {
+    loop {
+        let message = tokio::select! {
+            () = given_up.cancelled() => return Err(LinkError::GivenUp),
+            message = incoming.next() => message,
+        };
+        let Some(message) = message else { return Ok(()) };
         let SchedulerMessage { body: Some(message) } = message? else { continue };
         let packed = packed(&message);
         tell(dispatch, FromLink::Message(Box::new(Incoming { message, packed }))).await?;
     }
-    Ok(())
 }
 
 async fn tell(dispatch: &super::Dispatch, news: FromLink) -> Result<(), LinkError> {

@@ -90,7 +90,7 @@ pub async fn databases(folder: &std::path::Path) -> Vec<DatabaseUrl> {
 }
 
 /// Says loudly what was not tested: `cargo xtask test` lists it at its end.
-fn skipped(what: &str, why: &str) {
+pub fn skipped(what: &str, why: &str) {
     use std::io::Write;
     eprintln!("SKIPPED: {what}: {why}");
     if let Ok(path) = std::env::var("SEALCI_SKIPS") {
@@ -222,6 +222,17 @@ impl Line {
     async fn next(&mut self) -> controller_message::Body {
         within(async { self.incoming.next().await.expect("the controller hung up").unwrap().body.unwrap() })
             .await
+    }
+
+    /// Reads on until an attempt is stated as claimed; false if the controller hangs up before.
+    pub async fn states_a_claim(&mut self) -> bool {
+        let is_claimed = |want: &Want| matches!(want.state, Some(want::State::Claimed(_)));
+        while let Some(Ok(message)) = within(self.incoming.next()).await {
+            if find_want(message.body.unwrap(), is_claimed).is_some() {
+                return true;
+            }
+        }
+        false
     }
 
     pub async fn say(&self, body: scheduler_message::Body) {

@@ -1,0 +1,102 @@
+//! Fills the disk under the database: what cannot be recorded is refused, and all goes on when there is room again.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use sealci_proto::agent::outcome;
+use sealci_service::database::DatabaseUrl;
+use serde_json::json;
+use support::*;
+
+const MANIFEST: &str = "name: x\nactions:\n  a:\n    commands: [\"true\"]\n";
+
+/// A small file system of its own, unmounted at the end.
+struct SmallDisk {
+    folder: tempfile::TempDir,
+}
+
+impl SmallDisk {
+    fn mount(size: &str) -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
+            .arg(folder.path())
+            .status();
+        mounted.is_ok_and(|status| status.success()).then_some(Self { folder })
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Takes all the room there is; the file that took it.
+    fn fill(&self) -> PathBuf {
+        let filler = self.path().join("filler");
+        let mut file = std::fs::File::create(&filler).unwrap();
+        let block = [0_u8; 4096];
+        while std::io::Write::write(&mut file, &block).is_ok() {}
+        filler
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: a failed test may leave the database open.
+        let _ = Command::new("umount").arg("-l").arg(self.path()).status();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_and_recovers() {
+    let Some(disk) = SmallDisk::mount("4m") else {
+        skipped("a full disk under the controller's database", "a file system can be mounted by root only");
+        return;
+    };
+    let world = World::on(DatabaseUrl::Sqlite(disk.path().join("c.sqlite")), Duration::from_secs(600)).await;
+    let mut line = world.line().await;
+    let id = world.create(MANIFEST).await;
+    let attempt = line.queued().await;
+    let token = line.granted(&attempt).await.token;
+
+    let filler = disk.fill();
+    // The log's bytes need room; nothing of this commit may be acknowledged.
+    let mut agent = ScriptedAgent { line: &mut line, attempt: attempt.clone(), token, sequence: 0 };
+    let incompressible: Vec<u8> =
+        (0..900_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    agent.log(0, &incompressible).await;
+    let mut body = push(MANIFEST);
+    body["revision"] = json!("f".repeat(40));
+    let (status, problem) = loop {
+        // What little room is left in the file's pages may take a few more.
+        let answer = world.post("/api/v1/pipelines", body.clone()).await;
+        body["revision"] = json!(format!("{:040x}", rand::random::<u64>()));
+        if answer.0 != 201 {
+            break answer;
+        }
+    };
+    assert_eq!(status, 503, "{problem}");
+    assert!(problem["detail"].as_str().unwrap().contains("could not be recorded"), "{problem}");
+
+    std::fs::remove_file(filler).unwrap();
+    // Each failed commit ends the line, since the scheduler may have been told of what is not; the last one stays.
+    let mut line = loop {
+        let mut line = world.line().await;
+        if line.states_a_claim().await {
+            break line;
+        }
+    };
+    let mut agent = ScriptedAgent { line: &mut line, attempt: attempt.clone(), token, sequence: 0 };
+    agent.running().await;
+    agent.log(0, &incompressible[..1000]).await;
+    agent.finished(outcome::Kind::Succeeded(outcome::Succeeded {}), 1000).await;
+    assert!(line.acknowledged(2, 1000).await.closed);
+    let shown = world.get(&format!("/api/v1/pipelines/{id}")).await;
+    assert_eq!(shown["outcome"], "succeeded");
+    body["revision"] = json!("e".repeat(40));
+    assert_eq!(world.post("/api/v1/pipelines", body).await.0, 201, "there is room again");
+}
