@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -16,6 +17,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+mod certificates;
+
+pub use certificates::{Certificates, outward_address};
 
 /// How long anything may take that is expected to happen at all.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -70,24 +75,50 @@ pub struct Installation {
     /// Where each service listens, kept over restarts.
     addresses: BTreeMap<Part, String>,
     starts: u32,
+    /// Where all listen, behind TLS with these.
+    tls: Option<(IpAddr, Certificates)>,
+    /// Arguments that services get beside the usual ones.
+    pub arguments: BTreeMap<Part, Vec<String>>,
 }
 
 impl Installation {
     /// Starts all four, and returns when the agent can be given work.
     pub fn start() -> Self {
         let mut installation = Self::none();
-        for part in Part::ALL {
-            installation.start_part(part);
-        }
-        installation.write_client_file();
-        installation.wait_for_agent();
+        installation.start_all();
         installation
+    }
+
+    /// Starts all four behind TLS, on an address of this machine that others can reach if it has one.
+    pub fn start_behind_tls() -> Self {
+        let mut installation = Self::none();
+        let address = outward_address();
+        let certificates = Certificates::make(&installation.scratch("certificates"), address);
+        installation.tls = Some((address, certificates));
+        installation.start_all();
+        installation
+    }
+
+    /// Starts all four of one that was prepared.
+    pub fn start_all(&mut self) {
+        for part in Part::ALL {
+            self.start_part(part);
+        }
+        self.write_client_file();
+        self.wait_for_agent();
     }
 
     /// Starts nothing: for command lines that need no server, or start their own.
     pub fn none() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
-        Self { folder, processes: BTreeMap::new(), addresses: BTreeMap::new(), starts: 0 }
+        Self {
+            folder,
+            processes: BTreeMap::new(),
+            addresses: BTreeMap::new(),
+            starts: 0,
+            tls: None,
+            arguments: BTreeMap::new(),
+        }
     }
 
     /// The installation's data folder.
@@ -113,9 +144,10 @@ impl Installation {
             .arg(self.data())
             .args(["--allow-file", "--allow-local-addresses"]);
         let address = |part: Part| self.addresses.get(&part).cloned().unwrap_or_default();
-        let listen = match address(part).strip_prefix("http://") {
-            Some(former) => former.to_owned(),
-            None => "127.0.0.1:0".to_owned(),
+        let listen = match (address(part).split_once("://"), &self.tls) {
+            (Some((_, former)), _) => former.to_owned(),
+            (None, Some((address, _))) => SocketAddr::new(*address, 0).to_string(),
+            (None, None) => "127.0.0.1:0".to_owned(),
         };
         match part {
             Part::Scheduler => {
@@ -150,6 +182,16 @@ impl Installation {
         if part != Part::Agent {
             command.arg("--announce").arg(&announce);
         }
+        if let Some((_, certificates)) = &self.tls {
+            if part != Part::Agent {
+                command.arg("--tls-cert").arg(&certificates.certificate);
+                command.arg("--tls-key").arg(&certificates.key);
+            }
+            if part != Part::Scheduler {
+                command.arg("--ca").arg(&certificates.authority);
+            }
+        }
+        command.args(self.arguments.get(&part).into_iter().flatten());
         let mut process = Process::spawn(command, log);
         if part != Part::Agent {
             let address = eventually(&format!("the {} to announce itself", part.command()), || {
@@ -205,7 +247,20 @@ impl Installation {
         for variable in ["SEALCI_SERVER", "SEALCI_MONITOR", "SEALCI_TOKEN", "SEALCI_CA"] {
             command.env_remove(variable);
         }
+        if let Some((_, certificates)) = &self.tls {
+            command.env("SEALCI_CA", &certificates.authority);
+        }
         command
+    }
+
+    /// Where a service listens, as a URL.
+    pub fn url(&self, part: Part) -> &str {
+        &self.addresses[&part]
+    }
+
+    /// What a service has printed since it was last started.
+    pub fn log(&self, part: Part) -> String {
+        fs::read_to_string(&self.processes[&part].log).expect("a log can be read")
     }
 
     /// Runs a command line to its end.

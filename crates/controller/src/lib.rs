@@ -17,9 +17,9 @@ use std::time::Duration;
 use sealci_git::{AllowedTransports, Git, Mirrors, Options};
 use sealci_service::auth::{Token, Tokens};
 use sealci_service::database::{Database, DatabaseError, DatabaseUrl};
-use sealci_service::listen::{self, Limits};
+use sealci_service::listen::{self, Door, Limits};
+use sealci_service::tls;
 use sha2::{Digest, Sha256};
-use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -45,8 +45,10 @@ pub struct Config {
     pub tokens: Tokens,
     /// Lets agents enrol.
     pub enrolment_tokens: Vec<Token>,
-    /// Where the schedulers are: `http://127.0.0.1:8422`.
+    /// Where the schedulers are: `https://ci.example.org:8422`; plain `http://` on this machine.
     pub schedulers: Vec<String>,
+    /// The authority of the schedulers' certificates, PEM; the system's if none.
+    pub scheduler_ca_pem: Option<Vec<u8>>,
     /// What the schedulers let controllers in by.
     pub cluster_secret: Token,
     pub transports: AllowedTransports,
@@ -70,7 +72,8 @@ pub enum ServeError {
 }
 
 /// Serves until told to stop.
-pub async fn serve(config: Config, listener: TcpListener, stop: CancellationToken) -> Result<(), ServeError> {
+pub async fn serve(config: Config, door: Door, stop: CancellationToken) -> Result<(), ServeError> {
+    tls::choose_provider();
     let data = |source| ServeError::Data { path: config.data.clone(), source };
     std::fs::create_dir_all(&config.data).map_err(data)?;
     let database = Database::open(&config.database).await?;
@@ -97,13 +100,14 @@ pub async fn serve(config: Config, listener: TcpListener, stop: CancellationToke
     let router = api::router(api, &config.tokens);
     let link = LinkConfig {
         endpoints: config.schedulers.clone(),
+        ca_pem: config.scheduler_ca_pem.clone(),
         secret: config.cluster_secret.expose().to_owned(),
     };
     let mut tasks = JoinSet::new();
     tasks.spawn(driver.run(stop.clone()));
     tasks.spawn(dispatch::keep_link(link, dispatch, stop.clone()));
     let limits = Limits::default();
-    let mut http = std::pin::pin!(listen::serve(listener, router, &limits, &stop));
+    let mut http = std::pin::pin!(listen::serve(door, router, &limits, &stop));
     tokio::select! {
         () = &mut http => {}
         // Without its driver or its line the controller is none.

@@ -30,8 +30,10 @@ pub struct Config {
 /// Where events go.
 #[derive(Debug, Clone)]
 pub struct ControllerAddress {
-    /// The base of its API: `http://127.0.0.1:7700`.
+    /// The base of its API: `https://ci.example.org:8420`; plain `http://` on this machine.
     pub url: String,
+    /// The authority of its certificate, PEM; the system's if none.
+    pub ca_pem: Option<Vec<u8>>,
     /// A token with the role `run`.
     pub token: Token,
 }

@@ -30,8 +30,8 @@ use std::sync::Arc;
 
 use sealci_git::Git;
 use sealci_service::database::DatabaseError;
+use sealci_service::listen::Door;
 use sealci_service::{listen, tls};
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use api::route_table;
@@ -53,11 +53,7 @@ pub enum ServeError {
 }
 
 /// Serves the API on the listener and watches what is configured, until `shutdown` is cancelled.
-pub async fn serve(
-    config: Config,
-    listener: TcpListener,
-    shutdown: CancellationToken,
-) -> Result<(), ServeError> {
+pub async fn serve(config: Config, door: Door, shutdown: CancellationToken) -> Result<(), ServeError> {
     tls::choose_provider();
     let sink = Arc::new(ControllerSink::new(&config.controller)?);
     let store = store::Store::open(&config.database).await?;
@@ -67,7 +63,7 @@ pub async fn serve(
     let watch = Arc::new(watch::Watch::new(config, store.clone(), git, sink));
     let router = api::router(Arc::clone(&watch));
     tokio::join!(
-        listen::serve(listener, router, &http_limits, &shutdown),
+        listen::serve(door, router, &http_limits, &shutdown),
         watch::run(Arc::clone(&watch), &shutdown),
     );
     if let Err(error) = store.close().await {

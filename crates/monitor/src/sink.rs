@@ -5,6 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use reqwest::{StatusCode, header};
 use sealci_core::event::Event;
+use sealci_service::problem::chain;
 use serde_json::{Value, json};
 
 use crate::ServeError;
@@ -76,12 +77,18 @@ impl ControllerSink {
         let mut authorization = header::HeaderValue::from_str(&format!("Bearer {}", address.token.expose()))
             .map_err(|_| fail("its token has characters that no header may hold".to_owned()))?;
         authorization.set_sensitive(true);
-        let client = reqwest::Client::builder()
+        let mut client = reqwest::Client::builder()
             .timeout(ANSWER_TIMEOUT)
             .connect_timeout(Duration::from_secs(10))
-            .redirect(reqwest::redirect::Policy::none())
-            .build()
-            .map_err(|error| fail(error.to_string()))?;
+            .redirect(reqwest::redirect::Policy::none());
+        if let Some(pem) = &address.ca_pem {
+            let trusted = reqwest::Certificate::from_pem_bundle(pem);
+            client = client.tls_certs_only(trusted.map_err(|error| fail(chain(&error)))?);
+        } else if url.scheme() == "http" {
+            // This machine: no need of its certificate store, which a small image may lack.
+            client = client.tls_certs_only([]);
+        }
+        let client = client.build().map_err(|error| fail(chain(&error)))?;
         Ok(Self { client, url, authorization })
     }
 }
@@ -129,7 +136,7 @@ async fn read(mut response: reqwest::Response) -> Result<Value, SinkError> {
 }
 
 fn unreachable(error: reqwest::Error) -> SinkError {
-    let reason = sealci_service::problem::chain(&error.without_url());
+    let reason = chain(&error.without_url());
     SinkError { reason: format!("the controller cannot be reached: {reason}"), retry_after: None }
 }
 

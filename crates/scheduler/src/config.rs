@@ -2,13 +2,22 @@
 
 use std::time::Duration;
 
-use secrecy::SecretString;
+use secrecy::{SecretSlice, SecretString};
 
 use crate::state::Settings;
+
+/// The certificates of the listener, its own first, and the key of that.
+#[derive(Debug, Clone)]
+pub struct Tls {
+    pub certificates_pem: Vec<u8>,
+    pub key_pem: SecretSlice<u8>,
+}
 
 /// Everything that the scheduler is told at its start.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// What makes the listener one for other machines.
+    pub tls: Option<Tls>,
     /// What controllers prove themselves with.
     pub cluster_secret: SecretString,
     /// Periods and bounds of the scheduling itself.
@@ -16,6 +25,8 @@ pub struct Config {
     /// How often a connection is probed. A half-open one is found after this and `keepalive_timeout`.
     pub keepalive_interval: Duration,
     pub keepalive_timeout: Duration,
+    /// So long a TLS handshake may take.
+    pub handshake_timeout: Duration,
     /// So long a stream may take to say `Hello`.
     pub hello_timeout: Duration,
     /// So long open connections may take to end on shutdown.
@@ -36,10 +47,12 @@ impl Config {
     /// Sensible figures for everything but the secret.
     pub fn new(cluster_secret: SecretString) -> Self {
         Self {
+            tls: None,
             cluster_secret,
             settings: Settings::default(),
             keepalive_interval: Duration::from_secs(10),
             keepalive_timeout: Duration::from_secs(10),
+            handshake_timeout: Duration::from_secs(10),
             hello_timeout: Duration::from_secs(10),
             shutdown_timeout: Duration::from_secs(5),
             max_agent_message_bytes: 4 << 20,

@@ -22,15 +22,16 @@ mod why;
 
 use sealci_proto::agent::agent_service_server::AgentServiceServer;
 use sealci_proto::scheduler::scheduler_service_server::SchedulerServiceServer;
+use secrecy::ExposeSecret;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Identity, Server, ServerTlsConfig};
 use tracing::{info, warn};
 
-pub use config::Config;
+pub use config::{Config, Tls};
 use driver::Driver;
 use service::{AgentDoor, ControllerDoor, Front};
 use state::Scheduler;
@@ -102,7 +103,14 @@ async fn serve_streams(
     if let Ok(address) = listener.local_addr() {
         info!(address = %address, "the scheduler listens");
     }
-    Server::builder()
+    let mut server = Server::builder();
+    if let Some(tls) = &config.tls {
+        // Each handshake is a task of its own: one that is slow or fails holds up no other.
+        let identity = Identity::from_pem(&tls.certificates_pem, tls.key_pem.expose_secret());
+        server =
+            server.tls_config(ServerTlsConfig::new().identity(identity).timeout(config.handshake_timeout))?;
+    }
+    server
         .http2_keepalive_interval(Some(config.keepalive_interval))
         .http2_keepalive_timeout(Some(config.keepalive_timeout))
         .initial_stream_window_size(STREAM_WINDOW_BYTES)

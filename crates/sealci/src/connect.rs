@@ -29,9 +29,9 @@ pub struct ServerArgs {
     /// A file that holds the token [default: $SEALCI_TOKEN, else the local server's]
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
-    /// A PEM file with the certificate authority of a private server
-    #[arg(long, value_name = "FILE", env = "SEALCI_CA")]
-    pub ca_file: Option<PathBuf>,
+    /// The authority of the server's certificate, PEM [default: those that this system trusts]
+    #[arg(long = "ca", alias = "ca-file", value_name = "FILE", env = "SEALCI_CA")]
+    pub ca: Option<PathBuf>,
     /// The data folder of the local server [default: $XDG_DATA_HOME/sealci]
     #[arg(long, value_name = "DIR", env = "SEALCI_DATA")]
     pub data: Option<PathBuf>,
@@ -57,12 +57,12 @@ enum Service {
 impl ServerArgs {
     /// A client of the controller.
     pub fn controller(&self) -> Result<Server, Failure> {
-        Server::new(self.target(Service::Controller)?, self.ca_file.as_deref(), Client::new_with_client)
+        Server::new(self.target(Service::Controller)?, self.ca.as_deref(), Client::new_with_client)
     }
 
     /// A client of the monitor.
     pub fn monitor(&self) -> Result<Monitor, Failure> {
-        Server::new(self.target(Service::Monitor)?, self.ca_file.as_deref(), repos::client)
+        Server::new(self.target(Service::Monitor)?, self.ca.as_deref(), repos::client)
     }
 
     fn target(&self, service: Service) -> Result<Target, Failure> {
@@ -223,7 +223,8 @@ impl<C> Server<C> {
             // Loopback: no proxy, and no need of the machine's certificate store, which a small image may lack.
             builder = builder.no_proxy().tls_certs_only([]);
         }
-        if let Some(path) = ca_file {
+        // It alone: who runs an authority of their own wants no other to speak for their server.
+        if let Some(path) = ca_file.filter(|_| target.url.starts_with("https://")) {
             let read =
                 || -> anyhow::Result<_> { Ok(reqwest::Certificate::from_pem_bundle(&fs::read(path)?)?) };
             let certificates = read().map_err(|error| {
@@ -233,7 +234,7 @@ impl<C> Server<C> {
                     chain(error.as_ref())
                 ))
             })?;
-            builder = builder.tls_certs_merge(certificates);
+            builder = builder.tls_certs_only(certificates);
         }
         let http = builder.build().map_err(|error| {
             Failure::of_error(Exit::Infrastructure, "cannot set up an HTTP client", &error)

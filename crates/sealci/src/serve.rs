@@ -22,8 +22,10 @@ use sealci_git::AllowedTransports;
 use sealci_monitor::ControllerAddress;
 use sealci_service::auth::{Role, Token, Tokens};
 use sealci_service::database::DatabaseUrl;
+use sealci_service::tls::{self, Identity};
 use tokio_util::sync::CancellationToken;
 
+use crate::connect::is_loopback;
 use crate::data_folder::DataFolder;
 use crate::exit::{Exit, Failure};
 use crate::service::{self, Service};
@@ -34,6 +36,48 @@ pub struct ListenArgs {
     /// Write the bound address to this file, once requests are answered
     #[arg(long, value_name = "FILE")]
     pub announce: Option<PathBuf>,
+    /// The certificate of the listener and those that lead to its authority, PEM; needed where other machines reach it
+    #[arg(long, value_name = "FILE", env = "SEALCI_TLS_CERT", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's private key, PEM
+    #[arg(long, value_name = "FILE", env = "SEALCI_TLS_KEY", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+}
+
+impl ListenArgs {
+    fn identity(&self) -> Result<Option<Identity>, Failure> {
+        let (Some(certificate), Some(key)) = (&self.tls_cert, &self.tls_key) else { return Ok(None) };
+        let identity = Identity::from_files(certificate, key);
+        identity.map(Some).map_err(|error| Failure::of_error(Exit::Usage, "--tls-cert, --tls-key", &error))
+    }
+}
+
+/// Whom a service trusts that dials another.
+#[derive(Debug, Default, Clone, Args)]
+pub struct TrustArgs {
+    /// The authority of the certificates it is shown, PEM [default: those that this system trusts]
+    #[arg(long = "ca", alias = "ca-file", value_name = "FILE", env = "SEALCI_CA")]
+    pub ca: Option<PathBuf>,
+}
+
+impl TrustArgs {
+    fn authority(&self) -> Result<Option<Vec<u8>>, Failure> {
+        let Some(path) = &self.ca else { return Ok(None) };
+        tls::read_authority(path).map(Some).map_err(|error| Failure::of_error(Exit::Usage, "--ca", &error))
+    }
+}
+
+/// Refuses an address at which a secret would travel unencrypted between machines.
+fn check_dialled(flag: &str, url: &str) -> Result<(), Failure> {
+    let parsed = reqwest::Url::parse(url)
+        .map_err(|error| Failure::usage(format!("{flag} `{url}` is no address: {error}")))?;
+    match parsed.scheme() {
+        "https" => Ok(()),
+        "http" if is_loopback(&parsed) => Ok(()),
+        "http" => Err(Failure::usage(format!("{flag} {url}: secrets would travel there unencrypted"))
+            .help("name it with https://; plain http is for this machine only")),
+        _ => Err(Failure::usage(format!("{flag} `{url}` is neither http nor https"))),
+    }
 }
 
 /// Which repositories may be read, beyond those on public addresses by https and ssh.
@@ -76,6 +120,8 @@ pub struct ControllerArgs {
     /// A scheduler to dispatch by; may be given several times
     #[arg(long, value_name = "URL", env = "SEALCI_SCHEDULER", default_value = "http://127.0.0.1:8422")]
     pub scheduler: Vec<String>,
+    #[command(flatten)]
+    pub trust: TrustArgs,
     /// What proves a controller to the schedulers [default: of the data folder]
     #[arg(long, value_name = "FILE", env = "SEALCI_CLUSTER_SECRET_FILE")]
     pub cluster_secret_file: Option<PathBuf>,
@@ -126,6 +172,8 @@ pub struct MonitorArgs {
     /// The controller that makes the pipelines
     #[arg(long, value_name = "URL", env = "SEALCI_CONTROLLER", default_value = "http://127.0.0.1:8420")]
     pub controller: String,
+    #[command(flatten)]
+    pub trust: TrustArgs,
     /// The token for the controller, role run [default: of the data folder]
     #[arg(long, value_name = "FILE")]
     pub controller_token_file: Option<PathBuf>,
@@ -144,9 +192,8 @@ pub struct AgentServeArgs {
     /// Where it dials
     #[arg(long, value_name = "URL", env = "SEALCI_SCHEDULER", default_value = "http://127.0.0.1:8422")]
     pub scheduler: String,
-    /// The authority of the scheduler's certificate, PEM
-    #[arg(long, value_name = "FILE", env = "SEALCI_CA")]
-    pub ca_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub trust: TrustArgs,
     /// The data folder; the agent's own is `agent` in it [default: $XDG_DATA_HOME/sealci]
     #[arg(long, value_name = "DIR", env = "SEALCI_DATA")]
     pub data: Option<PathBuf>,
@@ -217,6 +264,17 @@ fn api_tokens(own: &[(&Token, Role)], given: &[String]) -> Result<Tokens, Failur
 }
 
 fn database(given: Option<&String>, folder: &DataFolder, file: &str) -> Result<DatabaseUrl, Failure> {
+    let has_password = |url: &&String| {
+        let parsed = reqwest::Url::parse(url);
+        parsed.is_ok_and(|url| {
+            url.password().is_some() || url.query_pairs().any(|(name, _)| name == "password")
+        })
+    };
+    let in_environment = |url: &String| std::env::var("SEALCI_DATABASE").is_ok_and(|given| given == *url);
+    if given.filter(has_password).is_some_and(|url| !in_environment(url)) {
+        return Err(Failure::usage("--database: every user of this machine could read the password")
+            .help("give the address in $SEALCI_DATABASE, or the password in a file that $PGPASSFILE names"));
+    }
     match given {
         Some(url) => url.parse().map_err(|error| Failure::of_error(Exit::Usage, "--database", &error)),
         None => Ok(DatabaseUrl::Sqlite(folder.path(file))),
@@ -225,6 +283,8 @@ fn database(given: Option<&String>, folder: &DataFolder, file: &str) -> Result<D
 
 /// Opens the controller's door and makes it ready to run.
 pub async fn prepare_controller(args: &ControllerArgs, stop: CancellationToken) -> Result<Service, Failure> {
+    args.scheduler.iter().try_for_each(|url| check_dialled("--scheduler", url))?;
+    let identity = args.listener.identity()?;
     let folder = DataFolder::open(args.data.as_deref())?;
     let admin = folder.secret(ADMIN_TOKEN).map_err(DataFolder::failure)?;
     let monitor = folder.secret(MONITOR_TOKEN).map_err(DataFolder::failure)?;
@@ -234,27 +294,33 @@ pub async fn prepare_controller(args: &ControllerArgs, stop: CancellationToken) 
         tokens: api_tokens(&[(&admin, Role::Admin), (&monitor, Role::Run)], &args.api_token)?,
         enrolment_tokens: vec![secret(args.enrolment_token_file.as_ref(), &folder, ENROLMENT_TOKEN)?],
         schedulers: args.scheduler.clone(),
+        scheduler_ca_pem: args.trust.authority()?,
         cluster_secret: secret(args.cluster_secret_file.as_ref(), &folder, CLUSTER_SECRET)?,
         transports: args.git.transports(),
         allow_local_addresses: args.git.allow_local_addresses,
         lost_after: Duration::from_millis(args.lost_after_ms),
         grace: Duration::from_millis(args.grace_ms),
     };
-    let (listener, address) = service::bind("controller", args.listen).await?;
-    let run =
-        async move { service::ended("controller", sealci_controller::serve(config, listener, stop).await) };
-    Service::listening("controller", address, args.listener.announce.as_deref(), run)
+    let (door, url) = service::bind("controller", args.listen, identity.as_ref()).await?;
+    let run = async move { service::ended("controller", sealci_controller::serve(config, door, stop).await) };
+    Service::listening("controller", url, args.listener.announce.as_deref(), run)
 }
 
 /// Opens the scheduler's door and makes it ready to run.
 pub async fn prepare_scheduler(args: &SchedulerArgs, stop: CancellationToken) -> Result<Service, Failure> {
+    let identity = args.listener.identity()?;
     let folder = DataFolder::open(args.data.as_deref())?;
     let cluster_secret = secret(args.cluster_secret_file.as_ref(), &folder, CLUSTER_SECRET)?;
-    let config = sealci_scheduler::Config::new(cluster_secret.expose().into());
-    let (listener, address) = service::bind("scheduler", args.listen).await?;
+    let mut config = sealci_scheduler::Config::new(cluster_secret.expose().into());
+    config.tls = identity.as_ref().map(|identity| sealci_scheduler::Tls {
+        certificates_pem: identity.certificates_pem().to_vec(),
+        key_pem: identity.key_pem().to_vec().into(),
+    });
+    let (door, url) = service::bind("scheduler", args.listen, identity.as_ref()).await?;
+    let listener = door.into_listener();
     let run =
         async move { service::ended("scheduler", sealci_scheduler::serve(config, listener, stop).await) };
-    Service::listening("scheduler", address, args.listener.announce.as_deref(), run)
+    Service::listening("scheduler", url, args.listener.announce.as_deref(), run)
 }
 
 pub async fn controller(args: ControllerArgs) -> Result<Exit, Failure> {
@@ -271,10 +337,13 @@ pub async fn scheduler(args: SchedulerArgs) -> Result<Exit, Failure> {
 
 /// Opens the monitor's door and makes it ready to run.
 pub async fn prepare_monitor(args: &MonitorArgs, stop: CancellationToken) -> Result<Service, Failure> {
+    check_dialled("--controller", &args.controller)?;
+    let identity = args.listener.identity()?;
     let folder = DataFolder::open(args.data.as_deref())?;
     let admin = folder.secret(ADMIN_TOKEN).map_err(DataFolder::failure)?;
     let controller = ControllerAddress {
         url: args.controller.clone(),
+        ca_pem: args.trust.authority()?,
         token: secret(args.controller_token_file.as_ref(), &folder, MONITOR_TOKEN)?,
     };
     let mut git = sealci_git::Options::new(folder.path("monitor/git-home"));
@@ -284,9 +353,9 @@ pub async fn prepare_monitor(args: &MonitorArgs, stop: CancellationToken) -> Res
     config.tokens = api_tokens(&[(&admin, Role::Admin)], &args.api_token)?;
     config.transports = args.git.transports();
     config.poll_interval = Duration::from_millis(args.poll_ms);
-    let (listener, address) = service::bind("monitor", args.listen).await?;
-    let run = async move { service::ended("monitor", sealci_monitor::serve(config, listener, stop).await) };
-    Service::listening("monitor", address, args.listener.announce.as_deref(), run)
+    let (door, url) = service::bind("monitor", args.listen, identity.as_ref()).await?;
+    let run = async move { service::ended("monitor", sealci_monitor::serve(config, door, stop).await) };
+    Service::listening("monitor", url, args.listener.announce.as_deref(), run)
 }
 
 pub async fn monitor(args: MonitorArgs) -> Result<Exit, Failure> {
@@ -321,6 +390,7 @@ const MIRRORS_BUDGET_BYTES: u64 = 20 << 30;
 
 /// Makes an agent ready to run.
 pub fn prepare_agent(args: &AgentServeArgs, shutdown: Shutdown) -> Result<Service, Failure> {
+    check_dialled("--scheduler", &args.scheduler)?;
     let folder = DataFolder::open(args.data.as_deref())?;
     let own = folder.path("agent");
     let trouble = |what: &str, error: &dyn std::fmt::Display| {
@@ -354,12 +424,7 @@ pub fn prepare_agent(args: &AgentServeArgs, shutdown: Shutdown) -> Result<Servic
         (Some(cpu_millis), Some(memory_bytes)) => Some(Resources { cpu_millis, memory_bytes }),
         _ => None,
     };
-    config.scheduler_ca_pem = match &args.ca_file {
-        Some(path) => Some(fs::read(path).map_err(|error| {
-            Failure::of_error(Exit::Usage, format!("cannot read {}", path.display()), &error)
-        })?),
-        None => None,
-    };
+    config.scheduler_ca_pem = args.trust.authority()?;
     let run = async move { service::ended("agent", sealci_agent::run(config, shutdown).await) };
     Ok(Service::dialling("agent", run))
 }
@@ -451,6 +516,32 @@ mod tests {
             BTreeMap::from([("a".to_owned(), "b=c".to_owned())])
         );
         assert!(labels(&["a".to_owned()]).is_err() && labels(&["=a".to_owned()]).is_err());
+    }
+
+    #[test]
+    fn secrets_neither_travel_in_the_clear_nor_stand_in_process_lists() {
+        for good in
+            ["http://127.0.0.1:8422", "http://[::1]:1", "http://localhost:1", "https://ci.example.org:8422"]
+        {
+            assert!(check_dialled("--scheduler", good).is_ok(), "{good}");
+        }
+        for bad in ["http://ci.example.org:8422", "http://10.0.0.1:1", "http://0.0.0.0:1", "ci:1", "ci"] {
+            assert_eq!(
+                check_dialled("--scheduler", bad).err().map(|failure| failure.exit),
+                Some(Exit::Usage)
+            );
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let folder = DataFolder::open(Some(dir.path())).unwrap();
+        for (url, is_fine) in [
+            ("postgres://sealci@db/sealci", true),
+            ("postgres://sealci:secret@db/sealci", false),
+            ("postgres://db/sealci?password=secret", false),
+        ] {
+            let opened = database(Some(&url.to_owned()), &folder, "controller.db");
+            assert_eq!(opened.is_ok(), is_fine, "{url}");
+            assert!(!format!("{opened:?}").contains("secret"));
+        }
     }
 
     #[test]

@@ -10,10 +10,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
-use sealci_service::listen::{self, Security};
+use sealci_service::listen::{self, Door, ListenError, Security};
 use sealci_service::shutdown::Signals;
 use sealci_service::telemetry;
-use tokio::net::TcpListener;
+use sealci_service::tls::Identity;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -33,11 +33,10 @@ impl Service {
     /// A service behind a listener: its address is logged, and written to a file if one is asked for.
     pub fn listening(
         name: &'static str,
-        address: SocketAddr,
+        url: String,
         announce: Option<&Path>,
         run: impl Future<Output = Result<(), Failure>> + Send + 'static,
     ) -> Result<Self, Failure> {
-        let url = format!("http://{address}");
         tracing::info!(service = name, %url, "listening");
         if let Some(path) = announce {
             announce_at(path, &url).map_err(|error| {
@@ -76,11 +75,23 @@ pub fn start_log(default: &str) -> Result<(), Failure> {
         .map_err(|error| Failure::of_error(Exit::Usage, "cannot start the log", &error))
 }
 
-/// Opens a service's door.
-pub async fn bind(name: &str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), Failure> {
-    listen::bind(address, Security::PlainLoopback)
-        .await
-        .map_err(|error| Failure::of_error(Exit::Infrastructure, format!("the {name} has no door"), &error))
+/// Opens a service's door; it and its URL.
+pub async fn bind(
+    name: &str,
+    address: SocketAddr,
+    identity: Option<&Identity>,
+) -> Result<(Door, String), Failure> {
+    let (scheme, security) = match identity {
+        Some(identity) => ("https", Security::Tls(identity.server_config())),
+        None => ("http", Security::PlainLoopback),
+    };
+    match listen::bind(address, security).await {
+        Ok((door, bound)) => Ok((door, format!("{scheme}://{bound}"))),
+        Err(error @ ListenError::NeedsTls { .. }) => Err(Failure::usage(error.to_string()).help(format!(
+            "run `sealci {name}` with --tls-cert FILE --tls-key FILE ($SEALCI_TLS_CERT, $SEALCI_TLS_KEY)"
+        ))),
+        Err(error) => Err(Failure::of_error(Exit::Infrastructure, format!("the {name} has no door"), &error)),
+    }
 }
 
 /// What a service's end means.

@@ -12,7 +12,7 @@ use crate::data_folder::{ClientFile, DataFolder};
 use crate::demo;
 use crate::exit::{Exit, Failure};
 use crate::serve::{
-    ADMIN_TOKEN, AgentServeArgs, ControllerArgs, GitArgs, ListenArgs, MonitorArgs, SchedulerArgs,
+    ADMIN_TOKEN, AgentServeArgs, ControllerArgs, GitArgs, ListenArgs, MonitorArgs, SchedulerArgs, TrustArgs,
     prepare_agent, prepare_controller, prepare_monitor, prepare_scheduler,
 };
 use crate::service::{self, Running};
@@ -105,6 +105,7 @@ async fn start(args: &UpArgs, folder: &DataFolder) -> Result<(Running, ClientFil
         data: data.clone(),
         database: None,
         scheduler: vec![scheduler.url.clone()],
+        trust: TrustArgs::default(),
         cluster_secret_file: None,
         api_token: Vec::new(),
         enrolment_token_file: None,
@@ -119,6 +120,7 @@ async fn start(args: &UpArgs, folder: &DataFolder) -> Result<(Running, ClientFil
         data: data.clone(),
         database: None,
         controller: controller.url.clone(),
+        trust: TrustArgs::default(),
         controller_token_file: None,
         api_token: Vec::new(),
         poll_ms: if args.demo { 1_000 } else { 10_000 },
@@ -127,7 +129,7 @@ async fn start(args: &UpArgs, folder: &DataFolder) -> Result<(Running, ClientFil
     let monitor = prepare_monitor(&monitor, stop.clone()).await?;
     let agent = AgentServeArgs {
         scheduler: scheduler.url.clone(),
-        ca_file: None,
+        trust: TrustArgs::default(),
         data,
         enrolment_token_file: None,
         name: None,

@@ -2,36 +2,54 @@
 //!
 //! Invariants:
 //! - without TLS, only this machine can connect;
+//! - a TLS handshake happens in its connection's own task and has a bounded time: garbage and slowness hurt nobody else;
 //! - every connection counts against a limit, and one that sends no request head in time is closed;
 //! - when asked to end, no new connection is taken, requests under way finish, and after a deadline they are cut.
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
-use std::sync::Arc;
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-/// What protects a listener. TLS (rustls) will be a second variant; it is what an address other machines reach needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
+/// What protects a listener.
+#[derive(Debug, Clone)]
 pub enum Security {
     /// No encryption; for the loopback only.
     PlainLoopback,
+    /// For any address; needed by those that other machines reach.
+    Tls(Arc<ServerConfig>),
+}
+
+/// An open listener, with what protects it.
+pub struct Door {
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+}
+
+impl Door {
+    /// For a server that makes the handshakes itself.
+    pub fn into_listener(self) -> TcpListener {
+        self.listener
+    }
 }
 
 /// Why an address could not be listened on.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     #[error(
-        "{address} can be reached from other machines, which needs TLS: listen on 127.0.0.1 or [::1], behind a proxy if need be"
+        "{address} can be reached from other machines, which needs TLS: give a certificate and its key, or listen on 127.0.0.1 or [::1]"
     )]
     NeedsTls { address: SocketAddr },
     #[error("cannot listen on {address}; is something else running there?")]
@@ -39,23 +57,26 @@ pub enum ListenError {
 }
 
 /// Listens on the address; port 0 takes a free one. The bound address is in the result.
-pub async fn bind(address: SocketAddr, security: Security) -> Result<(TcpListener, SocketAddr), ListenError> {
-    match security {
+pub async fn bind(address: SocketAddr, security: Security) -> Result<(Door, SocketAddr), ListenError> {
+    let tls = match security {
         Security::PlainLoopback if !address.ip().is_loopback() => {
             return Err(ListenError::NeedsTls { address });
         }
-        Security::PlainLoopback => {}
-    }
+        Security::PlainLoopback => None,
+        Security::Tls(config) => Some(TlsAcceptor::from(config)),
+    };
     let fail = |source| ListenError::Bind { address, source };
     let listener = TcpListener::bind(address).await.map_err(fail)?;
     let bound = listener.local_addr().map_err(fail)?;
-    Ok((listener, bound))
+    Ok((Door { listener, tls }, bound))
 }
 
 /// What connections may take.
 #[derive(Debug, Clone)]
 pub struct Limits {
     pub max_connections: usize,
+    /// Time for a TLS handshake.
+    pub handshake_timeout: Duration,
     /// Time for a request's head, and for an idle HTTP/1 connection's next one.
     pub header_timeout: Duration,
     /// Time that requests under way have when the service ends.
@@ -66,6 +87,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_connections: 2048,
+            handshake_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(20),
             drain_deadline: Duration::from_secs(10),
         }
@@ -74,7 +96,8 @@ impl Default for Limits {
 
 /// Serves the router (HTTP/1 and HTTP/2) until `shutdown` is cancelled and the connections are done, or the deadline is
 /// over. Streams that never end by themselves must watch the same token.
-pub async fn serve(listener: TcpListener, router: Router, limits: &Limits, shutdown: &CancellationToken) {
+pub async fn serve(door: Door, router: Router, limits: &Limits, shutdown: &CancellationToken) {
+    let Door { listener, tls } = door;
     let permits = Arc::new(Semaphore::new(limits.max_connections));
     let mut connections = JoinSet::new();
     loop {
@@ -86,7 +109,8 @@ pub async fn serve(listener: TcpListener, router: Router, limits: &Limits, shutd
         };
         match accepted {
             Ok((stream, permit)) => {
-                let serving = serve_connection(stream, router.clone(), limits.clone(), shutdown.clone());
+                let serving =
+                    serve_stream(stream, tls.clone(), router.clone(), limits.clone(), shutdown.clone());
                 connections.spawn(async move {
                     serving.await;
                     drop(permit);
@@ -116,9 +140,32 @@ async fn accept(
     Ok((stream, permit))
 }
 
-async fn serve_connection(stream: TcpStream, router: Router, limits: Limits, shutdown: CancellationToken) {
+/// Serves a connection, behind its handshake where there is one.
+async fn serve_stream(
+    stream: TcpStream,
+    tls: Option<TlsAcceptor>,
+    router: Router,
+    limits: Limits,
+    shutdown: CancellationToken,
+) {
     // Logs and events are small writes that somebody waits for.
     let _ = stream.set_nodelay(true);
+    let Some(tls) = tls else { return serve_connection(stream, router, limits, shutdown).await };
+    let handshake = tokio::time::timeout(limits.handshake_timeout, tls.accept(stream));
+    match shutdown.run_until_cancelled(handshake).await {
+        Some(Ok(Ok(stream))) => serve_connection(stream, router, limits, shutdown).await,
+        Some(Ok(Err(error))) => tracing::debug!(%error, "a TLS handshake failed"),
+        Some(Err(_)) => tracing::debug!("a TLS handshake took too long"),
+        None => {}
+    }
+}
+
+async fn serve_connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    router: Router,
+    limits: Limits,
+    shutdown: CancellationToken,
+) {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.header_timeout);
     builder
@@ -153,17 +200,25 @@ mod tests {
     fn limits() -> Limits {
         Limits {
             max_connections: 2,
+            handshake_timeout: Duration::from_millis(300),
             header_timeout: Duration::from_millis(300),
             drain_deadline: Duration::from_millis(500),
         }
     }
 
     async fn served(router: Router) -> (SocketAddr, CancellationToken, tokio::task::JoinHandle<()>) {
-        let (listener, address) = bind(LOOPBACK.into(), Security::PlainLoopback).await.unwrap();
+        served_with(Security::PlainLoopback, router).await
+    }
+
+    async fn served_with(
+        security: Security,
+        router: Router,
+    ) -> (SocketAddr, CancellationToken, tokio::task::JoinHandle<()>) {
+        let (door, address) = bind(LOOPBACK.into(), security).await.unwrap();
         let shutdown = CancellationToken::new();
         let task = tokio::spawn({
             let shutdown = shutdown.clone();
-            async move { serve(listener, router, &limits(), &shutdown).await }
+            async move { serve(door, router, &limits(), &shutdown).await }
         });
         (address, shutdown, task)
     }
@@ -179,8 +234,8 @@ mod tests {
     #[tokio::test]
     async fn other_machines_need_tls() {
         for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:80"] {
-            let refused = bind(address.parse().unwrap(), Security::PlainLoopback).await.unwrap_err();
-            assert!(matches!(refused, ListenError::NeedsTls { .. }), "{refused}");
+            let refused = bind(address.parse().unwrap(), Security::PlainLoopback).await.err();
+            assert!(matches!(refused, Some(ListenError::NeedsTls { .. })), "{refused:?}");
         }
     }
 
@@ -222,5 +277,75 @@ mod tests {
         shutdown.cancel();
         tokio::time::timeout(Duration::from_secs(10), task).await.unwrap().unwrap();
         assert_eq!(client.await.unwrap(), "");
+    }
+
+    /// An authority of its own, a service's identity signed by it, and the authority's PEM.
+    fn identity() -> (crate::tls::Identity, String) {
+        let authority_key = rcgen::KeyPair::generate().unwrap();
+        let mut parameters = rcgen::CertificateParams::default();
+        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let authority = parameters.self_signed(&authority_key).unwrap();
+        let issuer = rcgen::Issuer::new(parameters, authority_key);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let leaf = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        let leaf = leaf.signed_by(&key, &issuer).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let (certificate_file, key_file) = (folder.path().join("crt"), folder.path().join("key"));
+        std::fs::write(&certificate_file, leaf.pem()).unwrap();
+        std::fs::write(&key_file, key.serialize_pem()).unwrap();
+        (crate::tls::Identity::from_files(&certificate_file, &key_file).unwrap(), authority.pem())
+    }
+
+    fn client(authority: &str) -> reqwest::Client {
+        crate::tls::choose_provider();
+        let authority = reqwest::Certificate::from_pem(authority.as_bytes()).unwrap();
+        reqwest::Client::builder().no_proxy().tls_certs_only([authority]).build().unwrap()
+    }
+
+    #[tokio::test]
+    async fn behind_tls_only_who_trusts_the_authority_is_served() {
+        let (identity, authority) = identity();
+        let router = Router::new().route("/", get(|| async { "hello" }));
+        let (address, shutdown, task) = served_with(Security::Tls(identity.server_config()), router).await;
+        let url = format!("https://{address}/");
+        let answer = client(&authority).get(&url).send().await.unwrap();
+        assert_eq!(answer.text().await.unwrap(), "hello");
+
+        let (_, stranger) = self::identity();
+        let error = client(&stranger).get(&url).send().await.unwrap_err();
+        let text = crate::problem::chain(&error);
+        assert!(text.contains("certificate"), "{text}");
+        let error = client(&authority).get(format!("http://{address}/")).send().await;
+        assert!(error.is_err(), "a plain request is not answered");
+        shutdown.cancel();
+        task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn garbage_and_slow_handshakes_hurt_nobody_else() {
+        let (identity, authority) = identity();
+        let router = Router::new().route("/", get(|| async { "hello" }));
+        let (address, shutdown, task) = served_with(Security::Tls(identity.server_config()), router).await;
+        // As many as may be connected at all: one says nothing, one stops in the middle of a record.
+        let silent = TcpStream::connect(address).await.unwrap();
+        let mut slow = TcpStream::connect(address).await.unwrap();
+        slow.write_all(&[0x16, 0x03, 0x01, 0x02, 0x00, 0x01]).await.unwrap();
+        let url = format!("https://{address}/");
+        let request = client(&authority).get(&url).send();
+        let answer = tokio::time::timeout(Duration::from_secs(10), request).await.unwrap().unwrap();
+        assert_eq!(answer.text().await.unwrap(), "hello");
+        drop(silent);
+
+        for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0; 100], &[0xff; 5000]] {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(garbage).await.unwrap();
+            let mut said = Vec::new();
+            // Whatever it says of it, it closes the connection.
+            let closed = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut said)).await;
+            assert!(closed.is_ok());
+        }
+        assert!(client(&authority).get(&url).send().await.is_ok());
+        shutdown.cancel();
+        task.await.unwrap();
     }
 }

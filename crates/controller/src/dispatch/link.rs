@@ -12,7 +12,7 @@ use sealci_proto::scheduler::{
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use uuid::Uuid;
 
 use super::Input;
@@ -24,10 +24,12 @@ const OUTGOING_BATCHES: usize = 1024;
 const MAX_MESSAGE_BYTES: usize = 8 << 20;
 
 /// Where the schedulers are, and how to be let in.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct LinkConfig {
-    /// `http://127.0.0.1:8422`; tried in turn until one answers.
+    /// `https://ci.example.org:8422`; tried in turn until one answers.
     pub endpoints: Vec<String>,
+    /// The authority of their certificates, PEM; the system's if none.
+    pub ca_pem: Option<Vec<u8>>,
     /// The cluster's secret.
     pub secret: String,
 }
@@ -61,7 +63,7 @@ pub async fn keep_link(config: LinkConfig, dispatch: super::Dispatch, stop: Canc
     for endpoint in config.endpoints.iter().cycle() {
         let session = tokio::select! {
             () = stop.cancelled() => return,
-            session = run_session(endpoint, &config.secret, &dispatch) => session,
+            session = run_session(endpoint, &config, &dispatch) => session,
         };
         if session.was_up {
             pause = Duration::from_millis(20);
@@ -84,11 +86,11 @@ struct Session {
     ended: String,
 }
 
-async fn run_session(endpoint: &str, secret: &str, dispatch: &super::Dispatch) -> Session {
+async fn run_session(endpoint: &str, config: &LinkConfig, dispatch: &super::Dispatch) -> Session {
     let mut was_up = false;
-    let ended = match carry(endpoint, secret, dispatch, &mut was_up).await {
+    let ended = match carry(endpoint, config, dispatch, &mut was_up).await {
         Ok(()) => "the scheduler ended the stream".to_owned(),
-        Err(error) => error.to_string(),
+        Err(error) => sealci_service::problem::chain(&error),
     };
     Session { was_up, ended }
 }
@@ -96,7 +98,7 @@ async fn run_session(endpoint: &str, secret: &str, dispatch: &super::Dispatch) -
 /// What ends a line.
 #[derive(Debug, thiserror::Error)]
 enum LinkError {
-    #[error("cannot connect: {0}")]
+    #[error("cannot connect")]
     Connect(#[from] tonic::transport::Error),
     #[error("the secret has characters that no header may have")]
     Secret,
@@ -112,12 +114,14 @@ enum LinkError {
 
 async fn carry(
     endpoint: &str,
-    secret: &str,
+    config: &LinkConfig,
     dispatch: &super::Dispatch,
     was_up: &mut bool,
 ) -> Result<(), LinkError> {
-    let channel = connect(endpoint).await?;
-    let bearer: MetadataValue<Ascii> = format!("Bearer {secret}").parse().map_err(|_| LinkError::Secret)?;
+    let channel = connect(endpoint, config.ca_pem.as_deref()).await?;
+    let mut bearer: MetadataValue<Ascii> =
+        format!("Bearer {}", config.secret).parse().map_err(|_| LinkError::Secret)?;
+    bearer.set_sensitive(true);
     let mut client = SchedulerServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
 
     let (outgoing, mut batches) = mpsc::channel::<Vec<ControllerMessage>>(OUTGOING_BATCHES);
@@ -153,8 +157,16 @@ async fn tell(dispatch: &super::Dispatch, news: FromLink) -> Result<(), LinkErro
     dispatch.inbox.send(Input::Link(news)).await.map_err(|_| LinkError::DriverGone)
 }
 
-async fn connect(endpoint: &str) -> Result<Channel, tonic::transport::Error> {
-    Endpoint::from_shared(endpoint.to_owned())?
+async fn connect(url: &str, ca_pem: Option<&[u8]>) -> Result<Channel, tonic::transport::Error> {
+    let mut endpoint = Endpoint::from_shared(url.to_owned())?;
+    if url.starts_with("https://") {
+        let tls = ClientTlsConfig::new();
+        endpoint = endpoint.tls_config(match ca_pem {
+            Some(pem) => tls.ca_certificate(Certificate::from_pem(pem)),
+            None => tls.with_native_roots(),
+        })?;
+    }
+    endpoint
         .connect_timeout(Duration::from_secs(5))
         .tcp_nodelay(true)
         .http2_keep_alive_interval(Duration::from_secs(10))

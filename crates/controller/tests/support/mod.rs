@@ -21,6 +21,7 @@ use sealci_proto::scheduler::{
 };
 use sealci_service::auth::{Role, Token, Tokens};
 use sealci_service::database::DatabaseUrl;
+use sealci_service::listen::{Security, bind};
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, mpsc};
@@ -127,6 +128,7 @@ impl World {
             tokens: Tokens::default().with(&token, Role::Admin).with(&read_token, Role::Read),
             enrolment_tokens: vec![enrolment.clone()],
             schedulers: vec![scheduler],
+            scheduler_ca_pem: None,
             cluster_secret: self::token(),
             transports: AllowedTransports { http: true, file: true },
             allow_local_addresses: true,
@@ -151,12 +153,12 @@ impl World {
 
     /// Starts the controller (again).
     pub async fn start(&mut self) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address: SocketAddr = listener.local_addr().unwrap();
+        let loopback: SocketAddr = ([127, 0, 0, 1], 0).into();
+        let (door, address) = bind(loopback, Security::PlainLoopback).await.unwrap();
         self.url = format!("http://{address}");
         let (config, stop) = (self.config.clone(), CancellationToken::new());
         let stopped = stop.clone();
-        let task = tokio::spawn(async move { serve(config, listener, stopped).await.unwrap() });
+        let task = tokio::spawn(async move { serve(config, door, stopped).await.unwrap() });
         self.controller = Some((stop, task));
     }
 

@@ -67,7 +67,8 @@ impl Controller {
             .route("/api/v1/pipelines", axum::routing::post(take))
             .with_state(Arc::clone(&state));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = ControllerAddress { url: format!("http://{}", listener.local_addr().unwrap()), token };
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let address = ControllerAddress { url, ca_pem: None, token };
         let task = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
         Self { address, state, task }
     }
@@ -228,11 +229,11 @@ impl Bench {
     pub async fn start_with(&self, change: impl FnOnce(&mut Config)) -> Monitor {
         let mut config = self.config();
         change(&mut config);
-        let (listener, address) = bind(([127, 0, 0, 1], 0).into(), Security::PlainLoopback).await.unwrap();
+        let (door, address) = bind(([127, 0, 0, 1], 0).into(), Security::PlainLoopback).await.unwrap();
         let shutdown = CancellationToken::new();
         let task = tokio::spawn({
             let shutdown = shutdown.clone();
-            async move { serve(config, listener, shutdown).await.unwrap() }
+            async move { serve(config, door, shutdown).await.unwrap() }
         });
         sealci_service::tls::choose_provider();
         let client = reqwest::Client::new();
