@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use api::Api;
-use dispatch::{ActionLimits, Driver, LinkConfig};
+use dispatch::{ActionLimits, Dispatch, Driver, LinkConfig};
 use repositories::GitRepositories;
 use store::{Store, StoreError};
 use watchers::Watchers;
@@ -71,52 +71,80 @@ pub enum ServeError {
     Data { path: PathBuf, source: std::io::Error },
 }
 
-/// Serves until told to stop.
-pub async fn serve(config: Config, door: Door, stop: CancellationToken) -> Result<(), ServeError> {
-    tls::choose_provider();
-    let data = |source| ServeError::Data { path: config.data.clone(), source };
-    std::fs::create_dir_all(&config.data).map_err(data)?;
-    let database = Database::open(&config.database).await?;
-    let store = Store::open(database.writer.clone(), database.readers.clone()).await?;
-    let watchers = Watchers::default();
-    let driver = dispatch::Config {
-        lost_after: config.lost_after,
-        limits: ActionLimits { grace: config.grace, log_quota_bytes: LOG_QUOTA_BYTES },
-        enrolment_tokens: config
-            .enrolment_tokens
-            .iter()
-            .map(|token| Sha256::digest(token.expose()).into())
-            .collect(),
-    };
-    let (driver, dispatch) = Driver::open(store.clone(), driver, watchers.clone()).await?;
+/// A controller with its database open, ready to serve.
+pub struct Controller {
+    config: Config,
+    /// Keeps a SQLite file this process's own.
+    database: Database,
+    store: Store,
+    driver: Driver,
+    dispatch: Dispatch,
+    watchers: Watchers,
+    repositories: Arc<GitRepositories>,
+}
 
-    let mut options = Options::new(config.data.join("git-home"));
-    options.allow_local_addresses = config.allow_local_addresses;
-    let git = Git::new(options).map_err(data)?;
-    let mirrors = Mirrors::new(git, config.data.join("mirrors"), MIRRORS_BUDGET_BYTES).map_err(data)?;
-    let repositories = Arc::new(GitRepositories::new(mirrors, config.transports));
-
-    let api = Api { store, dispatch: dispatch.clone(), watchers, repositories, stop: stop.clone() };
-    let router = api::router(api, &config.tokens);
-    let link = LinkConfig {
-        endpoints: config.schedulers.clone(),
-        ca_pem: config.scheduler_ca_pem.clone(),
-        secret: config.cluster_secret.expose().to_owned(),
-    };
-    let mut tasks = JoinSet::new();
-    tasks.spawn(driver.run(stop.clone()));
-    tasks.spawn(dispatch::keep_link(link, dispatch, stop.clone()));
-    let limits = Limits::default();
-    let mut http = std::pin::pin!(listen::serve(door, router, &limits, &stop));
-    tokio::select! {
-        () = &mut http => {}
-        // Without its driver or its line the controller is none.
-        _ = tasks.join_next() => {
-            stop.cancel();
-            http.await;
-        }
+impl Controller {
+    /// Opens the database and takes over what it holds.
+    pub async fn open(config: Config) -> Result<Self, ServeError> {
+        tls::choose_provider();
+        let data = |source| ServeError::Data { path: config.data.clone(), source };
+        std::fs::create_dir_all(&config.data).map_err(data)?;
+        let database = Database::open(&config.database).await?;
+        let store = Store::open(database.writer.clone(), database.readers.clone()).await?;
+        let watchers = Watchers::default();
+        let driver = dispatch::Config {
+            lost_after: config.lost_after,
+            limits: ActionLimits { grace: config.grace, log_quota_bytes: LOG_QUOTA_BYTES },
+            enrolment_tokens: config
+                .enrolment_tokens
+                .iter()
+                .map(|token| Sha256::digest(token.expose()).into())
+                .collect(),
+        };
+        let (driver, dispatch) = Driver::open(store.clone(), driver, watchers.clone()).await?;
+        let mut options = Options::new(config.data.join("git-home"));
+        options.allow_local_addresses = config.allow_local_addresses;
+        let git = Git::new(options).map_err(data)?;
+        let mirrors = Mirrors::new(git, config.data.join("mirrors"), MIRRORS_BUDGET_BYTES).map_err(data)?;
+        let repositories = Arc::new(GitRepositories::new(mirrors, config.transports));
+        Ok(Self { config, database, store, driver, dispatch, watchers, repositories })
     }
-    stop.cancel();
-    while tasks.join_next().await.is_some() {}
+
+    /// The door for whoever has the controller in the same process. It answers while [`Controller::serve`] runs.
+    pub fn dispatch(&self) -> &Dispatch {
+        &self.dispatch
+    }
+
+    /// Serves until told to stop.
+    pub async fn serve(self, door: Door, stop: CancellationToken) {
+        let Self { config, database: _database, store, driver, dispatch, watchers, repositories } = self;
+        let api = Api { store, dispatch: dispatch.clone(), watchers, repositories, stop: stop.clone() };
+        let router = api::router(api, &config.tokens);
+        let link = LinkConfig {
+            endpoints: config.schedulers,
+            ca_pem: config.scheduler_ca_pem,
+            secret: config.cluster_secret.expose().to_owned(),
+        };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(driver.run(stop.clone()));
+        tasks.spawn(dispatch::keep_link(link, dispatch, stop.clone()));
+        let limits = Limits::default();
+        let mut http = std::pin::pin!(listen::serve(door, router, &limits, &stop));
+        tokio::select! {
+            () = &mut http => {}
+            // Without its driver or its line the controller is none.
+            _ = tasks.join_next() => {
+                stop.cancel();
+                http.await;
+            }
+        }
+        stop.cancel();
+        while tasks.join_next().await.is_some() {}
+    }
+}
+
+/// Opens a controller, and serves until told to stop.
+pub async fn serve(config: Config, door: Door, stop: CancellationToken) -> Result<(), ServeError> {
+    Controller::open(config).await?.serve(door, stop).await;
     Ok(())
 }

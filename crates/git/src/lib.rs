@@ -34,4 +34,4 @@ pub use mirrors::{Evicted, Mirrors};
 pub use process::RunError;
 pub use remote::{Remote, RemoteError, RemoteRef};
 pub use url::{AllowedTransports, InvalidRemoteUrl, RemoteUrl, Transport};
-pub use worktree::{SnapshotError, WorktreeSnapshot};
+pub use worktree::{SnapshotError, WorktreeSnapshot, copy_folder};

@@ -145,8 +145,9 @@ fn is_folder_within(folder: &Path, relative: &Path) -> bool {
     })
 }
 
-/// Copies a folder and all below it, without any `.git`.
-fn copy_folder(folder: &Path, into: &Path) -> Result<usize, SnapshotError> {
+/// Copies a folder and all below it, without any `.git`; gives the number of files. Nothing is shared with the original
+/// but, where the file system can do that, blocks that are copied when they are written. Blocks.
+pub fn copy_folder(folder: &Path, into: &Path) -> Result<usize, SnapshotError> {
     let fail = |path: &Path, source| SnapshotError::Copy { path: path.to_owned(), source };
     let mut files = 0;
     let mut folders = vec![(folder.to_owned(), into.to_owned())];

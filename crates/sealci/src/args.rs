@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{agents, check, completion, doctor, logs, pipelines, repos, serve, up};
+use crate::{agents, check, completion, doctor, logs, pipelines, repos, run, serve, up};
 
 /// A distributed CI that runs every action sealed.
 #[derive(Debug, Parser)]
@@ -18,6 +18,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run a working tree's pipeline here, uncommitted changes included, without a server
+    Run(run::RunArgs),
     /// Make a pipeline of a repository's commit
     Submit(pipelines::SubmitArgs),
     /// List pipelines, newest first
@@ -60,7 +62,7 @@ impl Command {
     /// Whether it takes signals itself, to end in order.
     pub fn is_service(&self) -> bool {
         match self {
-            Self::Up(_) | Self::Controller(_) | Self::Scheduler(_) | Self::Monitor(_) => true,
+            Self::Run(_) | Self::Up(_) | Self::Controller(_) | Self::Scheduler(_) | Self::Monitor(_) => true,
             Self::Agent(args) => args.command.is_none(),
             _ => false,
         }
@@ -134,6 +136,9 @@ mod tests {
             "check --file x.yaml --json",
             "doctor",
             "completion bash",
+            "run",
+            "run .. --action a --action b --executor process --allow-process --json",
+            "run --file x.yaml --sandbox-path /opt --sandbox-path /srv",
             "up --demo --exit",
             "up --data /tmp/x",
             "controller --data /tmp/x",
@@ -159,6 +164,7 @@ mod tests {
             "logs 7 --failed -f",
             "logs 7 --attempt 2",
             "up --exit",
+            "run --executor nonsense",
             "agent drain",
             "nonsense",
         ] {

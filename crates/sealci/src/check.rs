@@ -48,7 +48,7 @@ pub fn check(args: &CheckArgs, terminal: Terminal) -> Result<Exit, Failure> {
 }
 
 /// The manifests of a repository, by name.
-fn manifests_in(dir: &Path) -> Result<Vec<PathBuf>, Failure> {
+pub fn manifests_in(dir: &Path) -> Result<Vec<PathBuf>, Failure> {
     let folder = dir.join(".sealci");
     let entries = fs::read_dir(&folder).map_err(|error| {
         Failure::of_error(Exit::Usage, format!("cannot read {}", folder.display()), &error)
@@ -92,10 +92,14 @@ fn words(checked: &Checked, terminal: Terminal) -> String {
                 counted(commands, "command"),
             )
         }
-        (None, Some(errors)) if terminal.interactive => drawn(errors, terminal),
-        (None, Some(errors)) => format!("{errors}\n"),
+        (None, Some(errors)) => refusal(errors, terminal),
         (None, None) => String::new(),
     }
+}
+
+/// What is wrong with a manifest.
+pub fn refusal(errors: &ManifestErrors, terminal: Terminal) -> String {
+    if terminal.interactive { drawn(errors, terminal) } else { format!("{errors}\n") }
 }
 
 /// The errors drawn around their source.

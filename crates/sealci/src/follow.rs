@@ -21,15 +21,19 @@ use crate::exit::{Exit, Failure};
 use crate::screen::Screen;
 use crate::sse;
 use crate::terminal::Terminal;
-use crate::view::{AttemptId, Update, View};
+use crate::view::{AttemptId, Style, Update, View};
 
 /// How long a stream may stay broken.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
 
 /// Shows the pipeline until it ends; its outcome is the exit.
-pub async fn pipeline(server: &Server, pipeline: Uuid, terminal: Terminal) -> Result<Exit, Failure> {
-    let mut view = View::new(terminal);
-    let mut screen = Screen::new(terminal);
+pub async fn pipeline(server: &Server, pipeline: Uuid, style: impl Into<Style>) -> Result<Exit, Failure> {
+    let style = style.into();
+    let mut view = View::new(style);
+    let mut screen = Screen::new(match style {
+        Style::Words(terminal) => terminal,
+        Style::Json => Terminal::PLAIN,
+    });
     let outcome = watch(server, pipeline, &mut view, &mut screen).await;
     screen.clear_status();
     if outcome.is_ok() {
@@ -68,7 +72,7 @@ async fn watch(
                 }
             }
         }
-        for (attempt, _) in view.attempts() {
+        for attempt in view.to_follow() {
             if followed.insert(attempt) {
                 tasks.spawn(follow_log(server.clone(), attempt, 0, updates.clone()));
             }

@@ -17,6 +17,7 @@ mod logs;
 mod output;
 mod pipelines;
 mod repos;
+mod run;
 mod screen;
 mod serve;
 mod service;
@@ -89,6 +90,7 @@ async fn dispatch(command: Command, terminal: Terminal) -> Result<Exit, Failure>
         Command::Doctor(args) => doctor::doctor(&args, terminal),
         Command::Completion(args) => completion::completion(&args, Cli::command()),
         Command::Man(args) => completion::man(&args, Cli::command()),
+        Command::Run(args) => run::run(args, terminal).await,
         Command::Up(args) => up::up(args, terminal).await,
         Command::Controller(args) => serve::controller(args).await,
         Command::Scheduler(args) => serve::scheduler(args).await,

@@ -411,11 +411,16 @@ pub fn prepare_agent(args: &AgentServeArgs, shutdown: Shutdown) -> Result<Servic
         .map_err(|error| trouble("mirrors", &error))?;
     let checkout = MirrorCheckout::new(mirrors, args.git.transports());
     let name = args.name.clone().unwrap_or_else(host_name);
+    let offer = ExecutorOffer {
+        sandbox_path: args.sandbox_path.clone(),
+        allow_process: args.allow_process,
+        allow_fake: args.allow_fake,
+    };
     let mut config = sealci_agent::Config::new(
         name,
         own.clone(),
         vec![args.scheduler.clone()],
-        executors(args, &own)?,
+        executors(&offer, &own)?,
         Arc::new(checkout),
     );
     config.enrolment_token = enrolment_token.map(|token| token.expose().to_owned().into());
@@ -429,8 +434,17 @@ pub fn prepare_agent(args: &AgentServeArgs, shutdown: Shutdown) -> Result<Servic
     Ok(Service::dialling("agent", run))
 }
 
+/// What may be offered to run actions.
+#[derive(Debug, Default)]
+pub struct ExecutorOffer {
+    /// What sealed actions see of this machine besides its programs.
+    pub sandbox_path: Vec<PathBuf>,
+    pub allow_process: bool,
+    pub allow_fake: bool,
+}
+
 /// What runs actions, the default first: sealed where this machine lets us, else only what was allowed.
-fn executors(args: &AgentServeArgs, own: &Path) -> Result<Vec<Arc<dyn Executor>>, Failure> {
+pub fn executors(offer: &ExecutorOffer, own: &Path) -> Result<Vec<Arc<dyn Executor>>, Failure> {
     let unusable = |name: &str, error: ExecutorError| {
         Failure::of_error(Exit::Infrastructure, format!("the executor `{name}` cannot be offered"), &error)
     };
@@ -438,7 +452,7 @@ fn executors(args: &AgentServeArgs, own: &Path) -> Result<Vec<Arc<dyn Executor>>
     let sandbox = sandbox_is_possible(cgroups.as_ref().err());
     let mut executors: Vec<Arc<dyn Executor>> = Vec::new();
     if let (Ok(()), Ok(cgroups)) = (&sandbox, &cgroups) {
-        let options = SandboxOptions { extra_paths: args.sandbox_path.clone(), ..SandboxOptions::default() };
+        let options = SandboxOptions { extra_paths: offer.sandbox_path.clone(), ..SandboxOptions::default() };
         let sandbox = SandboxExecutor::new(own, cgroups.clone(), options)
             .map_err(|error| unusable("sandbox", error))?;
         if let Some(problem) = sandbox.network_problem() {
@@ -446,14 +460,14 @@ fn executors(args: &AgentServeArgs, own: &Path) -> Result<Vec<Arc<dyn Executor>>
         }
         executors.push(Arc::new(sandbox));
     }
-    if args.allow_process {
+    if offer.allow_process {
         if let Err(error) = &cgroups {
             tracing::warn!(%error, "no limits will hold: there are no control groups to use (`sealci doctor` says more)");
         }
         let process = ProcessExecutor::new(own, cgroups.ok()).map_err(|error| unusable("process", error))?;
         executors.push(Arc::new(process));
     }
-    if args.allow_fake {
+    if offer.allow_fake {
         executors.push(Arc::new(FakeExecutor::new()));
     }
     if let (true, Err(why)) = (executors.is_empty(), sandbox) {
@@ -492,7 +506,8 @@ fn labels(given: &[String]) -> Result<BTreeMap<String, String>, Failure> {
         .collect()
 }
 
-fn host_name() -> String {
+/// What people know this machine by.
+pub fn host_name() -> String {
     let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let name = name.trim();
     if name.is_empty() { "agent".to_owned() } else { name.chars().take(128).collect() }

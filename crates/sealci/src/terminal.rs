@@ -23,7 +23,7 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    #[cfg(test)]
+    /// No terminal: what is written stays as it is.
     pub const PLAIN: Self = Self { interactive: false, colours: false };
 
     /// What standard output is.

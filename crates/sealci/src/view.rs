@@ -1,8 +1,16 @@
 //! Turns what happens to one pipeline into lines for a person: its logs, each line behind its action's name, what became
-//! of each action, and at the end a summary.
+//! of each action, and at the end a summary. For a program the same comes as one JSON object a line.
 //!
 //! Pure: updates go in, bytes to write come out. `build | text` is what the action wrote; `build > text` is what SealCI
-//! says about it. What is said of an action's end waits for the end of its log, so that nothing appears out of order.
+//! says about it.
+//!
+//! States and logs arrive on streams of their own, in any order between them; what is shown keeps this one:
+//!
+//! ```text
+//! needs' ends ──▶ running ──▶ the log, line by line ──▶ the end ──▶ what needed it
+//! ```
+//! So a log is followed only once its attempt was said to run ([`View::to_follow`]), an end waits for the end of the log,
+//! and news of an action wait for the ends of what it needs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,6 +21,8 @@ use uuid::Uuid;
 
 use crate::format;
 use crate::terminal::{Harmless, Terminal, one_line};
+
+pub mod json;
 
 /// A longer line is shown in pieces of this size, so that no line is ever held whole.
 const LINE_MAX_BYTES: usize = 64 << 10;
@@ -35,25 +45,50 @@ pub enum Update {
     LogEnd(AttemptId),
 }
 
+/// For whom it is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Style {
+    /// A person.
+    Words(Terminal),
+    /// A program: see [`json`].
+    Json,
+}
+
+impl From<Terminal> for Style {
+    fn from(terminal: Terminal) -> Self {
+        Self::Words(terminal)
+    }
+}
+
+/// What is said about an action only once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Said {
+    Running(AttemptId),
+    Lost(AttemptId),
+    Ended { action: Uuid, round: i32 },
+}
+
 /// One pipeline as it is shown.
 pub struct View {
-    terminal: Terminal,
+    style: Style,
     pipeline: Option<Pipeline>,
     logs: BTreeMap<AttemptId, Lines>,
     ended_logs: BTreeSet<AttemptId>,
-    /// The last thing said about each action.
-    said: BTreeMap<Uuid, String>,
+    /// What has its turn to be shown.
+    open_logs: BTreeSet<AttemptId>,
+    said: BTreeSet<Said>,
     out: Vec<u8>,
 }
 
 impl View {
-    pub fn new(terminal: Terminal) -> Self {
+    pub fn new(style: impl Into<Style>) -> Self {
         Self {
-            terminal,
+            style: style.into(),
             pipeline: None,
             logs: BTreeMap::new(),
             ended_logs: BTreeSet::new(),
-            said: BTreeMap::new(),
+            open_logs: BTreeSet::new(),
+            said: BTreeSet::new(),
             out: Vec::new(),
         }
     }
@@ -75,12 +110,8 @@ impl View {
             Update::Gap(attempt, missing_bytes, reason) => {
                 let mut lines = self.take_lines(attempt);
                 lines.finish(&mut self.out);
-                let prefix = lines.remark.clone();
+                lines.gap(missing_bytes, &reason, &mut self.out);
                 self.logs.insert(attempt, lines);
-                self.line(
-                    &prefix,
-                    &format!("{missing_bytes} bytes of the log are missing: {}", one_line(&reason)),
-                );
             }
             Update::LogEnd(attempt) => {
                 if let Some(mut lines) = self.logs.remove(&attempt) {
@@ -105,7 +136,12 @@ impl View {
         pipeline.outcome.filter(|_| shown)
     }
 
-    /// The attempts of the current round: those whose logs are to be followed.
+    /// Those whose logs have their turn to be shown, and are to be followed now.
+    pub fn to_follow(&self) -> impl Iterator<Item = AttemptId> {
+        self.open_logs.iter().copied()
+    }
+
+    /// The attempts of the current round.
     pub fn attempts(&self) -> Vec<(AttemptId, &Attempt)> {
         let Some(pipeline) = &self.pipeline else { return Vec::new() };
         let of_action = |action: &'_ Action| action.id;
@@ -150,7 +186,11 @@ impl View {
             }
         }
         let Some(pipeline) = self.pipeline.take() else { return };
-        let terminal = self.terminal;
+        let Style::Words(terminal) = self.style else {
+            json::line(&json::end(&pipeline), &mut self.out);
+            self.pipeline = Some(pipeline);
+            return;
+        };
         let width = names_width(&pipeline);
         self.out.push(b'\n');
         for action in &pipeline.actions {
@@ -173,67 +213,104 @@ impl View {
     }
 
     fn say_heading(&mut self, pipeline: &Pipeline) {
+        let Style::Words(terminal) = self.style else {
+            return json::line(&json::beginning(pipeline), &mut self.out);
+        };
         let place =
             pipeline.ref_.as_deref().map(|name| format!(" {}", format::short_ref(name))).unwrap_or_default();
+        // Git's own way to say that there is no commit.
+        let revision = if pipeline.revision.bytes().all(|digit| digit == b'0') {
+            String::new()
+        } else {
+            format!(" at {}", format::short_revision(&pipeline.revision))
+        };
         let text = format!(
-            "{} {} of {}{place} at {}\n",
-            self.terminal.bold(&format!("{} #{}", one_line(&pipeline.name), pipeline.number)),
+            "{} {} of {}{place}{revision}\n",
+            terminal.bold(&format!("{} #{}", one_line(&pipeline.name), pipeline.number)),
             pipeline.event,
             one_line(&pipeline.repository),
-            format::short_revision(&pipeline.revision),
         );
         self.out.extend(text.bytes());
     }
 
-    /// Says what is new about each action.
+    /// Says what is new, each thing in its turn.
     fn say_news(&mut self) {
         let Some(pipeline) = self.pipeline.take() else { return };
-        for action in &pipeline.actions {
-            let Some(news) = self.news_of(action, pipeline.round) else { continue };
-            if self.said.get(&action.id) != Some(&news) {
-                let prefix = remark_prefix(&action.name, names_width(&pipeline), self.terminal);
-                self.line(&prefix, &format::coloured(self.terminal, &news));
-                self.said.insert(action.id, news);
+        loop {
+            let known = self.said.len();
+            for action in &pipeline.actions {
+                self.say_news_of(action, &pipeline);
+            }
+            // An end that was said may be what others, declared before it, waited for.
+            if self.said.len() == known {
+                break;
             }
         }
         self.pipeline = Some(pipeline);
     }
 
-    fn news_of(&self, action: &Action, round: i32) -> Option<String> {
-        let attempts = || action.attempts.iter().filter(|attempt| attempt.round == round);
-        let log_ended = |attempt: &Attempt| {
-            attempt.fenced
-                || self.ended_logs.contains(&AttemptId { action: action.id, number: number(attempt) })
-        };
-        match action.state {
-            // It ended in an earlier round, and was not run again.
-            ActionState::Finished if attempts().next().is_none() && !action.attempts.is_empty() => None,
-            ActionState::Finished => attempts().all(log_ended).then(|| {
-                let took =
-                    seconds_of(action).map(|s| format!(" in {}", format::duration(s))).unwrap_or_default();
-                format!("{}{took}", format::action_state(action))
-            }),
-            ActionState::Queued => {
-                let lost = attempts().rfind(|attempt| attempt.state == AttemptState::Finished)?;
-                let why = lost.outcome.as_ref().map(format::outcome).unwrap_or_else(|| "lost".into());
-                Some(format!("attempt {} {why}; another will be made", lost.number))
+    fn say_news_of(&mut self, action: &Action, pipeline: &Pipeline) {
+        let needed = |other: &&Action| action.needs.contains(&other.name);
+        if pipeline.actions.iter().filter(needed).any(|need| self.owes_end(need, pipeline.round)) {
+            return;
+        }
+        let attempts = || action.attempts.iter().filter(|attempt| attempt.round == pipeline.round);
+        for attempt in attempts() {
+            let id = AttemptId { action: action.id, number: number(attempt) };
+            if has_run(attempt) {
+                self.open_logs.insert(id);
+                if self.said.insert(Said::Running(id)) {
+                    self.say(action, pipeline, &running(attempt), || json::running(action, attempt));
+                }
+            } else if attempt.state == AttemptState::Finished {
+                self.open_logs.insert(id);
             }
-            ActionState::Active => {
-                let attempt = attempts().rfind(|attempt| attempt.state == AttemptState::Running)?;
-                let agent = attempt.agent_name.as_deref().map(one_line);
-                let agent = agent.unwrap_or_else(|| attempt.agent_id.to_string());
-                let executor =
-                    attempt.executor.as_deref().map(|e| format!(" ({})", one_line(e))).unwrap_or_default();
-                Some(format!("running on {agent}{executor}"))
-            }
-            ActionState::Pending => None,
+        }
+        if action.state == ActionState::Queued
+            && let Some(lost) = attempts().rfind(|attempt| attempt.state == AttemptState::Finished)
+            && self.said.insert(Said::Lost(AttemptId { action: action.id, number: number(lost) }))
+        {
+            let why = lost.outcome.as_ref().map(format::outcome).unwrap_or_else(|| "lost".into());
+            let text = format!("attempt {} {why}; another will be made", lost.number);
+            self.say(action, pipeline, &text, || json::lost(action, lost));
+        }
+        if self.owes_end(action, pipeline.round) && attempts().all(|attempt| self.log_ended(action, attempt))
+        {
+            self.said.insert(Said::Ended { action: action.id, round: pipeline.round });
+            let took = seconds_of(action).map(|s| format!(" in {}", format::duration(s))).unwrap_or_default();
+            let text = format!("{}{took}", format::action_state(action));
+            self.say(action, pipeline, &text, || json::ended(action));
         }
     }
 
-    fn line(&mut self, prefix: &str, text: &str) {
-        self.out.extend(prefix.bytes());
-        self.out.extend(text.bytes());
-        self.out.push(b'\n');
+    /// Whether the action has ended in this round, and that is still to be said.
+    fn owes_end(&self, action: &Action, round: i32) -> bool {
+        let in_this_round =
+            action.attempts.is_empty() || action.attempts.iter().any(|attempt| attempt.round == round);
+        action.state == ActionState::Finished
+            && in_this_round
+            && !self.said.contains(&Said::Ended { action: action.id, round })
+    }
+
+    fn log_ended(&self, action: &Action, attempt: &Attempt) -> bool {
+        attempt.fenced || self.ended_logs.contains(&AttemptId { action: action.id, number: number(attempt) })
+    }
+
+    /// Says something about an action, in words or as what `object` makes.
+    fn say(
+        &mut self,
+        action: &Action,
+        pipeline: &Pipeline,
+        text: &str,
+        object: impl FnOnce() -> serde_json::Value,
+    ) {
+        match self.style {
+            Style::Words(terminal) => {
+                let prefix = remark_prefix(&action.name, names_width(pipeline), terminal);
+                self.out.extend(format!("{prefix}{}\n", format::coloured(terminal, text)).bytes());
+            }
+            Style::Json => json::line(&object(), &mut self.out),
+        }
     }
 
     fn take_lines(&mut self, id: AttemptId) -> Lines {
@@ -242,9 +319,30 @@ impl View {
         }
         let action = self.pipeline.iter().flat_map(|p| &p.actions).find(|action| action.id == id.action);
         let name = action.map_or_else(|| id.action.to_string(), |action| action.name.clone());
-        let name = if id.number > 1 { format!("{name}#{}", id.number) } else { name };
-        Lines::new(&name, self.pipeline.as_ref().map_or(0, names_width), self.terminal)
+        match self.style {
+            Style::Json => Lines::json(name, id.number),
+            Style::Words(terminal) => {
+                let name = if id.number > 1 { format!("{name}#{}", id.number) } else { name };
+                Lines::new(&name, self.pipeline.as_ref().map_or(0, names_width), terminal)
+            }
+        }
     }
+}
+
+/// Whether its commands were started.
+fn has_run(attempt: &Attempt) -> bool {
+    match attempt.state {
+        AttemptState::Running => true,
+        AttemptState::Finished => attempt.executor.is_some(),
+        _ => false,
+    }
+}
+
+fn running(attempt: &Attempt) -> String {
+    let agent = attempt.agent_name.as_deref().map(one_line);
+    let agent = agent.unwrap_or_else(|| attempt.agent_id.to_string());
+    let executor = attempt.executor.as_deref().map(|e| format!(" ({})", one_line(e))).unwrap_or_default();
+    format!("running on {agent}{executor}")
 }
 
 /// An attempt's number, which the contract keeps above zero.
@@ -285,12 +383,23 @@ fn remark_prefix(name: &str, width: usize, terminal: Terminal) -> String {
 
 /// Cuts one log into lines, each with its prefix; holds back a line that is not whole yet.
 pub struct Lines {
-    prefix: String,
-    /// The prefix of what SealCI says about this log.
-    remark: String,
-    /// On a terminal, what makes the bytes harmless; elsewhere they stay as they are.
-    harmless: Option<Harmless>,
+    form: Form,
     line: Vec<u8>,
+}
+
+/// What becomes of a line.
+enum Form {
+    Words {
+        prefix: String,
+        /// The prefix of what SealCI says about this log.
+        remark: String,
+        /// On a terminal, what makes the bytes harmless; elsewhere they stay as they are.
+        harmless: Option<Harmless>,
+    },
+    Json {
+        action: String,
+        attempt: u32,
+    },
 }
 
 impl Lines {
@@ -300,23 +409,27 @@ impl Lines {
         let palette = ["36", "35", "34", "33", "32", "96", "95", "94"];
         let colour = palette
             [name.bytes().fold(7_usize, |sum, byte| sum * 31 % 1009 + usize::from(byte)) % palette.len()];
-        Self {
+        let form = Form::Words {
             prefix: terminal.paint(colour, &format!("{name:width$} | ")),
             remark: remark_prefix(&name, width, terminal),
             harmless: terminal.interactive.then(|| Harmless::new(terminal.colours)),
-            line: Vec::new(),
-        }
+        };
+        Self { form, line: Vec::new() }
+    }
+
+    fn json(action: String, attempt: u32) -> Self {
+        Self { form: Form::Json { action, attempt }, line: Vec::new() }
     }
 
     /// Takes in the next bytes, and writes the lines that are whole.
     pub fn push(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
         let mut text = String::new();
-        let bytes = match &mut self.harmless {
-            Some(filter) => {
+        let bytes = match &mut self.form {
+            Form::Words { harmless: Some(filter), .. } => {
                 filter.push(bytes, &mut text);
                 text.as_bytes()
             }
-            None => bytes,
+            _ => bytes,
         };
         for part in bytes.split_inclusive(|byte| *byte == b'\n') {
             for piece in part.chunks(LINE_MAX_BYTES) {
@@ -330,7 +443,7 @@ impl Lines {
 
     /// Writes what is left, as a line.
     pub fn finish(&mut self, out: &mut Vec<u8>) {
-        if let Some(filter) = &mut self.harmless {
+        if let Form::Words { harmless: Some(filter), .. } = &mut self.form {
             let mut text = String::new();
             filter.finish(&mut text);
             self.line.extend(text.bytes());
@@ -340,15 +453,34 @@ impl Lines {
         }
     }
 
+    fn gap(&self, missing_bytes: u64, reason: &str, out: &mut Vec<u8>) {
+        match &self.form {
+            Form::Words { remark, .. } => {
+                let reason = one_line(reason);
+                out.extend(
+                    format!("{remark}{missing_bytes} bytes of the log are missing: {reason}\n").bytes(),
+                );
+            }
+            Form::Json { action, attempt } => {
+                json::line(&json::gap(action, *attempt, missing_bytes, reason), out);
+            }
+        }
+    }
+
     fn end_of_line(&mut self, out: &mut Vec<u8>) {
         let line = self.line.strip_suffix(b"\n").unwrap_or(&self.line);
-        out.extend_from_slice(self.prefix.as_bytes());
-        out.extend_from_slice(line);
-        // A colour that was left on would run into the next prefix.
-        if self.harmless.is_some() && line.contains(&0x1b) {
-            out.extend_from_slice(b"\x1b[0m");
+        match &self.form {
+            Form::Words { prefix, harmless, .. } => {
+                out.extend_from_slice(prefix.as_bytes());
+                out.extend_from_slice(line);
+                // A colour that was left on would run into the next prefix.
+                if harmless.is_some() && line.contains(&0x1b) {
+                    out.extend_from_slice(b"\x1b[0m");
+                }
+                out.push(b'\n');
+            }
+            Form::Json { action, attempt } => json::line(&json::log(action, *attempt, line), out),
         }
-        out.push(b'\n');
         self.line.clear();
     }
 }

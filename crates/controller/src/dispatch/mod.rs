@@ -149,6 +149,11 @@ impl Dispatch {
         *self.linked.borrow()
     }
 
+    /// Waits until a scheduler is connected.
+    pub async fn linked(&self) -> Result<(), Refusal> {
+        self.linked.clone().wait_for(|linked| *linked).await.map_err(|_| Refusal::ShuttingDown).map(drop)
+    }
+
     async fn ask<T>(&self, input: impl FnOnce(Answer<T>) -> Input) -> Result<T, Refusal> {
         let (answer, answered) = oneshot::channel();
         self.inbox.send(input(answer)).await.map_err(|_| Refusal::ShuttingDown)?;

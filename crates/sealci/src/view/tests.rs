@@ -219,3 +219,113 @@ fn a_line_without_end_is_not_held() {
     }
     assert!(out.len() > 900_000);
 }
+
+fn ended(extra: Value) -> Value {
+    let mut value = json!({
+        "outcome": {"kind": "succeeded"}, "started_at": "2026-11-01T10:00:01Z",
+        "finished_at": "2026-11-01T10:00:02Z", "attempts": [attempt(1, "finished", json!({}))],
+    });
+    merge(&mut value, extra);
+    value
+}
+
+#[test]
+fn an_action_runs_before_its_log_is_followed() {
+    let mut view = View::new(Terminal::PLAIN);
+    let state = |of_attempt, extra| {
+        let attempts = json!({"attempts": [attempt(1, of_attempt, extra)]});
+        pipeline("running", None, vec![action(BUILD, "build", "active", attempts)])
+    };
+    view.update(state("claimed", json!({"executor": null})));
+    assert_eq!(view.to_follow().count(), 0, "nobody said yet that it runs");
+    view.take();
+    view.update(state("running", json!({})));
+    assert_eq!(text(&mut view), "build > running on a1 (fake)\n");
+    assert_eq!(view.to_follow().collect::<Vec<_>>(), [attempt_of(BUILD, 1)]);
+}
+
+#[test]
+fn what_was_over_at_once_is_still_shown_from_its_start() {
+    let mut view = View::new(Terminal::PLAIN);
+    view.update(pipeline(
+        "finished",
+        Some("succeeded"),
+        vec![action(BUILD, "build", "finished", ended(json!({})))],
+    ));
+    view.update(Update::Log(attempt_of(BUILD, 1), b"hello\n".to_vec()));
+    view.update(Update::LogEnd(attempt_of(BUILD, 1)));
+    let said = text(&mut view);
+    let (_, said) = said.split_once('\n').unwrap();
+    assert_eq!(said, "build > running on a1 (fake)\nbuild | hello\nbuild > succeeded in 1.0 s\n");
+}
+
+#[test]
+fn a_need_ends_before_what_needed_it_runs() {
+    let mut view = View::new(Terminal::PLAIN);
+    // The action that waits is declared first: the order of the manifest is not that of time.
+    let dependent = || json!({"needs": ["greet"], "attempts": [attempt(1, "running", json!({}))]});
+    view.update(pipeline(
+        "running",
+        None,
+        vec![
+            action(TEST, "count", "active", dependent()),
+            action(BUILD, "greet", "finished", ended(json!({}))),
+        ],
+    ));
+    assert_eq!(view.to_follow().collect::<Vec<_>>(), [attempt_of(BUILD, 1)], "its turn is not yet");
+    view.update(Update::Log(attempt_of(BUILD, 1), b"hello".to_vec()));
+    view.update(Update::LogEnd(attempt_of(BUILD, 1)));
+    let said = text(&mut view);
+    let (_, said) = said.split_once('\n').unwrap();
+    assert_eq!(
+        said,
+        "greet > running on a1 (fake)\ngreet | hello\ngreet > succeeded in 1.0 s\ncount > running on a1 (fake)\n"
+    );
+    assert_eq!(view.to_follow().count(), 2);
+}
+
+#[test]
+fn what_was_skipped_is_told_after_its_cause() {
+    let mut view = View::new(Terminal::PLAIN);
+    let failed = ended(json!({"outcome": {"kind": "failed", "exit_code": 7}}));
+    let skipped = json!({"needs": ["build"], "outcome": {"kind": "skipped", "because": "build failed"}});
+    view.update(pipeline(
+        "finished",
+        Some("failed"),
+        vec![action(BUILD, "build", "finished", failed), action(TEST, "test", "finished", skipped)],
+    ));
+    assert!(!text(&mut view).contains("skipped"));
+    view.update(Update::LogEnd(attempt_of(BUILD, 1)));
+    assert_eq!(text(&mut view), "build > failed (exit code 7) in 1.0 s\ntest  > skipped (build failed)\n");
+    assert_eq!(view.outcome(), Some(PipelineOutcome::Failed));
+}
+
+#[test]
+fn a_program_is_told_the_same_in_the_same_order() {
+    let mut view = View::new(Style::Json);
+    view.update(pipeline(
+        "finished",
+        Some("succeeded"),
+        vec![action(BUILD, "build", "finished", ended(json!({})))],
+    ));
+    view.update(Update::Log(attempt_of(BUILD, 1), b"hel\"lo\n\xff".to_vec()));
+    view.update(Update::Gap(attempt_of(BUILD, 1), 512, "over the quota".into()));
+    view.update(Update::LogEnd(attempt_of(BUILD, 1)));
+    view.summary();
+    let lines: Vec<Value> = text(&mut view).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let told: Vec<_> = lines.iter().map(|l| (l["event"].as_str().unwrap(), l["state"].as_str())).collect();
+    let expected = [
+        ("pipeline", Some("running")),
+        ("action", Some("running")),
+        ("log", None),
+        ("log", None),
+        ("gap", None),
+        ("action", Some("finished")),
+        ("pipeline", Some("finished")),
+    ];
+    assert_eq!(told, expected);
+    assert_eq!(lines[2]["text"], "hel\"lo");
+    assert_eq!(lines[3]["base64"], "/w==");
+    assert_eq!(lines[5]["outcome"]["kind"], "succeeded");
+    assert_eq!(lines[6]["outcome"], "succeeded");
+}

@@ -1,0 +1,114 @@
+//! Starts the services of one run: a controller, a scheduler and an agent, as on machines of their own, but in this process
+//! and on a temporary folder.
+//!
+//! Secrets are made for the run and are never written down. The agent dials once the controller and the scheduler have
+//! found one another: before, nobody could let it in.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sealci_agent::Shutdown;
+use sealci_agent::executor::Executor;
+use sealci_agent::workspace::Checkout;
+use sealci_controller::Controller;
+use sealci_controller::dispatch::Dispatch;
+use sealci_git::AllowedTransports;
+use sealci_service::auth::{Role, Token, TokenError, Tokens};
+use sealci_service::database::DatabaseUrl;
+use tokio_util::sync::CancellationToken;
+
+use crate::connect::Server;
+use crate::data_folder::ClientFile;
+use crate::exit::{Exit, Failure};
+use crate::serve;
+use crate::service::{self, Running, Service};
+
+/// Free ports of this machine only.
+const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+/// TERM → so long → KILL.
+const GRACE: Duration = Duration::from_secs(10);
+/// The parts can only be away from one another if this machine sleeps.
+const LOST_AFTER: Duration = Duration::from_secs(60);
+
+/// Services that run, and the ways to them.
+pub struct Engine {
+    pub running: Running,
+    /// Makes pipelines of plans.
+    pub dispatch: Dispatch,
+    /// Shows what becomes of them.
+    pub server: Server,
+}
+
+impl Engine {
+    /// `folder` is the run's own, and gone after it.
+    pub async fn start(
+        folder: &Path,
+        executors: Vec<Arc<dyn Executor>>,
+        checkout: Arc<dyn Checkout>,
+    ) -> Result<Self, Failure> {
+        let stop = CancellationToken::new();
+        let secret = || Token::generate().map_err(no_token);
+        let (cluster, enrolment, api) = (secret()?, secret()?, secret()?);
+
+        let (door, address) = service::bind("scheduler", ANY_PORT, None).await?;
+        let config = sealci_scheduler::Config::new(cluster.expose().into());
+        let serving = sealci_scheduler::serve(config, door.into_listener(), stop.clone());
+        let scheduler = Service::listening("scheduler", address, None, async move {
+            service::ended("scheduler", serving.await)
+        })?;
+
+        let (door, address) = service::bind("controller", ANY_PORT, None).await?;
+        let config = sealci_controller::Config {
+            database: DatabaseUrl::Sqlite(folder.join("controller.db")),
+            data: folder.join("controller"),
+            tokens: Tokens::default().with(&api, Role::Admin),
+            enrolment_tokens: vec![enrolment.clone()],
+            schedulers: vec![scheduler.url.clone()],
+            cluster_secret: cluster,
+            scheduler_ca_pem: None,
+            transports: AllowedTransports { http: false, file: true },
+            allow_local_addresses: false,
+            lost_after: LOST_AFTER,
+            grace: GRACE,
+        };
+        let controller = Controller::open(config)
+            .await
+            .map_err(|error| Failure::of_error(Exit::Infrastructure, "the controller", &error))?;
+        let dispatch = controller.dispatch().clone();
+        let serving = controller.serve(door, stop.clone());
+        let controller = Service::listening("controller", address, None, async move {
+            serving.await;
+            Ok(())
+        })?;
+
+        let own = folder.join("agent");
+        let mut config = sealci_agent::Config::new(
+            serve::host_name(),
+            own,
+            vec![scheduler.url.clone()],
+            executors,
+            checkout,
+        );
+        config.enrolment_token = Some(enrolment.expose().to_owned().into());
+        let shutdown = Shutdown { drain: CancellationToken::new(), stop: stop.clone() };
+        let inner_door = dispatch.clone();
+        let agent = Service::dialling("agent", async move {
+            // The only failure is that all of this is ending.
+            if inner_door.linked().await.is_err() {
+                return Ok(());
+            }
+            service::ended("agent", sealci_agent::run(config, shutdown).await)
+        });
+
+        let url = controller.url.clone();
+        let running = Running::start(vec![scheduler, controller, agent], stop);
+        let client = ClientFile { monitor: url.clone(), controller: url, token: api.expose().to_owned() };
+        Ok(Self { running, dispatch, server: Server::local(&client)? })
+    }
+}
+
+fn no_token(error: TokenError) -> Failure {
+    Failure::of_error(Exit::Infrastructure, "cannot make a secret", &error)
+}
