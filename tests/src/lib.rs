@@ -17,6 +17,11 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+pub mod host;
+mod pipelines;
+
+pub use pipelines::{Following, action, attempts, both, let_go};
+
 /// How long anything may take that is expected to happen at all.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -84,6 +89,22 @@ impl Installation {
         installation
     }
 
+    /// Starts all four if actions are sealed here; else says loudly that `test` is skipped.
+    pub fn start_sealed(test: &str) -> Option<Self> {
+        if !host::is_root() {
+            skip("root", test, "the sandbox needs root");
+            return None;
+        }
+        let installation = Self::start();
+        let agents = installation.json(&["agent", "list"]);
+        let executors = agents[0]["executors"].as_array().cloned().unwrap_or_default();
+        if executors.first().is_none_or(|first| first != "sandbox") {
+            skip("namespaces", test, "the agent offers no sandbox here (`sealci doctor` says more)");
+            return None;
+        }
+        Some(installation)
+    }
+
     /// Starts nothing: for command lines that need no server, or start their own.
     pub fn none() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
@@ -107,11 +128,11 @@ impl Installation {
         let announce = self.folder.path().join(format!("{}.address", part.command()));
         let _ = fs::remove_file(&announce);
         let mut command = Command::new(binary());
-        command
-            .arg(part.command())
-            .arg("--data")
-            .arg(self.data())
-            .args(["--allow-file", "--allow-local-addresses"]);
+        command.arg(part.command()).arg("--data").arg(self.data()).args([
+            "--allow-file",
+            "--allow-http",
+            "--allow-local-addresses",
+        ]);
         let address = |part: Part| self.addresses.get(&part).cloned().unwrap_or_default();
         let listen = match address(part).strip_prefix("http://") {
             Some(former) => former.to_owned(),
@@ -125,6 +146,8 @@ impl Installation {
             }
             Part::Controller => {
                 command.args(["--listen", &listen, "--scheduler", &address(Part::Scheduler)]);
+                // A tenth of the usual, as for every period in quick tests.
+                command.args(["--grace-ms", "1000"]);
             }
             Part::Monitor => {
                 command.args([
@@ -225,6 +248,7 @@ impl Drop for Installation {
         for process in self.processes.values_mut() {
             process.kill();
         }
+        host::remove_cgroups(&self.data().join("agent"));
         if std::thread::panicking() {
             self.print_logs();
         }
