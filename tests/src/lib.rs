@@ -19,8 +19,11 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 mod certificates;
+pub mod host;
+mod pipelines;
 
 pub use certificates::{Certificates, outward_address};
+pub use pipelines::{Following, action, attempts, both, let_go};
 
 /// How long anything may take that is expected to happen at all.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -108,6 +111,22 @@ impl Installation {
         self.wait_for_agent();
     }
 
+    /// Starts all four if actions are sealed here; else says loudly that `test` is skipped.
+    pub fn start_sealed(test: &str) -> Option<Self> {
+        if !host::is_root() {
+            skip("root", test, "the sandbox needs root");
+            return None;
+        }
+        let installation = Self::start();
+        let agents = installation.json(&["agent", "list"]);
+        let executors = agents[0]["executors"].as_array().cloned().unwrap_or_default();
+        if executors.first().is_none_or(|first| first != "sandbox") {
+            skip("namespaces", test, "the agent offers no sandbox here (`sealci doctor` says more)");
+            return None;
+        }
+        Some(installation)
+    }
+
     /// Starts nothing: for command lines that need no server, or start their own.
     pub fn none() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
@@ -138,11 +157,11 @@ impl Installation {
         let announce = self.folder.path().join(format!("{}.address", part.command()));
         let _ = fs::remove_file(&announce);
         let mut command = Command::new(binary());
-        command
-            .arg(part.command())
-            .arg("--data")
-            .arg(self.data())
-            .args(["--allow-file", "--allow-local-addresses"]);
+        command.arg(part.command()).arg("--data").arg(self.data()).args([
+            "--allow-file",
+            "--allow-http",
+            "--allow-local-addresses",
+        ]);
         let address = |part: Part| self.addresses.get(&part).cloned().unwrap_or_default();
         let listen = match (address(part).split_once("://"), &self.tls) {
             (Some((_, former)), _) => former.to_owned(),
@@ -157,6 +176,8 @@ impl Installation {
             }
             Part::Controller => {
                 command.args(["--listen", &listen, "--scheduler", &address(Part::Scheduler)]);
+                // A tenth of the usual, as for every period in quick tests.
+                command.args(["--grace-ms", "1000"]);
             }
             Part::Monitor => {
                 command.args([
@@ -259,7 +280,7 @@ impl Installation {
     }
 
     /// What a service has printed since it was last started.
-    pub fn log(&self, part: Part) -> String {
+    pub fn service_log(&self, part: Part) -> String {
         fs::read_to_string(&self.processes[&part].log).expect("a log can be read")
     }
 
@@ -280,6 +301,7 @@ impl Drop for Installation {
         for process in self.processes.values_mut() {
             process.kill();
         }
+        host::remove_cgroups(&self.data().join("agent"));
         if std::thread::panicking() {
             self.print_logs();
         }

@@ -75,7 +75,7 @@ fn another_authority_is_refused_and_said_clearly() {
     for part in [Part::Controller, Part::Agent] {
         installation.restart(part);
         eventually(&format!("the {part:?} to say what is wrong"), || {
-            installation.log(part).contains("invalid peer certificate").then_some(())
+            installation.service_log(part).contains("invalid peer certificate").then_some(())
         });
     }
 }
