@@ -2,6 +2,7 @@
 //!
 //! Built of the standard library and a JSON reader alone, so that the first command on a fresh machine starts soon.
 
+mod bench;
 mod deny;
 mod imports;
 mod machine;
@@ -18,6 +19,7 @@ const USAGE: &str = "\
 cargo xtask COMMAND
 
   test           every check and every test (what the continuous integration runs)
+  bench [NAME…]  measure the release build: latency, run, sandbox, fake, log
   check-imports  only: do the crates depend on one another the right way?
   deny           only: cargo-deny on bans, licences and sources
 
@@ -40,6 +42,7 @@ fn run(arguments: &[String]) -> anyhow::Result<bool> {
     let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
     match arguments.as_slice() {
         ["test"] => test::run(),
+        ["bench", names @ ..] => bench::run(names),
         ["check-imports"] => {
             imports::check()?;
             println!("every import runs the right way");
