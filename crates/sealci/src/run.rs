@@ -107,13 +107,13 @@ async fn run_in(
         return Err(Failure::usage(format!("the temporary folder {} is part of it", folder.display()))
             .help("name another with TMPDIR=/somewhere/else, or run a folder further down"));
     }
-    let executors = offered(args, folder, &plan)?;
     let snapshot = folder.join("tree");
-    let checkout = Arc::new(TreeCheckout::new(snapshot.clone()));
+    let offering = offering(args, folder, &plan)?;
     let starting = async {
-        // The services find one another while git looks at the tree.
-        let engine = Engine::start(folder, executors, checkout).await?;
-        let tree = take_snapshot(folder, dir, &snapshot).await?;
+        // Each of these waits for something else: the disk, the kernel, git.
+        let (doors, executors, tree) =
+            tokio::try_join!(engine::open(folder), offering, take_snapshot(folder, dir, &snapshot))?;
+        let engine = doors.start(executors, Arc::new(TreeCheckout::new(snapshot.clone())))?;
         Ok::<_, Failure>((engine, tree))
     };
     let (engine, tree) = tokio::select! {
@@ -205,8 +205,14 @@ fn wanted(args: &RunArgs, plan: Plan) -> Result<Plan, Failure> {
     Ok(plan)
 }
 
-/// What runs the plan's actions here; refused where nothing can, as no other agent will ever come.
-fn offered(args: &RunArgs, folder: &Path, plan: &Plan) -> Result<Vec<Arc<dyn Executor>>, Failure> {
+type Executors = Vec<Arc<dyn Executor>>;
+
+/// Makes what runs the plan's actions here; refuses where nothing can, as no other agent will ever come.
+fn offering(
+    args: &RunArgs,
+    folder: &Path,
+    plan: &Plan,
+) -> Result<impl Future<Output = Result<Executors, Failure>> + use<>, Failure> {
     if !nix::unistd::geteuid().is_root() && !args.allow_process {
         return Err(Failure::usage("actions cannot be sealed here: the sandbox needs root for now").help(
             "run it as root; or say --allow-process, and actions run as this user, with no isolation at all",
@@ -217,10 +223,22 @@ fn offered(args: &RunArgs, folder: &Path, plan: &Plan) -> Result<Vec<Arc<dyn Exe
         allow_process: args.allow_process,
         allow_fake: false,
     };
-    let own = folder.join("agent");
-    fs::create_dir_all(&own)
-        .map_err(|error| Failure::of_error(Exit::Infrastructure, "the agent's folder", &error))?;
-    let executors = serve::executors(&offer, &own)?;
+    let (own, plan) = (folder.join("agent"), plan.clone());
+    let trouble = |error: &(dyn std::error::Error + 'static)| {
+        Failure::of_error(Exit::Infrastructure, "the executors", error)
+    };
+    Ok(async move {
+        // The kernel takes its time over control groups.
+        let making = tokio::task::spawn_blocking(move || {
+            fs::create_dir_all(&own).map_err(|error| trouble(&error))?;
+            let executors = serve::executors(&offer, &own)?;
+            check_offer(&plan, &executors).map(|()| executors)
+        });
+        making.await.unwrap_or_else(|stopped| Err(trouble(&stopped)))
+    })
+}
+
+fn check_offer(plan: &Plan, executors: &Executors) -> Result<(), Failure> {
     for action in &plan.actions {
         let Some(kind) = action.environment.required_executor() else { continue };
         if executors.iter().any(|offered| offered.kind() == kind) {
@@ -237,7 +255,7 @@ fn offered(args: &RunArgs, folder: &Path, plan: &Plan) -> Result<Vec<Arc<dyn Exe
             _ => failure.help("leave it out with --action, or change its `configuration`"),
         });
     }
-    Ok(executors)
+    Ok(())
 }
 
 async fn take_snapshot(folder: &Path, dir: &Path, into: &Path) -> Result<WorktreeSnapshot, Failure> {
