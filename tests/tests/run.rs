@@ -251,20 +251,21 @@ fn marked(marker: &str) -> Vec<u32> {
     .collect()
 }
 
-#[test]
-fn an_interrupt_ends_what_runs_and_leaves_nothing() {
-    let marker = format!("RUN_TEST_MARKER=run-{}", std::process::id());
+/// Interrupts a run in mid action.
+fn interrupt(executor: &str, arguments: &[&str]) {
+    let marker = format!("RUN_TEST_MARKER={executor}-{}", std::process::id());
     let (name, value) = marker.split_once('=').unwrap();
     let bench = Bench::of(&format!(
         "name: long
 actions:
   wait:
+    configuration: {{network: off}}
     env: {{{name}: {value}}}
     commands: [echo here, sleep 1000 & sleep 1000]
   after: {{commands: [echo never]}}
 "
     ));
-    let mut child = bench.command(&PROCESS).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = bench.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
     let here = said.by_ref().map(Result::unwrap).find(|line| line == "wait  | here");
     assert!(here.is_some(), "the action runs");
@@ -279,6 +280,20 @@ actions:
     assert_eq!(bench.left(), Vec::<PathBuf>::new());
     // The kernel may still be at it.
     eventually("the action's processes to be gone", || marked(&marker).is_empty().then_some(()));
+}
+
+#[test]
+fn an_interrupt_ends_what_runs_and_leaves_nothing() {
+    interrupt("process", &PROCESS);
+}
+
+#[test]
+fn an_interrupt_ends_what_is_sealed_and_leaves_nothing() {
+    let probe = Bench::of("name: x\nactions:\n  a: {commands: [exit 0]}\n").run(&[]);
+    if probe.code() != 0 {
+        return skip("sandbox", "an_interrupt_ends_what_is_sealed_and_leaves_nothing", &probe.complained());
+    }
+    interrupt("sandbox", &[]);
 }
 
 #[test]

@@ -6,7 +6,7 @@
 //! working tree.
 //!
 //! - Nothing is written to the working tree, and nothing in a workspace is linked to it.
-//! - Nothing stays: all that a run makes lies in one temporary folder, which goes with it.
+//! - Nothing stays: all that a run makes lies in one temporary folder and its control groups, which go with it.
 //! - `SEALCI_REVISION` is the commit that the tree is based on; where there is none, all zeros, as Git says it.
 //!
 //! [`Dispatch`]: sealci_controller::dispatch::Dispatch
@@ -84,6 +84,7 @@ pub async fn run(args: RunArgs, terminal: Terminal) -> Result<Exit, Failure> {
         .tempdir()
         .map_err(|error| Failure::of_error(Exit::Infrastructure, "cannot make a temporary folder", &error))?;
     let ended = run_in(folder.path(), &args, &dir, manifest, plan, terminal, &mut signals).await;
+    serve::leave(&folder.path().join("agent"));
     // Also where it failed; the failure is what counts then.
     let removed = folder.close();
     let exit = ended?;
