@@ -233,11 +233,15 @@ fn a_folder_outside_git_is_run_from_any_manifest() {
 
 #[test]
 fn what_cannot_run_here_is_refused_at_once() {
-    let bench =
-        Bench::of("name: x\nactions:\n  a: {configuration: {container: 'debian:bookworm'}, commands: [x]}\n");
+    let bench = Bench::of(
+        "name: x\nactions:\n  a: {configuration: {container: 'debian:bookworm'}, commands: [x]}\n  b: {needs: [], commands: [x]}\n",
+    );
     let run = bench.run(&PROCESS);
     assert_eq!(run.code(), 2, "{run:?}");
     assert!(run.complained().contains("executor `container`"), "{run:?}");
+    let run = bench.run(&["--executor", "process", "--action", "b"]);
+    assert_eq!(run.code(), 2, "{run:?}");
+    assert!(run.complained().contains("--allow-process"), "{run:?}");
 }
 
 /// The processes whose environment has this, and that are not the run itself.

@@ -79,6 +79,17 @@ pub async fn run(args: RunArgs, terminal: Terminal) -> Result<Exit, Failure> {
     })?;
     let Some(manifest) = Manifest::read(&args, terminal)? else { return Ok(Exit::Usage) };
     let plan = wanted(&args, manifest.plan.clone())?;
+    let is_root = nix::unistd::geteuid().is_root();
+    if !is_root && !args.allow_process {
+        return Err(Failure::usage("actions cannot be sealed here: the sandbox needs root for now").help(
+            "run it as root; or say --allow-process, and actions run as this user, with no isolation at all",
+        ));
+    }
+    check_offer(&plan, |kind| match kind {
+        ExecutorKind::Process => args.allow_process,
+        ExecutorKind::Sandbox => is_root,
+        _ => false,
+    })?;
     let folder = tempfile::Builder::new()
         .prefix("sealci-run-")
         .tempdir()
@@ -109,17 +120,23 @@ async fn run_in(
             .help("name another with TMPDIR=/somewhere/else, or run a folder further down"));
     }
     let snapshot = folder.join("tree");
-    let offering = offering(args, folder, &plan)?;
+    let offering = offering(args, folder, plan.clone());
     let starting = async {
         // Each of these waits for something else: the disk, the kernel, git.
         let (doors, executors, tree) =
-            tokio::try_join!(engine::open(folder), offering, take_snapshot(folder, dir, &snapshot))?;
+            tokio::join!(engine::open(folder), offering, take_snapshot(folder, dir, &snapshot));
+        // All have ended here: what fails leaves nobody at work in the folder.
+        let (doors, executors, tree) = (doors?, executors?, tree?);
         let engine = doors.start(executors, Arc::new(TreeCheckout::new(snapshot.clone())))?;
         Ok::<_, Failure>((engine, tree))
     };
+    let mut starting = pin!(starting);
     let (engine, tree) = tokio::select! {
-        started = starting => started?,
-        _ = signals.next() => return Ok(Exit::Interrupted),
+        started = &mut starting => started?,
+        _ = signals.next() => {
+            let (engine, _) = starting.await?;
+            return service::end(engine.running, signals, Ok(Exit::Interrupted)).await;
+        }
     };
     let style = if args.json { Style::Json } else { Style::Words(terminal) };
     let Engine { mut running, dispatch, server } = engine;
@@ -208,41 +225,31 @@ fn wanted(args: &RunArgs, plan: Plan) -> Result<Plan, Failure> {
 
 type Executors = Vec<Arc<dyn Executor>>;
 
-/// Makes what runs the plan's actions here; refuses where nothing can, as no other agent will ever come.
-fn offering(
-    args: &RunArgs,
-    folder: &Path,
-    plan: &Plan,
-) -> Result<impl Future<Output = Result<Executors, Failure>> + use<>, Failure> {
-    if !nix::unistd::geteuid().is_root() && !args.allow_process {
-        return Err(Failure::usage("actions cannot be sealed here: the sandbox needs root for now").help(
-            "run it as root; or say --allow-process, and actions run as this user, with no isolation at all",
-        ));
-    }
+/// Makes what runs the plan's actions here.
+async fn offering(args: &RunArgs, folder: &Path, plan: Plan) -> Result<Executors, Failure> {
     let offer = ExecutorOffer {
         sandbox_path: args.sandbox_path.clone(),
         allow_process: args.allow_process,
         allow_fake: false,
     };
-    let (own, plan) = (folder.join("agent"), plan.clone());
+    let own = folder.join("agent");
     let trouble = |error: &(dyn std::error::Error + 'static)| {
         Failure::of_error(Exit::Infrastructure, "the executors", error)
     };
-    Ok(async move {
-        // The kernel takes its time over control groups.
-        let making = tokio::task::spawn_blocking(move || {
-            fs::create_dir_all(&own).map_err(|error| trouble(&error))?;
-            let executors = serve::executors(&offer, &own)?;
-            check_offer(&plan, &executors).map(|()| executors)
-        });
-        making.await.unwrap_or_else(|stopped| Err(trouble(&stopped)))
-    })
+    // The kernel takes its time over control groups.
+    let making = tokio::task::spawn_blocking(move || {
+        fs::create_dir_all(&own).map_err(|error| trouble(&error))?;
+        let executors = serve::executors(&offer, &own)?;
+        check_offer(&plan, |kind| executors.iter().any(|offered| offered.kind() == kind)).map(|()| executors)
+    });
+    making.await.unwrap_or_else(|stopped| Err(trouble(&stopped)))
 }
 
-fn check_offer(plan: &Plan, executors: &Executors) -> Result<(), Failure> {
+/// Refuses a plan that asks for an executor which is not there: no other agent will ever come.
+fn check_offer(plan: &Plan, is_offered: impl Fn(ExecutorKind) -> bool) -> Result<(), Failure> {
     for action in &plan.actions {
         let Some(kind) = action.environment.required_executor() else { continue };
-        if executors.iter().any(|offered| offered.kind() == kind) {
+        if is_offered(kind) {
             continue;
         }
         let failure = Failure::usage(format!(
