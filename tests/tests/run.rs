@@ -233,11 +233,15 @@ fn a_folder_outside_git_is_run_from_any_manifest() {
 
 #[test]
 fn what_cannot_run_here_is_refused_at_once() {
-    let bench =
-        Bench::of("name: x\nactions:\n  a: {configuration: {container: 'debian:bookworm'}, commands: [x]}\n");
+    let bench = Bench::of(
+        "name: x\nactions:\n  a: {configuration: {container: 'debian:bookworm'}, commands: [x]}\n  b: {needs: [], commands: [x]}\n",
+    );
     let run = bench.run(&PROCESS);
     assert_eq!(run.code(), 2, "{run:?}");
     assert!(run.complained().contains("executor `container`"), "{run:?}");
+    let run = bench.run(&["--executor", "process", "--action", "b"]);
+    assert_eq!(run.code(), 2, "{run:?}");
+    assert!(run.complained().contains("--allow-process"), "{run:?}");
 }
 
 /// The processes whose environment has this, and that are not the run itself.
@@ -251,20 +255,21 @@ fn marked(marker: &str) -> Vec<u32> {
     .collect()
 }
 
-#[test]
-fn an_interrupt_ends_what_runs_and_leaves_nothing() {
-    let marker = format!("RUN_TEST_MARKER=run-{}", std::process::id());
+/// Interrupts a run in mid action.
+fn interrupt(executor: &str, arguments: &[&str]) {
+    let marker = format!("RUN_TEST_MARKER={executor}-{}", std::process::id());
     let (name, value) = marker.split_once('=').unwrap();
     let bench = Bench::of(&format!(
         "name: long
 actions:
   wait:
+    configuration: {{network: off}}
     env: {{{name}: {value}}}
     commands: [echo here, sleep 1000 & sleep 1000]
   after: {{commands: [echo never]}}
 "
     ));
-    let mut child = bench.command(&PROCESS).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = bench.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
     let here = said.by_ref().map(Result::unwrap).find(|line| line == "wait  | here");
     assert!(here.is_some(), "the action runs");
@@ -279,6 +284,20 @@ actions:
     assert_eq!(bench.left(), Vec::<PathBuf>::new());
     // The kernel may still be at it.
     eventually("the action's processes to be gone", || marked(&marker).is_empty().then_some(()));
+}
+
+#[test]
+fn an_interrupt_ends_what_runs_and_leaves_nothing() {
+    interrupt("process", &PROCESS);
+}
+
+#[test]
+fn an_interrupt_ends_what_is_sealed_and_leaves_nothing() {
+    let probe = Bench::of("name: x\nactions:\n  a: {commands: [exit 0]}\n").run(&[]);
+    if probe.code() != 0 {
+        return skip("sandbox", "an_interrupt_ends_what_is_sealed_and_leaves_nothing", &probe.complained());
+    }
+    interrupt("sandbox", &[]);
 }
 
 #[test]

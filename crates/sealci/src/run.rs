@@ -6,7 +6,7 @@
 //! working tree.
 //!
 //! - Nothing is written to the working tree, and nothing in a workspace is linked to it.
-//! - Nothing stays: all that a run makes lies in one temporary folder, which goes with it.
+//! - Nothing stays: all that a run makes lies in one temporary folder and its control groups, which go with it.
 //! - `SEALCI_REVISION` is the commit that the tree is based on; where there is none, all zeros, as Git says it.
 //!
 //! [`Dispatch`]: sealci_controller::dispatch::Dispatch
@@ -79,11 +79,23 @@ pub async fn run(args: RunArgs, terminal: Terminal) -> Result<Exit, Failure> {
     })?;
     let Some(manifest) = Manifest::read(&args, terminal)? else { return Ok(Exit::Usage) };
     let plan = wanted(&args, manifest.plan.clone())?;
+    let is_root = nix::unistd::geteuid().is_root();
+    if !is_root && !args.allow_process {
+        return Err(Failure::usage("actions cannot be sealed here: the sandbox needs root for now").help(
+            "run it as root; or say --allow-process, and actions run as this user, with no isolation at all",
+        ));
+    }
+    check_offer(&plan, |kind| match kind {
+        ExecutorKind::Process => args.allow_process,
+        ExecutorKind::Sandbox => is_root,
+        _ => false,
+    })?;
     let folder = tempfile::Builder::new()
         .prefix("sealci-run-")
         .tempdir()
         .map_err(|error| Failure::of_error(Exit::Infrastructure, "cannot make a temporary folder", &error))?;
     let ended = run_in(folder.path(), &args, &dir, manifest, plan, terminal, &mut signals).await;
+    serve::leave(&folder.path().join("agent"));
     // Also where it failed; the failure is what counts then.
     let removed = folder.close();
     let exit = ended?;
@@ -107,18 +119,24 @@ async fn run_in(
         return Err(Failure::usage(format!("the temporary folder {} is part of it", folder.display()))
             .help("name another with TMPDIR=/somewhere/else, or run a folder further down"));
     }
-    let executors = offered(args, folder, &plan)?;
     let snapshot = folder.join("tree");
-    let checkout = Arc::new(TreeCheckout::new(snapshot.clone()));
+    let offering = offering(args, folder, plan.clone());
     let starting = async {
-        // The services find one another while git looks at the tree.
-        let engine = Engine::start(folder, executors, checkout).await?;
-        let tree = take_snapshot(folder, dir, &snapshot).await?;
+        // Each of these waits for something else: the disk, the kernel, git.
+        let (doors, executors, tree) =
+            tokio::join!(engine::open(folder), offering, take_snapshot(folder, dir, &snapshot));
+        // All have ended here: what fails leaves nobody at work in the folder.
+        let (doors, executors, tree) = (doors?, executors?, tree?);
+        let engine = doors.start(executors, Arc::new(TreeCheckout::new(snapshot.clone())))?;
         Ok::<_, Failure>((engine, tree))
     };
+    let mut starting = pin!(starting);
     let (engine, tree) = tokio::select! {
-        started = starting => started?,
-        _ = signals.next() => return Ok(Exit::Interrupted),
+        started = &mut starting => started?,
+        _ = signals.next() => {
+            let (engine, _) = starting.await?;
+            return service::end(engine.running, signals, Ok(Exit::Interrupted)).await;
+        }
     };
     let style = if args.json { Style::Json } else { Style::Words(terminal) };
     let Engine { mut running, dispatch, server } = engine;
@@ -205,25 +223,33 @@ fn wanted(args: &RunArgs, plan: Plan) -> Result<Plan, Failure> {
     Ok(plan)
 }
 
-/// What runs the plan's actions here; refused where nothing can, as no other agent will ever come.
-fn offered(args: &RunArgs, folder: &Path, plan: &Plan) -> Result<Vec<Arc<dyn Executor>>, Failure> {
-    if !nix::unistd::geteuid().is_root() && !args.allow_process {
-        return Err(Failure::usage("actions cannot be sealed here: the sandbox needs root for now").help(
-            "run it as root; or say --allow-process, and actions run as this user, with no isolation at all",
-        ));
-    }
+type Executors = Vec<Arc<dyn Executor>>;
+
+/// Makes what runs the plan's actions here.
+async fn offering(args: &RunArgs, folder: &Path, plan: Plan) -> Result<Executors, Failure> {
     let offer = ExecutorOffer {
         sandbox_path: args.sandbox_path.clone(),
         allow_process: args.allow_process,
         allow_fake: false,
     };
     let own = folder.join("agent");
-    fs::create_dir_all(&own)
-        .map_err(|error| Failure::of_error(Exit::Infrastructure, "the agent's folder", &error))?;
-    let executors = serve::executors(&offer, &own)?;
+    let trouble = |error: &(dyn std::error::Error + 'static)| {
+        Failure::of_error(Exit::Infrastructure, "the executors", error)
+    };
+    // The kernel takes its time over control groups.
+    let making = tokio::task::spawn_blocking(move || {
+        fs::create_dir_all(&own).map_err(|error| trouble(&error))?;
+        let executors = serve::executors(&offer, &own)?;
+        check_offer(&plan, |kind| executors.iter().any(|offered| offered.kind() == kind)).map(|()| executors)
+    });
+    making.await.unwrap_or_else(|stopped| Err(trouble(&stopped)))
+}
+
+/// Refuses a plan that asks for an executor which is not there: no other agent will ever come.
+fn check_offer(plan: &Plan, is_offered: impl Fn(ExecutorKind) -> bool) -> Result<(), Failure> {
     for action in &plan.actions {
         let Some(kind) = action.environment.required_executor() else { continue };
-        if executors.iter().any(|offered| offered.kind() == kind) {
+        if is_offered(kind) {
             continue;
         }
         let failure = Failure::usage(format!(
@@ -237,7 +263,7 @@ fn offered(args: &RunArgs, folder: &Path, plan: &Plan) -> Result<Vec<Arc<dyn Exe
             _ => failure.help("leave it out with --action, or change its `configuration`"),
         });
     }
-    Ok(executors)
+    Ok(())
 }
 
 async fn take_snapshot(folder: &Path, dir: &Path, into: &Path) -> Result<WorktreeSnapshot, Failure> {

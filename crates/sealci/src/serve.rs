@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use clap::Args;
 use sealci_agent::Shutdown;
-use sealci_agent::executor::cgroup::{Cgroups, Layout};
+use sealci_agent::executor::cgroup::{CgroupError, Cgroups, Layout};
 use sealci_agent::executor::fake::FakeExecutor;
 use sealci_agent::executor::process::ProcessExecutor;
 use sealci_agent::executor::sandbox::{SandboxExecutor, SandboxOptions};
@@ -448,7 +448,7 @@ pub fn executors(offer: &ExecutorOffer, own: &Path) -> Result<Vec<Arc<dyn Execut
     let unusable = |name: &str, error: ExecutorError| {
         Failure::of_error(Exit::Infrastructure, format!("the executor `{name}` cannot be offered"), &error)
     };
-    let cgroups = Layout::detect().and_then(|layout| Cgroups::open(layout, &instance_name(own)));
+    let cgroups = cgroups(own);
     let sandbox = sandbox_is_possible(cgroups.as_ref().err());
     let mut executors: Vec<Arc<dyn Executor>> = Vec::new();
     if let (Ok(()), Ok(cgroups)) = (&sandbox, &cgroups) {
@@ -476,6 +476,21 @@ pub fn executors(offer: &ExecutorOffer, own: &Path) -> Result<Vec<Arc<dyn Execut
         ));
     }
     Ok(executors)
+}
+
+fn cgroups(own: &Path) -> Result<Cgroups, CgroupError> {
+    Cgroups::open(Layout::detect()?, &instance_name(own))
+}
+
+/// Ends and removes what [`executors`] made outside of the agent's folder `own`, for an agent that never comes again.
+pub fn leave(own: &Path) {
+    // Without control groups there is nothing to remove.
+    if let Ok(cgroups) = cgroups(own) {
+        if let Err(error) = cgroups.sweep() {
+            tracing::error!(%error, "something of an action is still there");
+        }
+        cgroups.close();
+    }
 }
 
 /// Whether actions can be sealed here, or why not.

@@ -1,7 +1,7 @@
 //! Opens a service's database: an embedded SQLite file, or PostgreSQL.
 //!
 //! SQLite is one process's: a lock on `<file>.lock`, held for as long as the database is open and not passed on to child
-//! processes, keeps a second one out. What is committed is on disk (`synchronous=FULL`).
+//! processes, keeps a second one out. What is committed is on disk (`synchronous=FULL`), but for scratch.
 
 use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -23,6 +23,8 @@ const POSTGRES_CONNECTIONS: u32 = 10;
 #[derive(Clone, PartialEq, Eq)]
 pub enum DatabaseUrl {
     Sqlite(PathBuf),
+    /// An SQLite file that is of no use after this process, and so waits for no disk.
+    Scratch(PathBuf),
     /// `postgres://user:password@host:port/name`
     Postgres(String),
 }
@@ -51,7 +53,7 @@ impl fmt::Display for DatabaseUrl {
     /// Without user and password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Sqlite(path) => write!(f, "sqlite://{}", path.display()),
+            Self::Sqlite(path) | Self::Scratch(path) => write!(f, "sqlite://{}", path.display()),
             Self::Postgres(url) => {
                 let rest = url.split_once("://").map_or("", |(_, rest)| rest);
                 write!(f, "postgres://{}", rest.rsplit_once('@').map_or(rest, |(_, host)| host))
@@ -91,11 +93,13 @@ impl Database {
     pub async fn open(url: &DatabaseUrl) -> Result<Self, DatabaseError> {
         let fail = |source| DatabaseError::Connect { url: url.clone(), source };
         match url {
-            DatabaseUrl::Sqlite(path) => {
+            DatabaseUrl::Sqlite(path) | DatabaseUrl::Scratch(path) => {
+                let is_durable = matches!(url, DatabaseUrl::Sqlite(_));
                 let lock = lock(path)?;
                 make_private(path)?;
-                let writer = sea_orm::Database::connect(sqlite_options(path, false)).await.map_err(fail)?;
-                let readers = sea_orm::Database::connect(sqlite_options(path, true)).await.map_err(fail)?;
+                let options = |read_only| sqlite_options(path, read_only, is_durable);
+                let writer = sea_orm::Database::connect(options(false)).await.map_err(fail)?;
+                let readers = sea_orm::Database::connect(options(true)).await.map_err(fail)?;
                 Ok(Self { writer, readers, lock: Some(Arc::new(lock)) })
             }
             DatabaseUrl::Postgres(text) => {
@@ -123,7 +127,7 @@ impl Database {
     }
 }
 
-fn sqlite_options(path: &Path, read_only: bool) -> ConnectOptions {
+fn sqlite_options(path: &Path, read_only: bool, is_durable: bool) -> ConnectOptions {
     let mut options = ConnectOptions::new("sqlite:database");
     options
         .max_connections(if read_only { READERS } else { 1 })
@@ -142,7 +146,7 @@ fn sqlite_options(path: &Path, read_only: bool) -> ConnectOptions {
             .filename(&path)
             .create_if_missing(!read_only)
             .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
+            .synchronous(if is_durable { SqliteSynchronous::Full } else { SqliteSynchronous::Off })
             .busy_timeout(PATIENCE)
             .foreign_keys(true)
             .pragma("query_only", if read_only { "ON" } else { "OFF" })
@@ -229,6 +233,15 @@ mod tests {
         database.close().await.unwrap();
         let again = Database::open(&url).await.unwrap();
         assert_eq!(ask(&again.readers, "SELECT x FROM t").await, "7");
+    }
+
+    #[tokio::test]
+    async fn scratch_waits_for_no_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = DatabaseUrl::Scratch(folder.path().join("x.db"));
+        let database = Database::open(&url).await.unwrap();
+        assert_eq!(ask(&database.writer, "PRAGMA synchronous").await, "0");
+        assert_eq!(ask(&database.readers, "PRAGMA journal_mode").await, "wal");
     }
 
     #[test]

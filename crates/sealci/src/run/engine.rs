@@ -5,7 +5,7 @@
 //! found one another: before, nobody could let it in.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,56 +41,67 @@ pub struct Engine {
     pub server: Server,
 }
 
-impl Engine {
-    /// `folder` is the run's own, and gone after it.
-    pub async fn start(
-        folder: &Path,
+/// A scheduler and a controller whose doors are open, and that are yet to run.
+pub struct Doors {
+    stop: CancellationToken,
+    scheduler: Service,
+    controller: Service,
+    dispatch: Dispatch,
+    /// The agent's own folder.
+    own: PathBuf,
+    enrolment: Token,
+    api: Token,
+}
+
+/// Opens the doors. `folder` is the run's own, and gone after it.
+pub async fn open(folder: &Path) -> Result<Doors, Failure> {
+    let stop = CancellationToken::new();
+    let secret = || Token::generate().map_err(no_token);
+    let (cluster, enrolment, api) = (secret()?, secret()?, secret()?);
+
+    let (door, address) = service::bind("scheduler", ANY_PORT, None).await?;
+    let config = sealci_scheduler::Config::new(cluster.expose().into());
+    let serving = sealci_scheduler::serve(config, door.into_listener(), stop.clone());
+    let serving = async move { service::ended("scheduler", serving.await) };
+    let scheduler = Service::listening("scheduler", address, None, serving)?;
+
+    let (door, address) = service::bind("controller", ANY_PORT, None).await?;
+    let config = sealci_controller::Config {
+        database: DatabaseUrl::Scratch(folder.join("controller.db")),
+        data: folder.join("controller"),
+        tokens: Tokens::default().with(&api, Role::Admin),
+        enrolment_tokens: vec![enrolment.clone()],
+        schedulers: vec![scheduler.url.clone()],
+        cluster_secret: cluster,
+        scheduler_ca_pem: None,
+        transports: AllowedTransports { http: false, file: true },
+        allow_local_addresses: false,
+        lost_after: LOST_AFTER,
+        grace: GRACE,
+    };
+    let controller = Controller::open(config)
+        .await
+        .map_err(|error| Failure::of_error(Exit::Infrastructure, "the controller", &error))?;
+    let dispatch = controller.dispatch().clone();
+    let serving = controller.serve(door, stop.clone());
+    let serving = async move {
+        serving.await;
+        Ok(())
+    };
+    let controller = Service::listening("controller", address, None, serving)?;
+    Ok(Doors { stop, scheduler, controller, dispatch, own: folder.join("agent"), enrolment, api })
+}
+
+impl Doors {
+    /// Starts all of it, with an agent.
+    pub fn start(
+        self,
         executors: Vec<Arc<dyn Executor>>,
         checkout: Arc<dyn Checkout>,
-    ) -> Result<Self, Failure> {
-        let stop = CancellationToken::new();
-        let secret = || Token::generate().map_err(no_token);
-        let (cluster, enrolment, api) = (secret()?, secret()?, secret()?);
-
-        let (door, address) = service::bind("scheduler", ANY_PORT, None).await?;
-        let config = sealci_scheduler::Config::new(cluster.expose().into());
-        let serving = sealci_scheduler::serve(config, door.into_listener(), stop.clone());
-        let scheduler = Service::listening("scheduler", address, None, async move {
-            service::ended("scheduler", serving.await)
-        })?;
-
-        let (door, address) = service::bind("controller", ANY_PORT, None).await?;
-        let config = sealci_controller::Config {
-            database: DatabaseUrl::Sqlite(folder.join("controller.db")),
-            data: folder.join("controller"),
-            tokens: Tokens::default().with(&api, Role::Admin),
-            enrolment_tokens: vec![enrolment.clone()],
-            schedulers: vec![scheduler.url.clone()],
-            cluster_secret: cluster,
-            scheduler_ca_pem: None,
-            transports: AllowedTransports { http: false, file: true },
-            allow_local_addresses: false,
-            lost_after: LOST_AFTER,
-            grace: GRACE,
-        };
-        let controller = Controller::open(config)
-            .await
-            .map_err(|error| Failure::of_error(Exit::Infrastructure, "the controller", &error))?;
-        let dispatch = controller.dispatch().clone();
-        let serving = controller.serve(door, stop.clone());
-        let controller = Service::listening("controller", address, None, async move {
-            serving.await;
-            Ok(())
-        })?;
-
-        let own = folder.join("agent");
-        let mut config = sealci_agent::Config::new(
-            serve::host_name(),
-            own,
-            vec![scheduler.url.clone()],
-            executors,
-            checkout,
-        );
+    ) -> Result<Engine, Failure> {
+        let Self { stop, scheduler, controller, dispatch, own, enrolment, api } = self;
+        let schedulers = vec![scheduler.url.clone()];
+        let mut config = sealci_agent::Config::new(serve::host_name(), own, schedulers, executors, checkout);
         config.enrolment_token = Some(enrolment.expose().to_owned().into());
         let shutdown = Shutdown { drain: CancellationToken::new(), stop: stop.clone() };
         let inner_door = dispatch.clone();
@@ -101,11 +112,10 @@ impl Engine {
             }
             service::ended("agent", sealci_agent::run(config, shutdown).await)
         });
-
         let url = controller.url.clone();
-        let running = Running::start(vec![scheduler, controller, agent], stop);
         let client = ClientFile { monitor: url.clone(), controller: url, token: api.expose().to_owned() };
-        Ok(Self { running, dispatch, server: Server::local(&client)? })
+        let server = Server::local(&client)?;
+        Ok(Engine { running: Running::start(vec![scheduler, controller, agent], stop), dispatch, server })
     }
 }
 
