@@ -1,11 +1,13 @@
 //! The task that owns every unfinished pipeline.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sealci_core::ids::{ActionId, AgentId, AttemptId, FencingToken, PipelineId};
 use sealci_core::outcome::Cause;
 use sealci_core::pipeline::{Action, ActionState, Pipeline, RerunScope, Touched};
+use sealci_git::CredentialBook;
 use sealci_proto::scheduler::{
     ControllerMessage, PipelineEpoch, Snapshot, ToAgent, controller_message, scheduler_message, to_agent,
 };
@@ -40,6 +42,8 @@ pub struct Config {
     /// Silence of this length makes an attempt lost.
     pub lost_after: Duration,
     pub limits: ActionLimits,
+    /// What opens private repositories.
+    pub credentials: Arc<CredentialBook>,
     /// SHA-256 of the tokens that let an agent enrol.
     pub enrolment_tokens: Vec<[u8; 32]>,
 }
@@ -405,7 +409,7 @@ impl Driver {
             controller_message::Body::Directory(self.agents.complete_directory()),
             controller_message::Body::Snapshot(Snapshot { pipelines: unfinished().map(epoch).collect() }),
         ];
-        let stated = unfinished().map(|live| wants::complete(live, &self.config.limits));
+        let stated = unfinished().map(|live| wants::complete(live, &self.config));
         opening.extend(stated.map(controller_message::Body::Wants));
         self.line = Some(outgoing);
         self.presence.line_is_up(Instant::now());
@@ -513,13 +517,9 @@ impl Driver {
         for (id, actions) in moved {
             let Some(live) = self.live.get(&id) else { continue };
             if transaction.restated.contains(&id) {
-                bodies.push(controller_message::Body::Wants(wants::complete(live, &self.config.limits)));
+                bodies.push(controller_message::Body::Wants(wants::complete(live, &self.config)));
             } else if !actions.is_empty() {
-                bodies.push(controller_message::Body::Wants(wants::changed(
-                    live,
-                    actions,
-                    &self.config.limits,
-                )));
+                bodies.push(controller_message::Body::Wants(wants::changed(live, actions, &self.config)));
             }
         }
         let to_agent =

@@ -15,6 +15,7 @@ mod link;
 mod live;
 mod presence;
 mod reports;
+mod sealing;
 mod wants;
 
 use std::time::Duration;
