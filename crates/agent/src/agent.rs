@@ -170,8 +170,13 @@ impl Agent {
     }
 
     /// Passes the grant on.
-    pub fn grant(&self, id: AttemptId, token: u64) {
-        self.order(id, |orders| orders.granted = orders.granted.or(Some(token)));
+    pub fn grant(&self, id: AttemptId, token: u64, sealed_credentials: Vec<u8>) {
+        self.order(id, |orders| {
+            if orders.granted.is_none() {
+                orders.granted = Some(token);
+                orders.sealed_credentials = sealed_credentials;
+            }
+        });
     }
 
     /// Ends an attempt properly.

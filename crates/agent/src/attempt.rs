@@ -30,6 +30,8 @@ use crate::workspace::{Checkout, Folders, Source, WorkspaceError};
 pub struct Orders {
     /// The fencing token.
     pub granted: Option<u64>,
+    /// What came with the grant, sealed to the agent's key.
+    pub sealed_credentials: Vec<u8>,
     /// End it properly, with so much time between TERM and KILL.
     pub cancel: Option<Duration>,
     /// It lost its action: end it at once, deliver what it told.
@@ -156,7 +158,7 @@ impl AttemptTask {
     /// to end.
     async fn prepare_and_claim(&mut self, folders: &Folders) -> Result<Result<(), Failure>, Told> {
         let (means, spec) = (self.means.clone(), self.spec.clone());
-        let preparing = prepare(&means, spec.as_ref(), folders);
+        let preparing = prepare(&means, spec.as_ref(), folders, self.orders.clone());
         tokio::pin!(preparing);
         let mut prepared = None;
         let mut granted = false;
@@ -309,12 +311,31 @@ impl AttemptTask {
     }
 }
 
-/// Makes the folders and fills the workspace.
-async fn prepare(means: &Means, spec: Option<&ActionSpec>, folders: &Folders) -> Result<(), Failure> {
+/// Makes the folders and fills the workspace; from a private repository once the grant has brought what opens it.
+async fn prepare(
+    means: &Means,
+    spec: Option<&ActionSpec>,
+    folders: &Folders,
+    mut orders: watch::Receiver<Orders>,
+) -> Result<(), Failure> {
     let spec = spec.ok_or_else(unreadable)?;
     let source =
         spec.source.as_ref().ok_or_else(|| Failure::unsupported("the action has no source".into()))?;
-    let source = Source::read(source, &means.identity)?;
+    let sealed_credentials = if source.needs_credentials {
+        loop {
+            let given = {
+                let orders = orders.borrow_and_update();
+                orders.granted.map(|_| orders.sealed_credentials.clone())
+            };
+            match given {
+                Some(sealed) => break sealed,
+                None => changed(&mut orders).await,
+            }
+        }
+    } else {
+        Vec::new()
+    };
+    let source = Source::read(source, &sealed_credentials, &means.identity)?;
     folders.make().await?;
     means.checkout.prepare(&source, &folders.workspace()).await?;
     Ok(())

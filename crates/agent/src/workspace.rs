@@ -95,8 +95,12 @@ fn is_full(error: &io::Error) -> bool {
 }
 
 impl Source {
-    /// Reads the wire's source, opening its credentials with the agent's key.
-    pub fn read(wire: &agent::Source, identity: &Identity) -> Result<Self, WorkspaceError> {
+    /// Reads the wire's source, opening the credentials that came with the grant with the agent's key.
+    pub fn read(
+        wire: &agent::Source,
+        sealed_credentials: &[u8],
+        identity: &Identity,
+    ) -> Result<Self, WorkspaceError> {
         let malformed = |error: &dyn std::fmt::Display| WorkspaceError::Malformed(error.to_string());
         let r#ref = match wire.r#ref.as_str() {
             "" => None,
@@ -106,16 +110,23 @@ impl Source {
             repository_url: wire.repository_url.clone(),
             r#ref,
             revision: wire.revision.parse().map_err(|error| malformed(&error))?,
-            credentials: opened(&wire.sealed_credentials, identity).map_err(|why| {
+            credentials: opened(wire.needs_credentials, sealed_credentials, identity).map_err(|why| {
                 WorkspaceError::Credentials { repository: redacted(&wire.repository_url), why }
             })?,
         })
     }
 }
 
-fn opened(sealed: &[u8], identity: &Identity) -> Result<Option<RepositoryCredentials>, String> {
-    if sealed.is_empty() {
+fn opened(
+    are_needed: bool,
+    sealed: &[u8],
+    identity: &Identity,
+) -> Result<Option<RepositoryCredentials>, String> {
+    if !are_needed {
         return Ok(None);
+    }
+    if sealed.is_empty() {
+        return Err("the controller gave none".to_owned());
     }
     let opened = identity.open(sealed).map_err(|error| error.to_string())?;
     // The parser's message could repeat the secret.
@@ -189,13 +200,13 @@ pub fn free_disk_bytes(folder: &Path) -> io::Result<u64> {
 mod tests {
     use super::*;
 
-    fn wire(sealed_credentials: Vec<u8>) -> agent::Source {
+    fn wire(needs_credentials: bool) -> agent::Source {
         agent::Source {
             repository_url: "https://user:hunter2@forge.example.org/o/r".into(),
             r#ref: "refs/heads/main".into(),
             revision: "a".repeat(40),
             event_kind: "push".into(),
-            sealed_credentials,
+            needs_credentials,
         }
     }
 
@@ -205,18 +216,18 @@ mod tests {
         let identity = Identity::load_or_make(folder.path()).unwrap();
         let key = crypto_box::PublicKey::from(identity.public_key());
         let seal = |text: &str| key.seal(&mut crypto_box::aead::OsRng, text.as_bytes()).unwrap();
-        let read =
-            Source::read(&wire(seal(r#"{"username": "git", "secret": "hunter2"}"#)), &identity).unwrap();
+        let read = |sealed: &[u8]| Source::read(&wire(true), sealed, &identity);
+        let with_password = read(&seal(r#"{"username": "git", "secret": "hunter2"}"#)).unwrap();
         let expected = RepositoryCredentials::Password { username: "git".into(), secret: "hunter2".into() };
-        assert_eq!(read.credentials.as_ref(), Some(&expected));
-        assert!(!format!("{:?}", read.credentials).contains("hunter2"));
-        let read = Source::read(&wire(seal(r#"{"ssh_key": "KEY"}"#)), &identity).unwrap();
-        assert_eq!(read.credentials, Some(RepositoryCredentials::SshKey { ssh_key: "KEY".into() }));
-        for bad in [seal("{hunter2"), b"garbage".to_vec()] {
-            let error = Source::read(&wire(bad), &identity).unwrap_err().to_string();
+        assert_eq!(with_password.credentials.as_ref(), Some(&expected));
+        assert!(!format!("{:?}", with_password.credentials).contains("hunter2"));
+        let with_key = read(&seal(r#"{"ssh_key": "KEY"}"#)).unwrap();
+        assert_eq!(with_key.credentials, Some(RepositoryCredentials::SshKey { ssh_key: "KEY".into() }));
+        for bad in [seal("{hunter2"), b"garbage".to_vec(), Vec::new()] {
+            let error = read(&bad).unwrap_err().to_string();
             assert!(error.contains("forge.example.org/o/r") && !error.contains("hunter2"), "{error}");
         }
-        assert!(Source::read(&wire(Vec::new()), &identity).unwrap().credentials.is_none());
+        assert!(Source::read(&wire(false), &[], &identity).unwrap().credentials.is_none());
     }
 
     #[test]
@@ -224,8 +235,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let identity = Identity::load_or_make(folder.path()).unwrap();
         for revision in ["", "main", "--upload-pack=x"] {
-            let wire = agent::Source { revision: revision.into(), ..wire(Vec::new()) };
-            let error = Source::read(&wire, &identity).unwrap_err();
+            let wire = agent::Source { revision: revision.into(), ..wire(false) };
+            let error = Source::read(&wire, &[], &identity).unwrap_err();
             assert_eq!(error.cause(), Cause::Unsupported);
         }
     }

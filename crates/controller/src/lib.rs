@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sealci_git::{AllowedTransports, Git, Mirrors, Options};
+use sealci_git::{AllowedTransports, CredentialBook, Git, Mirrors, Options};
 use sealci_service::auth::{Token, Tokens};
 use sealci_service::database::{Database, DatabaseError, DatabaseUrl};
 use sealci_service::listen::{self, Door, Limits};
@@ -52,6 +52,8 @@ pub struct Config {
     /// What the schedulers let controllers in by.
     pub cluster_secret: Token,
     pub transports: AllowedTransports,
+    /// What opens private repositories.
+    pub credentials: Arc<CredentialBook>,
     /// Whether repositories may be on loopback and private addresses.
     pub allow_local_addresses: bool,
     /// Silence of this length makes an attempt lost.
@@ -95,6 +97,7 @@ impl Controller {
         let driver = dispatch::Config {
             lost_after: config.lost_after,
             limits: ActionLimits { grace: config.grace, log_quota_bytes: LOG_QUOTA_BYTES },
+            credentials: Arc::clone(&config.credentials),
             enrolment_tokens: config
                 .enrolment_tokens
                 .iter()
@@ -106,7 +109,8 @@ impl Controller {
         options.allow_local_addresses = config.allow_local_addresses;
         let git = Git::new(options).map_err(data)?;
         let mirrors = Mirrors::new(git, config.data.join("mirrors"), MIRRORS_BUDGET_BYTES).map_err(data)?;
-        let repositories = Arc::new(GitRepositories::new(mirrors, config.transports));
+        let credentials = Arc::clone(&config.credentials);
+        let repositories = Arc::new(GitRepositories::new(mirrors, config.transports, credentials));
         Ok(Self { config, database, store, driver, dispatch, watchers, repositories })
     }
 

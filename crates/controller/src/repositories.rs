@@ -1,10 +1,12 @@
 //! Reads manifests from real repositories, through the controller's own mirrors.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use sealci_core::event::{RefName, Revision};
 use sealci_core::manifest::MAX_MANIFEST_BYTES;
 use sealci_git::{
-    AllowedTransports, Credentials, MirrorError, Mirrors, ReadError, Remote, RemoteError, RemoteUrl,
+    AllowedTransports, CredentialBook, MirrorError, Mirrors, ReadError, Remote, RemoteError, RemoteUrl,
 };
 
 use crate::intake::{Repositories, RepositoryError};
@@ -14,18 +16,20 @@ use crate::intake::{Repositories, RepositoryError};
 pub struct GitRepositories {
     mirrors: Mirrors,
     transports: AllowedTransports,
+    credentials: Arc<CredentialBook>,
 }
 
 impl GitRepositories {
     /// Keeps mirrors below the folder that `mirrors` has.
-    pub fn new(mirrors: Mirrors, transports: AllowedTransports) -> Self {
-        Self { mirrors, transports }
+    pub fn new(mirrors: Mirrors, transports: AllowedTransports, credentials: Arc<CredentialBook>) -> Self {
+        Self { mirrors, transports, credentials }
     }
 
     fn remote(&self, url: &str) -> Result<Remote, RepositoryError> {
+        let credentials = self.credentials.of(url);
         let url = RemoteUrl::parse(url, &self.transports)
             .map_err(|error| RepositoryError::NotAllowed(error.to_string()))?;
-        Ok(Remote::new(url, Credentials::None))
+        Ok(Remote::new(url, credentials))
     }
 }
 

@@ -4,10 +4,17 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use crypto_box::SecretKey;
+use crypto_box::aead::OsRng;
 use futures_util::StreamExt;
-use sealci_proto::agent::{Event, HeldAttempt, HeldState, LogChunk, Running, claim_answer, event, outcome};
+use prost::Message as _;
+use sealci_git::CredentialBook;
+use sealci_proto::agent::{
+    ActionSpec, Event, HeldAttempt, HeldState, LogChunk, Running, claim_answer, event, outcome,
+};
 use sealci_proto::scheduler::{
     Absent, AgentState, EnrolQuestion, WhyAnswer, controller_message, from_agent, scheduler_message,
     to_agent, want,
@@ -386,5 +393,66 @@ async fn an_agent_enrols_with_a_token_and_no_other() {
         let (status, agent) =
             world.post(&format!("/api/v1/agents/{AGENT}/drain"), json!({"drained": true})).await;
         assert_eq!((status, agent["drained"].as_bool()), (200, Some(true)));
+    }
+}
+
+#[tokio::test]
+async fn a_private_repositorys_credentials_are_sealed_for_the_agent_that_claims() {
+    let (folder, database) = sqlite();
+    let mut world = World::on(database, LONG).await;
+    drop(world.line().await);
+    world.crash().await;
+    let file = folder.path().join("repositories.json");
+    std::fs::write(folder.path().join("token"), "hunter2\n").unwrap();
+    let entry = json!({"url": "https://forge.example.org/o/", "username": "ci", "token_file": "token"});
+    std::fs::write(&file, json!({"repositories": [entry]}).to_string()).unwrap();
+    world.config.credentials = Arc::new(CredentialBook::from_file(&file).unwrap());
+    world.start().await;
+    let mut line = world.line().await;
+
+    let (key, stranger) = (SecretKey::generate(&mut OsRng), SecretKey::generate(&mut OsRng));
+    let enrol = sealci_proto::agent::EnrolRequest {
+        token: world.enrolment.expose().to_owned(),
+        agent_id: AGENT.into(),
+        name: "builder".into(),
+        credential: vec![1; 32],
+        public_key: key.public_key().as_bytes().to_vec(),
+    };
+    let question = EnrolQuestion { request: 1, enrol: Some(enrol) };
+    line.say(scheduler_message::Body::EnrolQuestion(question)).await;
+
+    // Its URL in the file is a folder's; of another folder it is public.
+    for (repository, is_private) in
+        [("https://forge.example.org/o/r.git", true), ("https://forge.example.org/other/r.git", false)]
+    {
+        let mut body = push(TWO);
+        body["repo_url"] = json!(repository);
+        assert_eq!(world.post("/api/v1/pipelines", body).await.0, 201);
+        let (attempt, spec) = line
+            .until(|body| {
+                let controller_message::Body::Wants(wants) = body else { return None };
+                wants.attempts.into_iter().find_map(|want| match want.state {
+                    Some(want::State::Queued(queued)) => Some((want.attempt.unwrap(), queued.spec)),
+                    _ => None,
+                })
+            })
+            .await;
+        let spec = ActionSpec::decode(spec.as_slice()).unwrap();
+        assert_eq!(spec.source.unwrap().needs_credentials, is_private);
+        for _ in ["at first", "repeated, for the answer may have been lost"] {
+            let claim_answer::Answer::Granted(granted) = line.claim(&attempt, CLAIM).await else {
+                panic!("the claim was refused")
+            };
+            let sealed = granted.sealed_credentials;
+            assert!(!sealed.windows(7).any(|window| window == b"hunter2"));
+            if is_private {
+                let opened = key.unseal(&sealed).unwrap();
+                let expected = json!({"username": "ci", "secret": "hunter2"});
+                assert_eq!(serde_json::from_slice::<serde_json::Value>(&opened).unwrap(), expected);
+                assert!(stranger.unseal(&sealed).is_err());
+            } else {
+                assert!(sealed.is_empty());
+            }
+        }
     }
 }

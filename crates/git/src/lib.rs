@@ -12,6 +12,7 @@
 mod address;
 mod checkout;
 mod command;
+mod credential_book;
 mod credentials;
 mod fetch;
 mod mirror;
@@ -28,6 +29,7 @@ pub mod testing;
 pub use address::{AddressError, is_local};
 pub use checkout::{CheckoutError, EntryKind, ReadError, TreeEntry};
 pub use command::{Git, Limits, Options};
+pub use credential_book::{CredentialBook, CredentialBookError};
 pub use credentials::{Credentials, Secret, SshKey};
 pub use mirror::{Mirror, MirrorError};
 pub use mirrors::{Evicted, Mirrors};

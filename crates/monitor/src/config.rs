@@ -1,9 +1,10 @@
 //! Holds all that the monitor is told at its start.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use sealci_git::{AllowedTransports, Credentials};
+use sealci_git::{AllowedTransports, CredentialBook, Credentials};
 use sealci_service::auth::{Token, Tokens};
 use sealci_service::database::DatabaseUrl;
 use sealci_service::listen::Limits;
@@ -17,6 +18,8 @@ pub struct Config {
     pub controller: ControllerAddress,
     pub git: sealci_git::Options,
     pub transports: AllowedTransports,
+    /// What opens private repositories where a configuration names no credentials.
+    pub repositories: Arc<CredentialBook>,
     /// What opens private repositories, by the name that configurations give.
     pub credentials: BTreeMap<String, Credentials>,
     /// How often a repository is looked at when its configuration does not say.
@@ -62,6 +65,7 @@ impl Config {
             controller,
             git,
             transports: AllowedTransports::default(),
+            repositories: Arc::default(),
             credentials: BTreeMap::new(),
             poll_interval: Duration::from_secs(10),
             max_concurrent_polls: 64,

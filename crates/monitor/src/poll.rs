@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use rand::Rng as _;
-use sealci_git::{Credentials, InvalidRemoteUrl, Remote, RemoteError, RemoteUrl};
+use sealci_git::{InvalidRemoteUrl, Remote, RemoteError, RemoteUrl};
 use sealci_service::problem::chain;
 use tokio::sync::Notify;
 
@@ -75,7 +75,7 @@ async fn once(watch: &Watch, stored: &Stored, memory: &mut Memory, found: &Notif
     let settings = &stored.settings;
     let url = RemoteUrl::parse(&settings.repository_url, &watch.config.transports)?;
     let credentials = match &settings.credentials {
-        None => Credentials::None,
+        None => watch.config.repositories.of(&settings.repository_url),
         Some(name) => watch
             .config
             .credentials

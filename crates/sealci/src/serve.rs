@@ -18,7 +18,7 @@ use sealci_agent::executor::sandbox::{SandboxExecutor, SandboxOptions};
 use sealci_agent::executor::{Executor, ExecutorError};
 use sealci_agent::mirror::MirrorCheckout;
 use sealci_core::plan::Resources;
-use sealci_git::AllowedTransports;
+use sealci_git::{AllowedTransports, CredentialBook};
 use sealci_monitor::ControllerAddress;
 use sealci_service::auth::{Role, Token, Tokens};
 use sealci_service::database::DatabaseUrl;
@@ -95,6 +95,23 @@ pub struct GitArgs {
     pub allow_local_addresses: bool,
 }
 
+/// What opens private repositories.
+#[derive(Debug, Default, Clone, Args)]
+#[command(next_help_heading = "Repositories")]
+pub struct RepositoriesArgs {
+    /// A JSON file that says which credentials open which private repository
+    #[arg(long, value_name = "FILE", env = "SEALCI_REPOSITORIES")]
+    pub repositories: Option<PathBuf>,
+}
+
+impl RepositoriesArgs {
+    fn credentials(&self) -> Result<Arc<CredentialBook>, Failure> {
+        let Some(path) = &self.repositories else { return Ok(Arc::default()) };
+        let book = CredentialBook::from_file(path);
+        book.map(Arc::new).map_err(|error| Failure::of_error(Exit::Usage, "--repositories", &error))
+    }
+}
+
 impl GitArgs {
     /// What is right where only this machine's owner says what is built.
     pub const ALL: Self = Self { allow_file: true, allow_http: true, allow_local_addresses: true };
@@ -133,6 +150,8 @@ pub struct ControllerArgs {
     pub enrolment_token_file: Option<PathBuf>,
     #[command(flatten)]
     pub git: GitArgs,
+    #[command(flatten)]
+    pub repositories: RepositoriesArgs,
     /// How long an agent may be silent before its attempts are lost
     #[arg(long, value_name = "MILLISECONDS", default_value = "60000", hide = true)]
     pub lost_after_ms: u64,
@@ -185,6 +204,8 @@ pub struct MonitorArgs {
     pub poll_ms: u64,
     #[command(flatten)]
     pub git: GitArgs,
+    #[command(flatten)]
+    pub repositories: RepositoriesArgs,
 }
 
 #[derive(Debug, Args)]
@@ -297,6 +318,7 @@ pub async fn prepare_controller(args: &ControllerArgs, stop: CancellationToken) 
         scheduler_ca_pem: args.trust.authority()?,
         cluster_secret: secret(args.cluster_secret_file.as_ref(), &folder, CLUSTER_SECRET)?,
         transports: args.git.transports(),
+        credentials: args.repositories.credentials()?,
         allow_local_addresses: args.git.allow_local_addresses,
         lost_after: Duration::from_millis(args.lost_after_ms),
         grace: Duration::from_millis(args.grace_ms),
@@ -352,6 +374,7 @@ pub async fn prepare_monitor(args: &MonitorArgs, stop: CancellationToken) -> Res
     let mut config = sealci_monitor::Config::new(database, controller, git);
     config.tokens = api_tokens(&[(&admin, Role::Admin)], &args.api_token)?;
     config.transports = args.git.transports();
+    config.repositories = args.repositories.credentials()?;
     config.poll_interval = Duration::from_millis(args.poll_ms);
     let (door, url) = service::bind("monitor", args.listen, identity.as_ref()).await?;
     let run = async move { service::ended("monitor", sealci_monitor::serve(config, door, stop).await) };

@@ -12,8 +12,8 @@ use crate::data_folder::{ClientFile, DataFolder};
 use crate::demo;
 use crate::exit::{Exit, Failure};
 use crate::serve::{
-    ADMIN_TOKEN, AgentServeArgs, ControllerArgs, GitArgs, ListenArgs, MonitorArgs, SchedulerArgs, TrustArgs,
-    prepare_agent, prepare_controller, prepare_monitor, prepare_scheduler,
+    ADMIN_TOKEN, AgentServeArgs, ControllerArgs, GitArgs, ListenArgs, MonitorArgs, RepositoriesArgs,
+    SchedulerArgs, TrustArgs, prepare_agent, prepare_controller, prepare_monitor, prepare_scheduler,
 };
 use crate::service::{self, Running};
 use crate::terminal::Terminal;
@@ -32,6 +32,8 @@ pub struct UpArgs {
     /// The scheduler's address, for further agents [default: 127.0.0.1:8422]
     #[arg(long, value_name = "ADDRESS")]
     scheduler_listen: Option<SocketAddr>,
+    #[command(flatten)]
+    repositories: RepositoriesArgs,
     /// A folder or file of this machine that sealed actions see, read-only; may be given several times
     #[arg(long, value_name = "PATH")]
     sandbox_path: Vec<PathBuf>,
@@ -110,6 +112,7 @@ async fn start(args: &UpArgs, folder: &DataFolder) -> Result<(Running, ClientFil
         api_token: Vec::new(),
         enrolment_token_file: None,
         git: GitArgs::ALL,
+        repositories: args.repositories.clone(),
         lost_after_ms: 60_000,
         grace_ms: 10_000,
     };
@@ -125,6 +128,7 @@ async fn start(args: &UpArgs, folder: &DataFolder) -> Result<(Running, ClientFil
         api_token: Vec::new(),
         poll_ms: if args.demo { 1_000 } else { 10_000 },
         git: GitArgs::ALL,
+        repositories: args.repositories.clone(),
     };
     let monitor = prepare_monitor(&monitor, stop.clone()).await?;
     let agent = AgentServeArgs {

@@ -300,7 +300,7 @@ impl Record {
             repeated: 0,
         });
         assert_eq!(recorded.claim_id, claim_id, "another claim for a claimed attempt");
-        let granted = agent::ClaimGranted { token: TOKEN, sealed_secrets: Vec::new() };
+        let granted = agent::ClaimGranted { token: TOKEN, ..Default::default() };
         claim_answer(id, claim_id, claim_answer::Answer::Granted(granted))
     }
 
@@ -448,7 +448,7 @@ pub fn spec(commands: &[&str]) -> ActionSpec {
             r#ref: "refs/heads/main".into(),
             revision: "a".repeat(40),
             event_kind: "push".into(),
-            sealed_credentials: Vec::new(),
+            needs_credentials: false,
         }),
         commands: commands.iter().map(|command| (*command).to_owned()).collect(),
         shell: "sh".into(),

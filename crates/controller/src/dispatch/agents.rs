@@ -48,6 +48,11 @@ impl AgentBook {
         Directory { complete: true, agents: self.kept.values().map(entry).collect() }
     }
 
+    /// What is meant for an agent alone is sealed to this key.
+    pub fn public_key(&self, id: AgentId) -> Option<[u8; 32]> {
+        self.row(id)?.public_key.as_slice().try_into().ok()
+    }
+
     /// The commit succeeded.
     pub fn keep_changes(&mut self) {
         self.kept.append(&mut self.changed);

@@ -111,13 +111,9 @@ impl Driver {
         for (id, actions) in moved {
             let Some(live) = self.live.get(&id) else { continue };
             if transaction.restated.contains(&id) {
-                bodies.push(controller_message::Body::Wants(wants::complete(live, &self.config.limits)));
+                bodies.push(controller_message::Body::Wants(wants::complete(live, &self.config)));
             } else if !actions.is_empty() {
-                bodies.push(controller_message::Body::Wants(wants::changed(
-                    live,
-                    actions,
-                    &self.config.limits,
-                )));
+                bodies.push(controller_message::Body::Wants(wants::changed(live, actions, &self.config)));
             }
         }
         let to_agent =

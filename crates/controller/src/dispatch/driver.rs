@@ -1,10 +1,12 @@
 //! The task that owns every unfinished pipeline.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sealci_core::ids::{ActionId, AgentId, AttemptId, FencingToken, PipelineId};
 use sealci_core::outcome::Cause;
+use sealci_git::CredentialBook;
 use sealci_proto::scheduler::{
     ControllerMessage, PipelineEpoch, Snapshot, controller_message, scheduler_message,
 };
@@ -38,6 +40,8 @@ pub struct Config {
     /// Silence of this length makes an attempt lost.
     pub lost_after: Duration,
     pub limits: ActionLimits,
+    /// What opens private repositories.
+    pub credentials: Arc<CredentialBook>,
     /// SHA-256 of the tokens that let an agent enrol.
     pub enrolment_tokens: Vec<[u8; 32]>,
 }
@@ -272,7 +276,7 @@ impl Driver {
             controller_message::Body::Directory(self.agents.complete_directory()),
             controller_message::Body::Snapshot(Snapshot { pipelines: unfinished().map(epoch).collect() }),
         ];
-        let stated = unfinished().map(|live| wants::complete(live, &self.config.limits));
+        let stated = unfinished().map(|live| wants::complete(live, &self.config));
         opening.extend(stated.map(controller_message::Body::Wants));
         self.line = Some(line);
         self.presence.line_is_up(Instant::now());

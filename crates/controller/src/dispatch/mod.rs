@@ -16,6 +16,7 @@ mod link;
 mod live;
 mod presence;
 mod reports;
+mod sealing;
 mod wants;
 mod why;
 mod wishes;

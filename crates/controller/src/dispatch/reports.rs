@@ -2,9 +2,10 @@
 
 use std::time::Instant;
 
-use sealci_core::attempt::{Attempt, Claimant, JournalEntry, Recorded};
+use sealci_core::attempt::{Attempt, AttemptState, Claimant, JournalEntry, Recorded};
 use sealci_core::ids::{AgentId, AttemptId, ClaimId, FencingToken, InstanceId};
 use sealci_core::pipeline::{Granted, ReportRefusal};
+use sealci_git::Credentials;
 use sealci_proto::agent::{
     Ack, Claim, ClaimAnswer, ClaimGranted, ClaimRefused, Event, LogChunk, claim_answer, event,
 };
@@ -14,6 +15,7 @@ use sealci_proto::{Malformed, attempt_id};
 use super::commit::Transaction;
 use super::driver::Driver;
 use super::live::{Live, row_of_new_attempt};
+use super::sealing;
 use crate::store::StoreError;
 use crate::store::entity::{commands, log_chunks};
 
@@ -67,8 +69,8 @@ impl Driver {
         let claim_id: ClaimId = claim.claim_id.parse().map_err(Malformed::from)?;
         let claimant = Claimant { claim: claim_id, agent: sender.agent, instance: sender.instance };
         let token = self.next_token().await?;
-        let answer = match self.live_of_action(id.action).await? {
-            None => refused("there is no such action"),
+        let granted = match self.live_of_action(id.action).await? {
+            None => Err("there is no such action".to_owned()),
             Some(live) => match live.state.claim(id.action, id.number, claimant, token) {
                 Ok(Granted::Now { token, touched }) => {
                     let now_ms = transaction.now_ms;
@@ -77,20 +79,38 @@ impl Driver {
                         live.attempts.insert(id, row);
                     }
                     live.placed.remove(&id);
+                    let source = source_to_fetch(live, id);
                     transaction.touch(live.id(), touched);
                     transaction.touch_attempt(live.id(), id);
                     self.token_is_used();
                     self.presence.heard(id, Instant::now());
-                    granted(token)
+                    Ok((token, source))
                 }
-                Ok(Granted::Before { token }) => granted(token),
-                Err(refusal) => refused(&refusal.to_string()),
+                Ok(Granted::Before { token }) => Ok((token, source_to_fetch(live, id))),
+                Err(refusal) => Err(refusal.to_string()),
             },
+        };
+        let answer = match granted {
+            Ok((token, url)) => self.granted(sender.agent, token, url.as_deref()),
+            Err(reason) => refused(&reason),
         };
         let answer =
             ClaimAnswer { attempt: claim.attempt, claim_id: claim_id.to_string(), answer: Some(answer) };
         transaction.answer(sender.session, to_agent::Body::ClaimAnswer(answer));
         Ok(())
+    }
+
+    /// The grant, with what opens the source for this agent alone.
+    fn granted(&self, agent: AgentId, token: FencingToken, source_url: Option<&str>) -> claim_answer::Answer {
+        let credentials = source_url.map_or(Credentials::None, |url| self.config.credentials.of(url));
+        let sealed = sealing::sealed(&credentials, self.agents.public_key(agent));
+        // The agent says what it lacks, where people see it.
+        let sealed_credentials = sealed.unwrap_or_else(|error| {
+            tracing::error!(agent.id = %agent, %error, "cannot hand over a repository's credentials");
+            Vec::new()
+        });
+        let granted = ClaimGranted { token: token.0, sealed_secrets: Vec::new(), sealed_credentials };
+        claim_answer::Answer::Granted(granted)
     }
 
     async fn event(
@@ -224,8 +244,10 @@ fn unknown(id: AttemptId, token: FencingToken) -> to_agent::Body {
     })
 }
 
-fn granted(token: FencingToken) -> claim_answer::Answer {
-    claim_answer::Answer::Granted(ClaimGranted { token: token.0, sealed_secrets: Vec::new() })
+/// Where an attempt's source is to be fetched from, while it may still have to be.
+fn source_to_fetch(live: &Live, id: AttemptId) -> Option<String> {
+    let may_fetch = live.current(id).is_some_and(|attempt| attempt.state == AttemptState::Claimed);
+    may_fetch.then(|| live.pipeline.repository_url.clone())
 }
 
 fn refused(reason: &str) -> claim_answer::Answer {

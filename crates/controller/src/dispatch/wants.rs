@@ -6,9 +6,11 @@ use prost::Message;
 use sealci_core::attempt::AttemptState;
 use sealci_core::ids::AttemptId;
 use sealci_core::pipeline::ActionState;
+use sealci_git::Credentials;
 use sealci_proto::agent::{ActionSpec, Cancel, Network, Source};
 use sealci_proto::scheduler::{Requirements, Want, WantClaimed, WantGone, WantQueued, Wants, want};
 
+use super::driver::Config;
 use super::live::Live;
 
 /// A manifest has at most 512 actions; arrival is the pipeline's number, then the action's place in it.
@@ -24,16 +26,16 @@ pub struct ActionLimits {
 }
 
 /// All that is wanted for a pipeline.
-pub fn complete(live: &Live, limits: &ActionLimits) -> Wants {
+pub fn complete(live: &Live, config: &Config) -> Wants {
     let all = 0..live.state.actions.len();
     let attempts =
-        all.flat_map(|index| of_action(live, index, limits)).filter(|want| !is_gone(want)).collect();
+        all.flat_map(|index| of_action(live, index, config)).filter(|want| !is_gone(want)).collect();
     Wants { complete: true, attempts, ..header(live) }
 }
 
 /// What changed with some actions.
-pub fn changed(live: &Live, actions: impl IntoIterator<Item = usize>, limits: &ActionLimits) -> Wants {
-    let attempts = actions.into_iter().flat_map(|index| of_action(live, index, limits)).collect();
+pub fn changed(live: &Live, actions: impl IntoIterator<Item = usize>, config: &Config) -> Wants {
+    let attempts = actions.into_iter().flat_map(|index| of_action(live, index, config)).collect();
     Wants { complete: false, attempts, ..header(live) }
 }
 
@@ -50,7 +52,7 @@ fn is_gone(want: &Want) -> bool {
     matches!(want.state, Some(want::State::Gone(_)))
 }
 
-fn of_action(live: &Live, index: usize, limits: &ActionLimits) -> Vec<Want> {
+fn of_action(live: &Live, index: usize, config: &Config) -> Vec<Want> {
     let action = &live.state.actions[index];
     let entry = |number: u32, state: want::State| Want {
         attempt: Some(AttemptId { action: action.id, number }.into()),
@@ -60,7 +62,8 @@ fn of_action(live: &Live, index: usize, limits: &ActionLimits) -> Vec<Want> {
     let next = action.attempts + 1;
     match (&action.state, &action.current) {
         (ActionState::Active, Some(current)) => {
-            let cancel = Cancel { grace_ms: u64::try_from(limits.grace.as_millis()).unwrap_or(u64::MAX) };
+            let cancel =
+                Cancel { grace_ms: u64::try_from(config.limits.grace.as_millis()).unwrap_or(u64::MAX) };
             let claimed = WantClaimed {
                 agent_id: current.claimant.agent.to_string(),
                 instance_id: current.claimant.instance.to_string(),
@@ -74,7 +77,7 @@ fn of_action(live: &Live, index: usize, limits: &ActionLimits) -> Vec<Want> {
             vec![entry(current.number, state)]
         }
         (ActionState::Queued, _) => {
-            let queued = want::State::Queued(queued(live, index, limits));
+            let queued = want::State::Queued(queued(live, index, config));
             gone(action.attempts).into_iter().chain([entry(next, queued)]).collect()
         }
         // Its next attempt may have been placed before it was cancelled.
@@ -82,7 +85,7 @@ fn of_action(live: &Live, index: usize, limits: &ActionLimits) -> Vec<Want> {
     }
 }
 
-fn queued(live: &Live, index: usize, limits: &ActionLimits) -> WantQueued {
+fn queued(live: &Live, index: usize, config: &Config) -> WantQueued {
     let environment = &live.plans[index].environment;
     WantQueued {
         requirements: Some(Requirements {
@@ -96,12 +99,12 @@ fn queued(live: &Live, index: usize, limits: &ActionLimits) -> WantQueued {
         priority: 0,
         order: live.pipeline.number.unsigned_abs() * ACTIONS_PER_PIPELINE + index as u64,
         repository: live.pipeline.repository.clone(),
-        spec: spec(live, index, limits).encode_to_vec(),
+        spec: spec(live, index, config).encode_to_vec(),
     }
 }
 
 /// Everything the agent needs to execute the action.
-fn spec(live: &Live, index: usize, limits: &ActionLimits) -> ActionSpec {
+fn spec(live: &Live, index: usize, config: &Config) -> ActionSpec {
     let (pipeline, plan) = (&live.pipeline, &live.plans[index]);
     let milliseconds =
         |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
@@ -114,7 +117,7 @@ fn spec(live: &Live, index: usize, limits: &ActionLimits) -> ActionSpec {
             r#ref: pipeline.r#ref.clone().unwrap_or_default(),
             revision: pipeline.revision.clone(),
             event_kind: pipeline.event.clone(),
-            sealed_credentials: Vec::new(),
+            needs_credentials: config.credentials.of(&pipeline.repository_url) != Credentials::None,
         }),
         executor: plan
             .environment
@@ -127,8 +130,8 @@ fn spec(live: &Live, index: usize, limits: &ActionLimits) -> ActionSpec {
         env: plan.env.clone().into_iter().collect::<BTreeMap<_, _>>().into_iter().collect(),
         resources: Some(plan.environment.resources.into()),
         timeout_ms: milliseconds(plan.timeout),
-        grace_ms: milliseconds(limits.grace),
+        grace_ms: milliseconds(config.limits.grace),
         network: Network::from(plan.environment.network).into(),
-        log_quota_bytes: limits.log_quota_bytes,
+        log_quota_bytes: config.limits.log_quota_bytes,
     }
 }

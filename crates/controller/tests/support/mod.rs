@@ -131,6 +131,7 @@ impl World {
             scheduler_ca_pem: None,
             cluster_secret: self::token(),
             transports: AllowedTransports { http: true, file: true },
+            credentials: Arc::default(),
             allow_local_addresses: true,
             lost_after,
             grace: Duration::from_secs(10),

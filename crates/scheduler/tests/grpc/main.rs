@@ -170,7 +170,7 @@ async fn an_attempt_is_placed_claimed_and_reported_through_the_scheduler() {
     assert_eq!(forwarded.instance_id, instance_id(1).to_string());
     let Some(from_agent::Body::Claim(claim)) = forwarded.body else { panic!("not a claim") };
     controller.wants(false, vec![claimed(1, 1, 1)]).await;
-    let granted = agent::ClaimGranted { token: 5, sealed_secrets: vec![1, 2] };
+    let granted = agent::ClaimGranted { token: 5, sealed_secrets: vec![1, 2], ..Default::default() };
     let answer = agent::ClaimAnswer {
         attempt: claim.attempt,
         claim_id: claim.claim_id,

@@ -75,6 +75,7 @@ pub async fn open(folder: &Path) -> Result<Doors, Failure> {
         cluster_secret: cluster,
         scheduler_ca_pem: None,
         transports: AllowedTransports { http: false, file: true },
+        credentials: Arc::default(),
         allow_local_addresses: false,
         lost_after: LOST_AFTER,
         grace: GRACE,

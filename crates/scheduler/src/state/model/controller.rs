@@ -164,7 +164,7 @@ impl World {
                     self.set_truth(attempt, Truth::Claimed { agent, instance, cpu, cancelled: false });
                 }
                 let answer = if self.claimant(attempt) == Some(by) {
-                    let granted = agent::ClaimGranted { token: 1, sealed_secrets: vec![] };
+                    let granted = agent::ClaimGranted { token: 1, ..Default::default() };
                     agent::claim_answer::Answer::Granted(granted)
                 } else {
                     agent::claim_answer::Answer::Refused(agent::ClaimRefused::default())
