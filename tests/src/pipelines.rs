@@ -40,9 +40,10 @@ impl Installation {
         })
     }
 
-    /// The whole log of an action's last attempt.
+    /// The whole log of an action's last attempt. It is followed to its end: a result may be recorded before the last of
+    /// the output.
     pub fn log(&self, number: &str, action: &str) -> Vec<u8> {
-        let output = self.sealci(&["logs", number, action]);
+        let output = self.sealci(&["logs", "-f", number, action]);
         assert!(output.status.success(), "{}", both(&output));
         output.stdout
     }
