@@ -84,7 +84,7 @@ impl Pushed {
         assert_eq!(log.len(), expected.len(), "{part:?}");
         assert!(log == expected, "{part:?}: the bytes differ");
         // I4: one push, one pipeline, also after more looks.
-        self.installation.wait_for_more_looks();
+        self.installation.wait_for_looks(2);
         assert_eq!(self.installation.pipelines_of(&self.revision).len(), 1, "{part:?}");
         // I5: no process is left.
         eventually("the action's processes to be gone", || {
