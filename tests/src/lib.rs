@@ -197,6 +197,8 @@ impl Installation {
                     "one",
                     "--allow-process",
                     "--allow-fake",
+                    "--resend-ms",
+                    "1000",
                 ]);
             }
         }

@@ -40,9 +40,10 @@ impl Installation {
         })
     }
 
-    /// The whole log of an action's last attempt.
+    /// The whole log of an action's last attempt. It is followed to its end: a result may be recorded before the last of
+    /// the output.
     pub fn log(&self, number: &str, action: &str) -> Vec<u8> {
-        let output = self.sealci(&["logs", number, action]);
+        let output = self.sealci(&["logs", "-f", number, action]);
         assert!(output.status.success(), "{}", both(&output));
         output.stdout
     }
@@ -82,10 +83,10 @@ impl Installation {
         eventually("the monitor to look at the repository", last);
     }
 
-    /// Waits until the monitor has looked twice more: what it had to say after the first look is delivered or on its way.
-    pub fn wait_for_more_looks(&self) {
+    /// Waits until the monitor has looked so many times more.
+    pub fn wait_for_looks(&self, count: u32) {
         let last = || self.json(&["repo", "list"])[0]["last_poll"]["at"].as_str().map(str::to_owned);
-        for _ in 0..2 {
+        for _ in 0..count {
             let before = eventually("the monitor to be asked", last);
             eventually("the monitor to look again", || last().filter(|at| *at != before));
         }

@@ -1,113 +1,174 @@
-//! Kills each service in mid action, starts it again, and looks at what became of the action.
+//! Kills each service in mid action, starts it again, and looks at what became of the action: the invariants I1 to I5.
 
 // All of this is test code: what cannot be had ends the test.
 #![allow(clippy::unwrap_used)]
 
-use std::fs;
-use std::path::Path;
+use std::path::PathBuf;
 
-use sealci_tests::{Installation, Part, Repository, eventually};
+use sealci_tests::host::{Footprint, is_root, processes_with};
+use sealci_tests::{Installation, Part, Repository, action, attempts, eventually, let_go};
 use serde_json::Value;
 
-/// An action that says that it runs, and waits until it is let go.
-fn waiting_manifest(gate: &Path) -> String {
+/// What the action writes: 2 MB that anyone can write again.
+const LINES: u32 = 300_000;
+
+/// An action that writes half of its lines, waits to be let go, and writes the others; and one after it.
+///
+/// In the agent's default executor, the sandbox where there is one. `mark` tells its processes from all others.
+fn manifest(mark: &str) -> String {
+    let half = LINES / 2;
     format!(
-        "name: wait\nactions:\n  wait:\n    configuration: {{executor: process}}\n    commands:\n      \
-         - echo begun; touch {gate}.begun; while ! test -e {gate}; do sleep 0.05; done; echo let go\n",
-        gate = gate.display()
+        "name: killed\nactions:\n  long:\n    env: {{E2E_MARK: {mark}}}\n    commands:\n      \
+         - echo attempt ${{SEALCI_ATTEMPT##*.}}\n      \
+         - seq 1 {half}; touch begun; while ! test -e go; do sleep 0.05; done; seq {} {LINES}\n  \
+         after:\n    commands: [echo after]\n",
+        half + 1
     )
 }
 
-/// Submits the waiting pipeline, and returns its number when its action runs.
-fn running_pipeline(installation: &Installation, gate: &Path) -> String {
-    let repository = Repository::with_manifest(installation.scratch("repository"), &waiting_manifest(gate));
-    let output = installation.sealci(&["submit", &repository.path.display().to_string(), "--json"]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let pipeline: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let begun = gate.with_extension("begun");
-    eventually("the action to run", || begun.exists().then_some(()));
-    pipeline["number"].to_string()
+/// What the log of an attempt must be, byte for byte.
+fn emitted(attempt: u32) -> Vec<u8> {
+    let mut text = format!("attempt {attempt}\n");
+    for line in 1..=LINES {
+        text.push_str(&line.to_string());
+        text.push('\n');
+    }
+    text.into_bytes()
 }
 
-/// The pipeline's outcome, its attempts' outcomes and its log, once it is finished.
-fn end_of(installation: &Installation, number: &str) -> (String, Vec<String>, String) {
-    let pipeline = eventually("the pipeline's end", || {
-        let pipeline = installation.json(&["show", number]);
-        (pipeline["state"] == "finished").then_some(pipeline)
-    });
-    let attempts = pipeline["actions"][0]["attempts"].as_array().unwrap();
-    let kinds =
-        attempts.iter().map(|attempt| attempt["outcome"]["kind"].as_str().unwrap_or("none").to_owned());
-    let kinds = kinds.collect();
-    let log = installation.sealci(&["logs", number, "wait"]);
-    (pipeline["outcome"].as_str().unwrap().to_owned(), kinds, String::from_utf8(log.stdout).unwrap())
+/// A push whose action runs.
+struct Pushed {
+    installation: Installation,
+    revision: String,
+    number: String,
+    workspace: PathBuf,
+    /// The entry that the action's processes have in their environment.
+    mark: String,
 }
 
-#[test]
-fn a_restarted_scheduler_or_controller_requeues_nothing() {
-    for part in [Part::Scheduler, Part::Controller] {
-        let mut installation = Installation::start();
-        let gate = installation.scratch("gate");
-        let number = running_pipeline(&installation, &gate);
-        installation.restart(part);
-        fs::write(&gate, "").unwrap();
-        let (outcome, attempts, log) = end_of(&installation, &number);
-        assert_eq!(outcome, "succeeded", "{part:?}");
-        assert_eq!(attempts, ["succeeded"], "{part:?}");
-        assert_eq!(log, "begun\nlet go\n", "{part:?}");
+impl Pushed {
+    fn running() -> Self {
+        let installation = Installation::start();
+        let name = installation.data().parent().unwrap().file_name().unwrap().display().to_string();
+        let repository = Repository::with_manifest(installation.scratch("repository"), &manifest(&name));
+        installation.watch(&repository.url());
+        let revision = repository.commit("Push");
+        let workspace = installation.workspace_with("begun");
+        let number = installation.pipelines_of(&revision)[0]["number"].to_string();
+        let mark = format!("E2E_MARK={name}");
+        assert!(!processes_with(&mark).is_empty(), "the action's processes are told by their environment");
+        Self { installation, revision, number, workspace, mark }
+    }
+
+    /// Holds the end of it all against the invariants; gives the outcomes of the action's attempts.
+    fn judge(&self, part: Part, result_of: u32) -> Vec<String> {
+        let pipeline = self.installation.finished(&self.number);
+        // I1: nothing hangs.
+        for one in pipeline["actions"].as_array().unwrap() {
+            assert_eq!(one["state"], "finished", "{part:?}: {one}");
+        }
+        // I2: exactly one attempt's result is the action's.
+        let long = action(&pipeline, "long");
+        let finals: Vec<&Value> = long["attempts"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|one| one["fenced"] != true && one["outcome"]["kind"] == "succeeded")
+            .collect();
+        assert_eq!(finals.len(), 1, "{part:?}: {long}");
+        assert_eq!(finals[0]["number"], result_of, "{part:?}: {long}");
+        assert_eq!(long["outcome"]["kind"], "succeeded", "{part:?}: {long}");
+        assert_eq!(attempts(action(&pipeline, "after")), ["succeeded"], "{part:?}: {pipeline}");
+        // I3: its log is what was written.
+        let (log, expected) = (self.installation.log(&self.number, "long"), emitted(result_of));
+        assert_eq!(log.len(), expected.len(), "{part:?}");
+        assert!(log == expected, "{part:?}: the bytes differ");
+        // I4: one push, one pipeline, also after more looks.
+        self.installation.wait_for_looks(2);
+        assert_eq!(self.installation.pipelines_of(&self.revision).len(), 1, "{part:?}");
+        // I5: no process is left.
+        eventually("the action's processes to be gone", || {
+            processes_with(&self.mark).is_empty().then_some(())
+        });
+        attempts(long).into_iter().map(str::to_owned).collect()
     }
 }
 
-#[test]
-fn a_restarted_agent_makes_a_second_attempt() {
-    let mut installation = Installation::start();
-    let gate = installation.scratch("gate");
-    let number = running_pipeline(&installation, &gate);
-    fs::remove_file(gate.with_extension("begun")).unwrap();
-    installation.restart(Part::Agent);
-    eventually("the second attempt to run", || gate.with_extension("begun").exists().then_some(()));
-    fs::write(&gate, "").unwrap();
-    let (outcome, attempts, log) = end_of(&installation, &number);
-    assert_eq!(outcome, "succeeded");
-    assert_eq!(attempts, ["errored", "succeeded"]);
-    assert_eq!(log, "begun\nlet go\n");
+/// The scheduler, the controller or the monitor dies and comes back: the same attempt goes on.
+fn nothing_is_queued_again(part: Part) {
+    let mut pushed = Pushed::running();
+    let before = processes_with(&pushed.mark);
+    pushed.installation.restart(part);
+    let now = processes_with(&pushed.mark);
+    // The loop's `sleep` comes and goes; the shell around it stays.
+    assert!(now.iter().any(|pid| before.contains(pid)), "{part:?}: it runs on");
+    let_go(&pushed.workspace, "go");
+    assert_eq!(pushed.judge(part, 1), ["succeeded"], "{part:?}");
 }
 
 #[test]
-fn exit_codes_tell_what_became_of_it() {
-    let installation = Installation::start();
-    let repository = Repository::with_manifest(
-        installation.scratch("repository"),
-        "name: x\nactions:\n  a:\n    configuration: {executor: process}\n    commands: [\"exit 7\"]\n",
-    );
-    let path = repository.path.display().to_string();
-    let failed = installation.sealci(&["submit", &path, "--follow"]);
-    assert_eq!(failed.status.code(), Some(1), "{}", String::from_utf8_lossy(&failed.stderr));
-    let shown = String::from_utf8(failed.stdout).unwrap();
-    assert!(shown.contains("a > failed (exit code 7)"), "{shown}");
+fn a_killed_scheduler_queues_nothing_again() {
+    nothing_is_queued_again(Part::Scheduler);
+}
 
-    let manifest = installation.scratch("good.yaml");
-    fs::write(
-        &manifest,
-        "name: y\nactions:\n  a:\n    configuration: {executor: process}\n    commands: [echo fine]\n",
-    )
-    .unwrap();
-    let passed =
-        installation.sealci(&["submit", &path, "--follow", "--file", &manifest.display().to_string()]);
-    assert_eq!(passed.status.code(), Some(0));
-    assert!(String::from_utf8(passed.stdout).unwrap().contains("a | fine\n"));
+#[test]
+fn a_killed_controller_queues_nothing_again() {
+    nothing_is_queued_again(Part::Controller);
+}
 
-    fs::write(&manifest, "name: y\nacts: {}\n").unwrap();
-    let refused = installation.sealci(&["submit", &path, "--file", &manifest.display().to_string()]);
-    assert_eq!(refused.status.code(), Some(2));
-    assert!(String::from_utf8(refused.stderr).unwrap().contains(":2:1"), "the place is named");
+#[test]
+fn a_killed_monitor_queues_nothing_again() {
+    nothing_is_queued_again(Part::Monitor);
+}
 
-    let stranger = installation
-        .command(&["list"])
-        .env("SEALCI_TOKEN", "sealci_nobody-knows-this-token")
-        .output()
-        .unwrap();
-    assert_eq!(stranger.status.code(), Some(4));
-    let nowhere = installation.command(&["list", "--server", "http://127.0.0.1:1"]).output().unwrap();
-    assert_eq!(nowhere.status.code(), Some(5));
+/// The scheduler or the controller is away while the action ends.
+fn the_end_is_waited_with(part: Part) {
+    let mut pushed = Pushed::running();
+    pushed.installation.kill(part);
+    let_go(&pushed.workspace, "go");
+    // Its processes end, and what they wrote waits in the agent's spool.
+    eventually("the action to end", || processes_with(&pushed.mark).is_empty().then_some(()));
+    pushed.installation.start_part(part);
+    assert_eq!(pushed.judge(part, 1), ["succeeded"], "{part:?}");
+}
+
+#[test]
+fn the_scheduler_may_be_away_when_the_action_ends() {
+    the_end_is_waited_with(Part::Scheduler);
+}
+
+#[test]
+fn the_controller_may_be_away_when_the_action_ends() {
+    the_end_is_waited_with(Part::Controller);
+}
+
+#[test]
+fn a_killed_agent_leaves_no_process_and_makes_a_second_attempt() {
+    let mut pushed = Pushed::running();
+    let first = processes_with(&pushed.mark).into_iter().find_map(Footprint::of);
+    pushed.installation.kill(Part::Agent);
+    // Nobody is there any more to end them: they go by themselves.
+    eventually("the dead agent's processes to be gone", || {
+        processes_with(&pushed.mark).is_empty().then_some(())
+    });
+    assert!(pushed.workspace.exists(), "what is on the disk is the next one's to clear");
+    let former = pushed.workspace.clone();
+    pushed.installation.start_part(Part::Agent);
+    pushed.workspace = eventually("the second attempt to run", || {
+        (!former.exists()).then(|| pushed.installation.workspace_with("begun"))
+    });
+    assert_ne!(pushed.workspace, former);
+    if let Some(first) = first.filter(|_| is_root()) {
+        eventually("the first attempt's groups and mounts to be gone", || {
+            first.left().is_empty().then_some(())
+        });
+    }
+    let_go(&pushed.workspace, "go");
+    assert_eq!(pushed.judge(Part::Agent, 2), ["errored", "succeeded"]);
+    let numbered = ["logs", &pushed.number, "long", "--attempt", "1"];
+    let log = pushed.installation.sealci(&numbered).stdout;
+    let (expected, begun) = (emitted(1), b"attempt 1\n1\n2\n");
+    assert!(log.starts_with(begun) && expected.starts_with(&log), "what the first one wrote is kept");
+    let pipeline = pushed.installation.json(&["show", &pushed.number]);
+    assert_eq!(action(&pipeline, "long")["attempts"][0]["outcome"]["cause"], "agent_restarted");
 }

@@ -242,6 +242,9 @@ pub struct AgentServeArgs {
     /// Offer the executor `fake`, which plays a script
     #[arg(long, hide = true)]
     pub allow_fake: bool,
+    /// What is not acknowledged for so long is sent again
+    #[arg(long, value_name = "MILLISECONDS", default_value = "10000", hide = true)]
+    pub resend_ms: u64,
     #[command(flatten)]
     pub git: GitArgs,
 }
@@ -448,6 +451,7 @@ pub fn prepare_agent(args: &AgentServeArgs, shutdown: Shutdown) -> Result<Servic
     );
     config.enrolment_token = enrolment_token.map(|token| token.expose().to_owned().into());
     config.labels = labels(&args.label)?;
+    config.periods.resend = Duration::from_millis(args.resend_ms);
     config.capacity = match (args.cpu_millis, args.memory_bytes) {
         (Some(cpu_millis), Some(memory_bytes)) => Some(Resources { cpu_millis, memory_bytes }),
         _ => None,

@@ -143,6 +143,7 @@ async fn start(args: &UpArgs, folder: &DataFolder) -> Result<(Running, ClientFil
         sandbox_path: args.sandbox_path.clone(),
         allow_process: args.allows_process(),
         allow_fake: false,
+        resend_ms: 10_000,
         git: GitArgs::ALL,
     };
     let shutdown = Shutdown { drain: CancellationToken::new(), stop: stop.clone() };
