@@ -14,8 +14,17 @@ use crate::workspace;
 pub struct Programs(BTreeMap<String, PathBuf>);
 
 impl Programs {
+    /// Those in the folder that `SEALCI_BENCH_PROGRAMS` names, to compare builds; else what is built now.
+    pub fn find() -> Result<Self> {
+        let Some(folder) = std::env::var_os("SEALCI_BENCH_PROGRAMS").map(PathBuf::from) else {
+            return Self::build();
+        };
+        let programs = ["sealci", "floors", "commits"].map(|name| (name.to_owned(), folder.join(name)));
+        Ok(Self(programs.into_iter().collect()))
+    }
+
     /// One call of cargo, so that the dependencies are built once, with one set of features.
-    pub fn build() -> Result<Self> {
+    fn build() -> Result<Self> {
         let output = workspace::cargo()
             .args(["build", "--release", "--locked", "--message-format=json-render-diagnostics"])
             .args(["-p", "sealci", "-p", "sealci-agent", "-p", "sealci-service"])

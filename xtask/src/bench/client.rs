@@ -135,6 +135,10 @@ impl Read for Chunks<'_> {
                 self.reader.read_line(&mut line)?;
             }
         }
+        if self.over {
+            // Not even nothing may be asked of the connection now: it would wait for more.
+            return Ok(0);
+        }
         let wanted = buffer.len().min(self.left);
         let count = self.reader.read(&mut buffer[..wanted])?;
         self.left -= count;

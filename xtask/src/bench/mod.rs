@@ -32,7 +32,7 @@ pub fn run(wanted: &[&str]) -> Result<bool> {
     if let Some(unknown) = wanted.iter().find(|name| !NAMES.contains(name)) {
         bail!("there is no measurement `{unknown}`, only {}", NAMES.join(", "));
     }
-    let bench = Bench { programs: Programs::build()? };
+    let bench = Bench { programs: Programs::find()? };
     let host = host::describe();
     let begun = Instant::now();
     let mut table = Table::default();
