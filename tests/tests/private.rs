@@ -100,6 +100,6 @@ fn a_private_repository_is_built_and_its_token_seen_nowhere() {
     assert!(shown.to_string().contains("refuses the credentials"), "{shown}");
     assert_unseen("the API", &shown.to_string());
     for part in Part::ALL {
-        assert_unseen("a log", &installation.log(part));
+        assert_unseen("a log", &installation.service_log(part));
     }
 }
