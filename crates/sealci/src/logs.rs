@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 
 use clap::Args;
 use futures_util::TryStreamExt;
-use sealci_api::controller::types::{Action, Attempt, OutcomeKind, Pipeline};
+use sealci_api::controller::types::{Action, Attempt, AttemptState, OutcomeKind, Pipeline};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -64,7 +64,13 @@ pub async fn logs(args: LogsArgs, terminal: Terminal) -> Result<Exit, Failure> {
         };
         let from =
             if args.failed && terminal.interactive { say_failure(action, attempt, terminal) } else { 0 };
-        copy(&server, id_of(action, attempt), from, &mut writer).await?;
+        let is_whole = copy(&server, id_of(action, attempt), from, &mut writer).await?;
+        if !is_whole && attempt.state == AttemptState::Finished && !attempt.fenced {
+            let name = one_line(&action.name);
+            eprintln!(
+                "`{name}` is finished, and the end of its log is still on its way: `sealci logs -f` waits for it"
+            );
+        }
     }
     Ok(Exit::Passed)
 }
@@ -168,8 +174,8 @@ impl Writer {
     }
 }
 
-/// Copies the log as it stands.
-async fn copy(server: &Server, id: AttemptId, from: u64, writer: &mut Writer) -> Result<(), Failure> {
+/// Copies the log as it stands; whether that is all there will be.
+async fn copy(server: &Server, id: AttemptId, from: u64, writer: &mut Writer) -> Result<bool, Failure> {
     let mut request = server
         .client
         .read_log()
@@ -182,15 +188,17 @@ async fn copy(server: &Server, id: AttemptId, from: u64, writer: &mut Writer) ->
         Ok(response) => response,
         // The failing command wrote nothing: there is nothing at its offset.
         Err(error) if from > 0 && error.status().is_some_and(|status| status.as_u16() == 416) => {
-            return Ok(());
+            return Ok(true);
         }
         Err(error) => return Err(server.failure(error).await),
     };
+    let is_whole = response.headers().get("sealci-log-complete").is_none_or(|value| value == "true");
     let mut stream = response.into_inner_stream();
     while let Some(bytes) = stream.try_next().await.map_err(|error| server.unreachable(&error))? {
         writer.write(&bytes)?;
     }
-    Ok(writer.finish()?)
+    writer.finish()?;
+    Ok(is_whole)
 }
 
 /// Follows one action's log, without prefixes, to its end.

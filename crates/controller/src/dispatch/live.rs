@@ -118,8 +118,8 @@ impl Live {
                 batch.attempts.insert((row.action_id, row.number), row.clone());
             }
         }
-        if dirty.pipeline || !moved.is_empty() {
-            self.write_pipeline(now_ms);
+        // The row carries the manifest: most moves of an action leave it as it is, and then it is not written again.
+        if self.write_pipeline(now_ms) || dirty.pipeline {
             batch.pipelines.insert(self.pipeline.id, self.pipeline.clone());
         }
         moved
@@ -147,8 +147,10 @@ impl Live {
         moved
     }
 
-    fn write_pipeline(&mut self, now_ms: i64) {
+    /// Says whether that changed the row.
+    fn write_pipeline(&mut self, now_ms: i64) -> bool {
         let row = &mut self.pipeline;
+        let before = (row.round, row.cancel_wished, row.finished_at, row.state.clone(), row.outcome.clone());
         row.round = i32::try_from(self.state.round).unwrap_or(i32::MAX);
         row.cancel_wished = self.state.cancel_wished;
         let (state, outcome) = match self.state.state() {
@@ -159,6 +161,7 @@ impl Live {
         row.finished_at = outcome.map(|_| row.finished_at.unwrap_or(now_ms));
         row.state = state.to_owned();
         row.outcome = outcome.map(|outcome| outcome.as_str().to_owned());
+        before != (row.round, row.cancel_wished, row.finished_at, row.state.clone(), row.outcome.clone())
     }
 }
 
