@@ -69,6 +69,8 @@ async fn a_full_disk_refuses_and_recovers() {
     let incompressible: Vec<u8> =
         (0..900_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     agent.log(0, &incompressible).await;
+    // A failed commit ends the line, since the scheduler may have been told of what is not.
+    line.ended().await;
     let mut body = push(MANIFEST);
     body["revision"] = json!("f".repeat(40));
     let (status, problem) = loop {
@@ -83,20 +85,14 @@ async fn a_full_disk_refuses_and_recovers() {
     assert!(problem["detail"].as_str().unwrap().contains("could not be recorded"), "{problem}");
 
     std::fs::remove_file(filler).unwrap();
-    // Each failed commit ends the line, since the scheduler may have been told of what is not; the last one stays.
-    let mut line = loop {
-        let mut line = world.line().await;
-        if line.states_a_claim().await {
-            break line;
-        }
-    };
+    let mut line = world.standing_line().await;
     let mut agent = ScriptedAgent { line: &mut line, attempt: attempt.clone(), token, sequence: 0 };
     agent.running().await;
     agent.log(0, &incompressible[..1000]).await;
     agent.finished(outcome::Kind::Succeeded(outcome::Succeeded {}), 1000).await;
     assert!(line.acknowledged(2, 1000).await.closed);
     let shown = world.get(&format!("/api/v1/pipelines/{id}")).await;
-    assert_eq!(shown["outcome"], "succeeded");
+    assert_eq!(shown["outcome"], "succeeded", "{shown}");
     body["revision"] = json!("e".repeat(40));
     assert_eq!(world.post("/api/v1/pipelines", body).await.0, 201, "there is room again");
 }

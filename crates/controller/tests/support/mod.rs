@@ -175,6 +175,22 @@ impl World {
         within(async { self.lines.lock().await.recv().await.unwrap() }).await
     }
 
+    /// The stream that stands now, of those that were opened since the last one was taken.
+    pub async fn standing_line(&self) -> Line {
+        let ready = async {
+            while self.call(reqwest::Method::GET, "/readyz", None).await.0 != 200 {
+                tokio::task::yield_now().await;
+            }
+        };
+        within(ready).await;
+        let mut lines = self.lines.lock().await;
+        let mut last = None;
+        while let Ok(line) = lines.try_recv() {
+            last = Some(line);
+        }
+        last.expect("a line stands, so it was opened")
+    }
+
     pub async fn call(&self, method: reqwest::Method, path: &str, body: Option<Value>) -> (u16, Value) {
         let mut request =
             self.http.request(method, format!("{}{path}", self.url)).bearer_auth(self.token.expose());
@@ -227,15 +243,9 @@ impl Line {
             .await
     }
 
-    /// Reads on until an attempt is stated as claimed; false if the controller hangs up before.
-    pub async fn states_a_claim(&mut self) -> bool {
-        let is_claimed = |want: &Want| matches!(want.state, Some(want::State::Claimed(_)));
-        while let Some(Ok(message)) = within(self.incoming.next()).await {
-            if find_want(message.body.unwrap(), is_claimed).is_some() {
-                return true;
-            }
-        }
-        false
+    /// Reads on until the controller hangs up.
+    pub async fn ended(&mut self) {
+        within(async { while let Some(Ok(_)) = self.incoming.next().await {} }).await;
     }
 
     pub async fn say(&self, body: scheduler_message::Body) {
