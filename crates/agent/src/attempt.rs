@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use crate::environment;
 use crate::executor::{Execution, ExecutionEvent, ExecutionRequest, Executor, ShellKind};
 use crate::identity::{Identity, unix_ms};
+use crate::room::{Occupancy, Room, Stop};
 use crate::spool::{AttemptSpool, SpoolError};
 use crate::workspace::{Checkout, Folders, Source, WorkspaceError};
 
@@ -63,6 +64,7 @@ pub struct Means {
     pub executors: Vec<Arc<dyn Executor>>,
     pub checkout: Arc<dyn Checkout>,
     pub work: PathBuf,
+    pub room: Arc<Room>,
 }
 
 impl Means {
@@ -129,7 +131,9 @@ impl AttemptTask {
     /// Runs the attempt to its end. Dropping the future kills the action.
     pub async fn run(mut self) -> Ended {
         let folders = Folders::of(&self.means.work, self.spool.id());
-        let told = self.perform(&folders).await;
+        // Until the folders are gone.
+        let mut place = self.means.room.enter(self.spool.id(), folders.root());
+        let told = self.perform(&folders, &mut place).await;
         let ended = match told {
             Told::Nothing => Ended::Forgotten,
             Told::Outcome { outcome, remains } => {
@@ -142,7 +146,7 @@ impl AttemptTask {
         ended
     }
 
-    async fn perform(&mut self, folders: &Folders) -> Told {
+    async fn perform(&mut self, folders: &Folders, place: &mut Occupancy) -> Told {
         let prepared = match self.prepare_and_claim(folders).await {
             Ok(prepared) => prepared,
             Err(told) => return told,
@@ -151,7 +155,7 @@ impl AttemptTask {
             Ok(request) => request,
             Err(failure) => return Told::outcome(failure.into_outcome()),
         };
-        self.execute(request).await
+        self.execute(request, place).await
     }
 
     /// Prepares the workspace while the claim is on its way; comes back when both are done, or as soon as the attempt is
@@ -214,7 +218,7 @@ impl AttemptTask {
         })
     }
 
-    async fn execute(&mut self, request: ExecutionRequest) -> Told {
+    async fn execute(&mut self, request: ExecutionRequest, place: &mut Occupancy) -> Told {
         let name = self.spec.as_ref().map_or("", |spec| spec.executor.as_str());
         let means = self.means.clone();
         let executor = match means.executor(name) {
@@ -228,17 +232,23 @@ impl AttemptTask {
                 return Told::outcome(outcome);
             }
         };
-        self.follow(&mut execution, executor.kind()).await
+        self.follow(&mut execution, executor.kind(), place).await
     }
 
     /// Takes down what an execution tells, until nothing of it lives any more.
-    async fn follow(&mut self, execution: &mut Execution, kind: ExecutorKind) -> Told {
+    async fn follow(&mut self, execution: &mut Execution, kind: ExecutorKind, place: &mut Occupancy) -> Told {
         let handle = execution.handle();
         let mut broken: Option<Outcome> = None;
+        let mut stopped: Option<Stop> = None;
         self.orders.mark_changed();
         loop {
             let event = tokio::select! {
                 event = execution.next() => event,
+                stop = place.must_stop() => {
+                    stopped = Some(stop);
+                    handle.kill();
+                    continue;
+                }
                 () = changed(&mut self.orders) => {
                     let orders = self.orders.borrow_and_update();
                     if orders.kill || orders.forget {
@@ -253,7 +263,12 @@ impl AttemptTask {
             match event {
                 Some(ExecutionEvent::Finished { .. }) | None if forgotten => return Told::Nothing,
                 Some(_) if forgotten => {}
-                Some(ExecutionEvent::Finished { outcome, remains }) => {
+                Some(ExecutionEvent::Finished { mut outcome, remains }) => {
+                    // An end that came first stands.
+                    if let Some(stop) = stopped.filter(|_| outcome == Outcome::Cancelled) {
+                        self.take_output(format!("sealci: {stop}\n").into()).await;
+                        outcome = stop.outcome();
+                    }
                     return Told::Outcome { outcome: broken.unwrap_or(outcome), remains };
                 }
                 Some(event) => {

@@ -10,13 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use sealci_agent::Shutdown;
 use sealci_agent::executor::cgroup::{CgroupError, Cgroups, Layout};
 use sealci_agent::executor::fake::FakeExecutor;
 use sealci_agent::executor::process::ProcessExecutor;
 use sealci_agent::executor::sandbox::{SandboxExecutor, SandboxOptions};
 use sealci_agent::executor::{Executor, ExecutorError};
 use sealci_agent::mirror::MirrorCheckout;
+use sealci_agent::{RoomLimits, Shutdown};
 use sealci_core::plan::Resources;
 use sealci_git::{AllowedTransports, CredentialBook};
 use sealci_monitor::ControllerAddress;
@@ -109,6 +109,27 @@ impl RepositoriesArgs {
         let Some(path) = &self.repositories else { return Ok(Arc::default()) };
         let book = CredentialBook::from_file(path);
         book.map(Arc::new).map_err(|error| Failure::of_error(Exit::Usage, "--repositories", &error))
+    }
+}
+
+/// What running actions may take of the disk.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct RoomArgs {
+    /// What an action may write to the disk: its workspace and scratch folder together [default: 32 GiB]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..))]
+    pub workspace_bytes: Option<u64>,
+    /// Stop actions that grow, the largest first, when less than this is free; 0: never [default: 512 MiB]
+    #[arg(long, value_name = "BYTES")]
+    pub disk_reserve_bytes: Option<u64>,
+}
+
+impl RoomArgs {
+    pub fn limits(self) -> RoomLimits {
+        let usual = RoomLimits::default();
+        RoomLimits {
+            workspace_bytes: self.workspace_bytes.unwrap_or(usual.workspace_bytes),
+            reserve_bytes: self.disk_reserve_bytes.unwrap_or(usual.reserve_bytes),
+        }
     }
 }
 
@@ -233,6 +254,8 @@ pub struct AgentServeArgs {
     /// Memory for actions [default: all but a reserve]
     #[arg(long, value_name = "BYTES", requires = "cpu_millis")]
     pub memory_bytes: Option<u64>,
+    #[command(flatten)]
+    pub room: RoomArgs,
     /// A folder or file of this machine that actions in the sandbox see, read-only; may be given several times
     #[arg(long, value_name = "PATH")]
     pub sandbox_path: Vec<PathBuf>,
@@ -451,6 +474,7 @@ pub fn prepare_agent(args: &AgentServeArgs, shutdown: Shutdown) -> Result<Servic
     );
     config.enrolment_token = enrolment_token.map(|token| token.expose().to_owned().into());
     config.labels = labels(&args.label)?;
+    config.room = args.room.limits();
     config.periods.resend = Duration::from_millis(args.resend_ms);
     config.capacity = match (args.cpu_millis, args.memory_bytes) {
         (Some(cpu_millis), Some(memory_bytes)) => Some(Resources { cpu_millis, memory_bytes }),

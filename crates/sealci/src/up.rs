@@ -13,7 +13,8 @@ use crate::demo;
 use crate::exit::{Exit, Failure};
 use crate::serve::{
     ADMIN_TOKEN, AgentServeArgs, ControllerArgs, GitArgs, ListenArgs, MonitorArgs, RepositoriesArgs,
-    SchedulerArgs, TrustArgs, prepare_agent, prepare_controller, prepare_monitor, prepare_scheduler,
+    RoomArgs, SchedulerArgs, TrustArgs, prepare_agent, prepare_controller, prepare_monitor,
+    prepare_scheduler,
 };
 use crate::service::{self, Running};
 use crate::terminal::Terminal;
@@ -40,6 +41,8 @@ pub struct UpArgs {
     /// Let actions run as this user, with no isolation at all
     #[arg(long)]
     allow_process: bool,
+    #[command(flatten)]
+    room: RoomArgs,
     /// Make a sample repository, push a commit to it, and show what happens
     #[arg(long)]
     demo: bool,
@@ -140,6 +143,7 @@ async fn start(args: &UpArgs, folder: &DataFolder) -> Result<(Running, ClientFil
         label: Vec::new(),
         cpu_millis: None,
         memory_bytes: None,
+        room: args.room,
         sandbox_path: args.sandbox_path.clone(),
         allow_process: args.allows_process(),
         allow_fake: false,
