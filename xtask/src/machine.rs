@@ -18,11 +18,21 @@ pub enum Capability {
     /// Packets can be filtered and translated.
     Netfilter,
     Kvm,
+    /// A server and a client, both OpenSSH's.
+    Ssh,
 }
 
 impl Capability {
-    pub const ALL: [Self; 7] =
-        [Self::Git, Self::Deny, Self::Postgres, Self::Root, Self::Namespaces, Self::Netfilter, Self::Kvm];
+    pub const ALL: [Self; 8] = [
+        Self::Git,
+        Self::Deny,
+        Self::Postgres,
+        Self::Root,
+        Self::Namespaces,
+        Self::Netfilter,
+        Self::Kvm,
+        Self::Ssh,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -33,6 +43,7 @@ impl Capability {
             Self::Namespaces => "namespaces",
             Self::Netfilter => "netfilter",
             Self::Kvm => "kvm",
+            Self::Ssh => "ssh",
         }
     }
 }
@@ -52,8 +63,15 @@ pub fn required(text: &str) -> Result<Vec<Capability>> {
 }
 
 /// A program that tests use, and the package that brings it.
-const PROGRAMS: &[(&str, &str)] =
-    &[("git", "git"), ("cc", "gcc"), ("nft", "nftables"), ("ip", "iproute2"), ("unshare", "util-linux")];
+const PROGRAMS: &[(&str, &str)] = &[
+    ("git", "git"),
+    ("cc", "gcc"),
+    ("nft", "nftables"),
+    ("ip", "iproute2"),
+    ("unshare", "util-linux"),
+    ("ssh", "openssh-client"),
+    ("sshd", "openssh-server"),
+];
 
 /// The packages that are not there.
 pub fn missing_packages() -> Vec<&'static str> {
@@ -108,6 +126,9 @@ pub fn lacks(capability: Capability) -> Option<String> {
     match capability {
         Capability::Git => unless(find("git").is_some(), "git is not installed"),
         Capability::Deny => None,
+        Capability::Ssh => {
+            unless(find("ssh").is_some() && find("sshd").is_some(), "ssh and sshd are not installed")
+        }
         Capability::Postgres => unless(postgres_programs().is_some(), "PostgreSQL's initdb is not installed"),
         Capability::Root => unless(is_root(), "not running as root"),
         Capability::Namespaces => unless(

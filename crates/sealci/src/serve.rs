@@ -81,7 +81,7 @@ fn check_dialled(flag: &str, url: &str) -> Result<(), Failure> {
 }
 
 /// Which repositories may be read, beyond those on public addresses by https and ssh.
-#[derive(Debug, Clone, Copy, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Repositories")]
 pub struct GitArgs {
     /// Also those on this machine's disk (file://)
@@ -93,6 +93,39 @@ pub struct GitArgs {
     /// Also those on loopback and private addresses
     #[arg(long)]
     pub allow_local_addresses: bool,
+    #[command(flatten)]
+    pub trust: GitTrustArgs,
+}
+
+/// Which repositories' servers are believed.
+#[derive(Debug, Default, Clone, Args)]
+#[command(next_help_heading = "Repositories")]
+pub struct GitTrustArgs {
+    /// The authority of repositories' https servers, PEM [default: those that this system trusts]
+    #[arg(long, value_name = "FILE", env = "SEALCI_GIT_CA")]
+    pub git_ca: Option<PathBuf>,
+    /// The only host keys to trust for ssh, as in known_hosts [default: the first that a host shows is remembered]
+    #[arg(long, value_name = "FILE", env = "SEALCI_GIT_KNOWN_HOSTS")]
+    pub git_known_hosts: Option<PathBuf>,
+}
+
+impl GitTrustArgs {
+    /// Checked, and absolute: git runs elsewhere.
+    fn authority(&self) -> Result<Option<PathBuf>, Failure> {
+        let Some(path) = &self.git_ca else { return Ok(None) };
+        tls::read_authority(path).map_err(|error| Failure::of_error(Exit::Usage, "--git-ca", &error))?;
+        absolute("--git-ca", path).map(Some)
+    }
+
+    fn known_hosts(&self) -> Result<Option<PathBuf>, Failure> {
+        self.git_known_hosts.as_ref().map(|path| absolute("--git-known-hosts", path)).transpose()
+    }
+}
+
+/// The path of a file that is there, from anywhere.
+fn absolute(flag: &str, path: &Path) -> Result<PathBuf, Failure> {
+    fs::canonicalize(path)
+        .map_err(|error| Failure::of_error(Exit::Usage, format!("{flag} {}", path.display()), &error))
 }
 
 /// What opens private repositories.
@@ -135,9 +168,20 @@ impl RoomArgs {
 
 impl GitArgs {
     /// What is right where only this machine's owner says what is built.
-    pub const ALL: Self = Self { allow_file: true, allow_http: true, allow_local_addresses: true };
+    pub fn all(trust: GitTrustArgs) -> Self {
+        Self { allow_file: true, allow_http: true, allow_local_addresses: true, trust }
+    }
 
-    fn transports(self) -> AllowedTransports {
+    /// How git is run with the home folder `home`.
+    fn options(&self, home: PathBuf) -> Result<sealci_git::Options, Failure> {
+        let mut options = sealci_git::Options::new(home);
+        options.allow_local_addresses = self.allow_local_addresses;
+        options.tls_ca = self.trust.authority()?;
+        options.known_hosts = self.trust.known_hosts()?;
+        Ok(options)
+    }
+
+    fn transports(&self) -> AllowedTransports {
         AllowedTransports { http: self.allow_http, file: self.allow_file }
     }
 }
@@ -346,6 +390,8 @@ pub async fn prepare_controller(args: &ControllerArgs, stop: CancellationToken) 
         transports: args.git.transports(),
         credentials: args.repositories.credentials()?,
         allow_local_addresses: args.git.allow_local_addresses,
+        git_ca: args.git.trust.authority()?,
+        git_known_hosts: args.git.trust.known_hosts()?,
         lost_after: Duration::from_millis(args.lost_after_ms),
         grace: Duration::from_millis(args.grace_ms),
     };
@@ -394,8 +440,7 @@ pub async fn prepare_monitor(args: &MonitorArgs, stop: CancellationToken) -> Res
         ca_pem: args.trust.authority()?,
         token: secret(args.controller_token_file.as_ref(), &folder, MONITOR_TOKEN)?,
     };
-    let mut git = sealci_git::Options::new(folder.path("monitor/git-home"));
-    git.allow_local_addresses = args.git.allow_local_addresses;
+    let git = args.git.options(folder.path("monitor/git-home"))?;
     let database = database(args.database.as_ref(), &folder, "monitor.db")?;
     let mut config = sealci_monitor::Config::new(database, controller, git);
     config.tokens = api_tokens(&[(&admin, Role::Admin)], &args.api_token)?;
@@ -453,9 +498,8 @@ pub fn prepare_agent(args: &AgentServeArgs, shutdown: Shutdown) -> Result<Servic
         // Another process on this machine may be about to make it; an agent that is enrolled needs none.
         None => Some(folder.secret(ENROLMENT_TOKEN).map_err(DataFolder::failure)?),
     };
-    let mut options = sealci_git::Options::new(own.join("git-home"));
-    options.allow_local_addresses = args.git.allow_local_addresses;
-    let git = sealci_git::Git::new(options).map_err(|error| trouble("git", &error))?;
+    let git = sealci_git::Git::new(args.git.options(own.join("git-home"))?)
+        .map_err(|error| trouble("git", &error))?;
     let mirrors = sealci_git::Mirrors::new(git, own.join("mirrors"), MIRRORS_BUDGET_BYTES)
         .map_err(|error| trouble("mirrors", &error))?;
     let checkout = MirrorCheckout::new(mirrors, args.git.transports());

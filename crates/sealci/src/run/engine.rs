@@ -77,6 +77,8 @@ pub async fn open(folder: &Path) -> Result<Doors, Failure> {
         transports: AllowedTransports { http: false, file: true },
         credentials: Arc::default(),
         allow_local_addresses: false,
+        git_ca: None,
+        git_known_hosts: None,
         lost_after: LOST_AFTER,
         grace: GRACE,
     };
