@@ -1,6 +1,8 @@
 //! Finds out what the machine has, and installs Debian packages where that is possible.
 
 use std::fs;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -99,8 +101,43 @@ pub fn cannot_install() -> Option<&'static str> {
     }
 }
 
-/// Installs Debian packages.
+/// Where Debian asks whether a package's service may be started (invoke-rc.d(8)).
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+/// Keeps the services of packages from starting as they are installed: tests start their own, on ports of their own.
+struct ServicesAtRest {
+    is_ours: bool,
+}
+
+impl ServicesAtRest {
+    fn begin() -> Self {
+        // It lets everything start again once this process is gone, should it be killed before it can remove it.
+        let text = format!(
+            "#!/bin/sh\n# Made by SealCI's `cargo xtask test` while it installs packages; it may be removed.\n\
+             kill -0 {} 2>/dev/null && exit 101\nexit 0\n",
+            std::process::id()
+        );
+        let write = || {
+            let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o755).open(POLICY)?;
+            file.write_all(text.as_bytes())
+        };
+        // Somebody else's stays: it is the machine's own policy.
+        Self { is_ours: write().is_ok() }
+    }
+}
+
+impl Drop for ServicesAtRest {
+    fn drop(&mut self) {
+        if self.is_ours {
+            // What is left of it does nothing.
+            let _ = fs::remove_file(POLICY);
+        }
+    }
+}
+
+/// Installs Debian packages. Their services are not started now; a machine that boots would start them.
 pub fn install(packages: &[&str]) -> Result<()> {
+    let _at_rest = ServicesAtRest::begin();
     apt_get(&["install", "--yes", "--no-install-recommends"], packages)
         .or_else(|_| {
             // A fresh machine has no package lists yet, or old ones.
