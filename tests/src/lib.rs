@@ -21,9 +21,11 @@ use tempfile::TempDir;
 mod certificates;
 pub mod host;
 mod pipelines;
+mod sshd;
 
 pub use certificates::{Certificates, outward_address};
 pub use pipelines::{Following, action, attempts, both, let_go};
+pub use sshd::Sshd;
 
 /// How long anything may take that is expected to happen at all.
 pub const PATIENCE: Duration = Duration::from_secs(60);

@@ -321,3 +321,24 @@ actions:
     run.assert_in_order(&["\"executor\":\"sandbox\"", "/workspace and the tree"]);
     assert_eq!(fs::read_to_string(bench.tree.join("file")).unwrap(), "the tree");
 }
+
+#[test]
+fn an_action_that_writes_too_much_fails_over_its_disk_limit() {
+    let bench = Bench::of(
+        "name: greedy
+actions:
+  fill:
+    configuration: {network: off}
+    commands:
+      - |
+        while :; do head -c 65536 /dev/zero >> fill; sleep 0.005; done
+",
+    );
+    let sealed = sealci_tests::host::is_root();
+    let executor: &[&str] = if sealed { &[] } else { &PROCESS };
+    for bound in ["4000000", "9000000"] {
+        let run = bench.run(&[executor, &["--workspace-bytes", bound]].concat());
+        assert_eq!(run.code(), 1, "{run:?}");
+        run.assert_in_order(&["fill | sealci: stopped", &format!("may have {bound} bytes"), "disk limit"]);
+    }
+}

@@ -1,6 +1,8 @@
 //! Finds out what the machine has, and installs Debian packages where that is possible.
 
 use std::fs;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -18,11 +20,21 @@ pub enum Capability {
     /// Packets can be filtered and translated.
     Netfilter,
     Kvm,
+    /// A server and a client, both OpenSSH's.
+    Ssh,
 }
 
 impl Capability {
-    pub const ALL: [Self; 7] =
-        [Self::Git, Self::Deny, Self::Postgres, Self::Root, Self::Namespaces, Self::Netfilter, Self::Kvm];
+    pub const ALL: [Self; 8] = [
+        Self::Git,
+        Self::Deny,
+        Self::Postgres,
+        Self::Root,
+        Self::Namespaces,
+        Self::Netfilter,
+        Self::Kvm,
+        Self::Ssh,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -33,6 +45,7 @@ impl Capability {
             Self::Namespaces => "namespaces",
             Self::Netfilter => "netfilter",
             Self::Kvm => "kvm",
+            Self::Ssh => "ssh",
         }
     }
 }
@@ -52,8 +65,15 @@ pub fn required(text: &str) -> Result<Vec<Capability>> {
 }
 
 /// A program that tests use, and the package that brings it.
-const PROGRAMS: &[(&str, &str)] =
-    &[("git", "git"), ("cc", "gcc"), ("nft", "nftables"), ("ip", "iproute2"), ("unshare", "util-linux")];
+const PROGRAMS: &[(&str, &str)] = &[
+    ("git", "git"),
+    ("cc", "gcc"),
+    ("nft", "nftables"),
+    ("ip", "iproute2"),
+    ("unshare", "util-linux"),
+    ("ssh", "openssh-client"),
+    ("sshd", "openssh-server"),
+];
 
 /// The packages that are not there.
 pub fn missing_packages() -> Vec<&'static str> {
@@ -81,8 +101,43 @@ pub fn cannot_install() -> Option<&'static str> {
     }
 }
 
-/// Installs Debian packages.
+/// Where Debian asks whether a package's service may be started (invoke-rc.d(8)).
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+/// Keeps the services of packages from starting as they are installed: tests start their own, on ports of their own.
+struct ServicesAtRest {
+    is_ours: bool,
+}
+
+impl ServicesAtRest {
+    fn begin() -> Self {
+        // It lets everything start again once this process is gone, should it be killed before it can remove it.
+        let text = format!(
+            "#!/bin/sh\n# Made by SealCI's `cargo xtask test` while it installs packages; it may be removed.\n\
+             kill -0 {} 2>/dev/null && exit 101\nexit 0\n",
+            std::process::id()
+        );
+        let write = || {
+            let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o755).open(POLICY)?;
+            file.write_all(text.as_bytes())
+        };
+        // Somebody else's stays: it is the machine's own policy.
+        Self { is_ours: write().is_ok() }
+    }
+}
+
+impl Drop for ServicesAtRest {
+    fn drop(&mut self) {
+        if self.is_ours {
+            // What is left of it does nothing.
+            let _ = fs::remove_file(POLICY);
+        }
+    }
+}
+
+/// Installs Debian packages. Their services are not started now; a machine that boots would start them.
 pub fn install(packages: &[&str]) -> Result<()> {
+    let _at_rest = ServicesAtRest::begin();
     apt_get(&["install", "--yes", "--no-install-recommends"], packages)
         .or_else(|_| {
             // A fresh machine has no package lists yet, or old ones.
@@ -108,6 +163,9 @@ pub fn lacks(capability: Capability) -> Option<String> {
     match capability {
         Capability::Git => unless(find("git").is_some(), "git is not installed"),
         Capability::Deny => None,
+        Capability::Ssh => {
+            unless(find("ssh").is_some() && find("sshd").is_some(), "ssh and sshd are not installed")
+        }
         Capability::Postgres => unless(postgres_programs().is_some(), "PostgreSQL's initdb is not installed"),
         Capability::Root => unless(is_root(), "not running as root"),
         Capability::Namespaces => unless(

@@ -88,6 +88,9 @@ fn prepare_machine() {
         println!("not installed ({why}): what needs them is skipped");
         return;
     }
+    if packages.contains(&"openssh-server") {
+        println!("note: the service of openssh-server is not started; to keep it so: systemctl disable ssh");
+    }
     // One by one: what cannot be had must not keep the others away.
     for package in packages {
         if let Err(error) = machine::install(&[package]) {

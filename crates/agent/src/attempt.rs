@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::executor::{Execution, ExecutionEvent, Standby};
 use crate::identity::unix_ms;
 use crate::preparation::{Means, Preparation, Prepared, changed};
+use crate::room::{Occupancy, Stop};
 use crate::spool::{AttemptSpool, SpoolError};
 use crate::workspace::Folders;
 
@@ -83,7 +84,9 @@ impl AttemptTask {
     /// Runs the attempt to its end. Dropping the future kills the action.
     pub async fn run(mut self) -> Ended {
         let folders = Folders::of(&self.means.work, self.spool.id());
-        let told = self.perform(&folders).await;
+        // Until the folders are gone.
+        let mut place = self.means.room.enter(self.spool.id(), folders.root());
+        let told = self.perform(&folders, &mut place).await;
         let (ended, remains) = match told {
             Told::Nothing { remains } => (Ended::Forgotten, remains),
             Told::Outcome { outcome, remains } => {
@@ -97,9 +100,9 @@ impl AttemptTask {
         ended
     }
 
-    async fn perform(&mut self, folders: &Folders) -> Told {
+    async fn perform(&mut self, folders: &Folders, place: &mut Occupancy) -> Told {
         match self.prepare_and_claim(folders).await {
-            Ok((standby, kind)) => self.follow(&mut standby.begin(), kind).await,
+            Ok((standby, kind)) => self.follow(&mut standby.begin(), kind, place).await,
             Err(told) => told,
         }
     }
@@ -162,13 +165,19 @@ impl AttemptTask {
     }
 
     /// Takes down what an execution tells, until nothing of it lives any more.
-    async fn follow(&mut self, execution: &mut Execution, kind: ExecutorKind) -> Told {
+    async fn follow(&mut self, execution: &mut Execution, kind: ExecutorKind, place: &mut Occupancy) -> Told {
         let handle = execution.handle();
         let mut broken: Option<Outcome> = None;
+        let mut stopped: Option<Stop> = None;
         self.orders.mark_changed();
         loop {
             let event = tokio::select! {
                 event = execution.next() => event,
+                stop = place.must_stop() => {
+                    stopped = Some(stop);
+                    handle.kill();
+                    continue;
+                }
                 () = changed(&mut self.orders) => {
                     let orders = self.orders.borrow_and_update();
                     if orders.kill || orders.forget {
@@ -186,7 +195,12 @@ impl AttemptTask {
                 }
                 None if forgotten => return Told::Nothing { remains: None },
                 Some(_) if forgotten => {}
-                Some(ExecutionEvent::Finished { outcome, remains }) => {
+                Some(ExecutionEvent::Finished { mut outcome, remains }) => {
+                    // An end that came first stands.
+                    if let Some(stop) = stopped.filter(|_| outcome == Outcome::Cancelled) {
+                        self.take_output(format!("sealci: {stop}\n").into()).await;
+                        outcome = stop.outcome();
+                    }
                     return Told::Outcome { outcome: broken.unwrap_or(outcome), remains };
                 }
                 Some(event) => {

@@ -29,6 +29,7 @@ pub mod mirror;
 mod offer;
 mod preparation;
 mod reconcile;
+mod room;
 mod session;
 mod spool;
 mod stream;
@@ -50,12 +51,14 @@ use crate::executor::Executor;
 use crate::identity::{Identity, IdentityError};
 use crate::offer::{Disk, Offering};
 use crate::preparation::Means;
+use crate::room::Room;
 use crate::session::{Session, SessionTimes};
 use crate::spool::{Spool, SpoolError};
 use crate::stream::Rhythm;
 use crate::workspace::Checkout;
 
 pub use crate::offer::DiskProbe;
+pub use crate::room::RoomLimits;
 pub use crate::session::Shutdown;
 pub use crate::spool::SpoolLimits;
 
@@ -88,6 +91,8 @@ pub struct Config {
     pub min_free_disk_bytes: u64,
     /// Asks the file system.
     pub disk_probe: DiskProbe,
+    /// What actions that run may take of it.
+    pub room: RoomLimits,
     pub periods: Periods,
 }
 
@@ -115,6 +120,7 @@ impl Config {
             spool: SpoolLimits::default(),
             min_free_disk_bytes: 1 << 30,
             disk_probe: Box::new(workspace::free_disk_bytes),
+            room: RoomLimits::default(),
             periods: Periods::default(),
         }
     }
@@ -239,8 +245,14 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), AgentError> {
     let offering = Offering::new(capacity, config.labels, names, config.slots);
     let disk = Disk::new(work.clone(), config.min_free_disk_bytes, config.disk_probe);
     let executors = config.executors.clone();
-    let means =
-        Means { identity: identity.clone(), executors: config.executors, checkout: config.checkout, work };
+    let room = Arc::new(Room::new(work.clone(), config.room));
+    let means = Means {
+        identity: identity.clone(),
+        executors: config.executors,
+        checkout: config.checkout,
+        work,
+        room: room.clone(),
+    };
     let mut agent = Agent::new(spool, left, offering, disk, Arc::new(means));
     let session = Session {
         schedulers,
@@ -251,7 +263,10 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), AgentError> {
         times: config.periods.session(),
         shutdown,
     };
-    session.run(&mut agent).await;
+    tokio::select! {
+        () = session.run(&mut agent) => {}
+        never = room.watch() => match never {},
+    }
     agent.stop().await;
     for executor in executors {
         // What does not die is found by the next start's sweep.

@@ -18,6 +18,7 @@ use crate::attempt::Orders;
 use crate::environment;
 use crate::executor::{ExecutionRequest, Executor, ExecutorError, ShellKind, Standby};
 use crate::identity::Identity;
+use crate::room::Room;
 use crate::workspace::{Checkout, Folders, Source, WorkspaceError};
 
 /// What all attempts of an agent share.
@@ -26,6 +27,7 @@ pub struct Means {
     pub executors: Vec<Arc<dyn Executor>>,
     pub checkout: Arc<dyn Checkout>,
     pub work: PathBuf,
+    pub room: Arc<Room>,
 }
 
 /// How it came out.

@@ -145,6 +145,11 @@ impl Folders {
         Self { root: work.join(attempt.to_string()) }
     }
 
+    /// Holds the others.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     pub fn workspace(&self) -> PathBuf {
         self.root.join("workspace")
     }

@@ -56,6 +56,10 @@ pub struct Config {
     pub credentials: Arc<CredentialBook>,
     /// Whether repositories may be on loopback and private addresses.
     pub allow_local_addresses: bool,
+    /// Certificates to trust of repositories' servers, instead of the system's, PEM.
+    pub git_ca: Option<PathBuf>,
+    /// The only host keys to trust for `ssh`; each host's first one if none.
+    pub git_known_hosts: Option<PathBuf>,
     /// Silence of this length makes an attempt lost.
     pub lost_after: Duration,
     /// TERM → so long → KILL.
@@ -107,6 +111,8 @@ impl Controller {
         let (driver, dispatch) = Driver::open(store.clone(), driver, watchers.clone()).await?;
         let mut options = Options::new(config.data.join("git-home"));
         options.allow_local_addresses = config.allow_local_addresses;
+        options.tls_ca = config.git_ca.clone();
+        options.known_hosts = config.git_known_hosts.clone();
         let git = Git::new(options).map_err(data)?;
         let mirrors = Mirrors::new(git, config.data.join("mirrors"), MIRRORS_BUDGET_BYTES).map_err(data)?;
         let credentials = Arc::clone(&config.credentials);

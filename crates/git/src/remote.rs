@@ -43,10 +43,20 @@ pub enum RemoteError {
     Address { url: String, source: AddressError },
     #[error("{url}: the credentials cannot be used")]
     Credentials { url: String, source: io::Error },
-    #[error("{url}: the server refuses the credentials, or asks for some: {message}")]
+    #[error(
+        "{url}: the server refuses the credentials, or asks for some; check what `--repositories` names for it: {message}"
+    )]
     Authentication { url: String, message: String },
+    #[error(
+        "{url}: the server's host key is not a known one, so nothing was shown to it; once you are sure that the key is the server's own, put it into the known hosts (docs/repositories.md): {message}"
+    )]
+    HostKey { url: String, message: String },
     #[error("{url}: the server knows no such repository, or not for these credentials: {message}")]
     NotFound { url: String, message: String },
+    #[error(
+        "{url}: the server's certificate is of no trusted authority, so nothing was shown to it; if it is of your own, name that with `--git-ca` (docs/repositories.md): {message}"
+    )]
+    Certificate { url: String, message: String },
     #[error(
         "{url}: the server redirects elsewhere, which is not followed: configure the URL it redirects to (often the same with `.git` at its end): {message}"
     )]
@@ -68,17 +78,28 @@ impl RemoteError {
         let says = |parts: &[&str]| parts.iter().any(|part| message.contains(part));
         // The first `fatal:` line is the cause; the lines after it advise people.
         let cause = message.lines().find_map(|line| line.trim().strip_prefix("fatal: "));
-        let (url, message) = (url.to_string(), cause.unwrap_or(message).chars().take(500).collect());
-        if says(&[
+        // Of ssh git says no more than that it could not read; what ssh itself said stands before.
+        let of_ssh = message.lines().map(str::trim).find(|line| {
+            ["Permission denied (", "host key is known for", "Host key verification failed"]
+                .iter()
+                .any(|part| line.contains(part))
+        });
+        let told = of_ssh.or(cause).unwrap_or(message);
+        let (url, message) = (url.to_string(), told.chars().take(500).collect());
+        if says(&["Host key verification failed"]) {
+            Self::HostKey { url, message }
+        } else if says(&[
             "could not read Username",
             "could not read Password",
             "Authentication failed",
             "error: 401",
             "error: 403",
             "Permission denied (",
-            "Host key verification failed",
         ]) {
             Self::Authentication { url, message }
+        } else if says(&["certificate verification failed", "server verification failed", "SSL certificate"])
+        {
+            Self::Certificate { url, message }
         } else if says(&["error: 301", "error: 302", "error: 303", "error: 307", "error: 308"]) {
             Self::Redirected { url, message }
         } else if says(&[

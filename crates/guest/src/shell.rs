@@ -166,13 +166,19 @@ impl Shell {
         write_for(&path, text.as_bytes(), self.owner).doing(|| format!("write {}", path.display()))
     }
 
-    /// Puts an exit in the place of the next command.
+    /// Puts an exit in a command's place. A shell that has not begun to read it never will.
     pub fn write_exit(&mut self, index: usize) -> Result<(), ShellError> {
-        match self.commands.get_mut(index) {
-            Some(text) => *text = format!("exit {}", 128 + libc::SIGTERM),
-            None => return Ok(()),
+        if index >= self.commands.len() {
+            return Ok(());
         }
-        self.write_command(index)
+        self.written = self.written.max(index + 1);
+        let path = self.folder.join(file_name(index));
+        let text = format!("exit {}", 128 + libc::SIGTERM);
+        let new = self.folder.join("exit");
+        write_for(&new, text.as_bytes(), self.owner)
+            // In one step: the shell may be about to open it.
+            .and_then(|()| fs::rename(&new, &path))
+            .doing(|| format!("write {}", path.display()))
     }
 
     /// Lets the shell go on.

@@ -329,10 +329,9 @@ impl Supervisor {
         match then {
             Then::NextCommand(done) => {
                 self.report(done);
-                match self.phase {
-                    Phase::Running => self.begin_next(),
-                    // No further command shall run, but what the shell has set for its exit shall.
-                    _ => self.end_shell(),
+                // Else an exit stands in the next one's place.
+                if self.phase == Phase::Running {
+                    self.begin_next();
                 }
                 if let Some(shell) = &mut self.shell {
                     shell.answer();
@@ -381,12 +380,16 @@ impl Supervisor {
         self.push(&FromInit::CommandStarted { index, log_offset: self.log_offset });
     }
 
-    fn end_shell(&mut self) {
-        if let Some(shell) = &mut self.shell
-            && let Err(error) = shell.write_exit(self.next_command)
-        {
-            // The grace ends it then.
-            eprintln!("sealci-init: {error}");
+    /// No further command shall run, but what the shell has set for its exit shall; also where a handler of TERM breaks off
+    /// the wait for the next command. The one before may be let go and not read yet.
+    fn withdraw_commands(&mut self) {
+        let Some(shell) = &mut self.shell else { return };
+        let current = self.current.as_ref().map(|current| current.index as usize);
+        for index in current.into_iter().chain([self.next_command]) {
+            if let Err(error) = shell.write_exit(index) {
+                // The grace ends it then.
+                eprintln!("sealci-init: {error}");
+            }
         }
     }
 
@@ -469,9 +472,8 @@ impl Supervisor {
             Phase::Running if self.shell_exit_code.is_none() => {
                 self.cut_short = Some(why);
                 self.phase = Phase::Terminating { kill_at };
-                kinfolk::signal_all(libc::SIGTERM);
-                // What is stopped could not hear it.
-                kinfolk::signal_all(libc::SIGCONT);
+                self.withdraw_commands();
+                kinfolk::ask_all_to_end();
             }
             Phase::Terminating { kill_at: before } => {
                 self.phase = Phase::Terminating { kill_at: before.min(kill_at) };

@@ -121,7 +121,8 @@ mod tests {
         let masks = output_of("/bin/grep", &["-E", "SigBlk|SigIgn", "/proc/self/status"]);
         let masks: Vec<u64> = masks
             .split_whitespace()
-            .filter_map(|word| (word.len() == 16).then(|| u64::from_str_radix(word, 16).unwrap()))
+            .filter(|word| word.len() == 16)
+            .map(|word| u64::from_str_radix(word, 16).unwrap())
             .collect();
         let pipe = 1 << (libc::SIGPIPE - 1);
         assert!(matches!(masks[..], [0, ignored] if ignored & pipe == 0), "{masks:x?}");

@@ -33,7 +33,7 @@ use sealci_service::shutdown::Signals;
 use crate::check;
 use crate::exit::{Exit, Failure};
 use crate::follow;
-use crate::serve::{self, ExecutorOffer};
+use crate::serve::{self, ExecutorOffer, RoomArgs};
 use crate::service;
 use crate::terminal::Terminal;
 use crate::view::Style;
@@ -60,6 +60,8 @@ pub struct RunArgs {
     /// Let actions run as this user, with no isolation at all
     #[arg(long)]
     allow_process: bool,
+    #[command(flatten)]
+    room: RoomArgs,
     /// Print one JSON object for each thing that happens
     #[arg(long)]
     json: bool,
@@ -127,7 +129,8 @@ async fn run_in(
             tokio::join!(engine::open(folder), offering, take_snapshot(folder, dir, &snapshot));
         // All have ended here: what fails leaves nobody at work in the folder.
         let (doors, executors, tree) = (doors?, executors?, tree?);
-        let engine = doors.start(executors, Arc::new(TreeCheckout::new(snapshot.clone())))?;
+        let engine =
+            doors.start(executors, Arc::new(TreeCheckout::new(snapshot.clone())), args.room.limits())?;
         Ok::<_, Failure>((engine, tree))
     };
     let mut starting = pin!(starting);

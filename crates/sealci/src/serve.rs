@@ -2,14 +2,14 @@
 //!
 //! Services that share a data folder find one another's secrets in it, so that on one machine they need no flags at all.
 
+mod args;
+
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Args;
 use sealci_agent::Shutdown;
 use sealci_agent::executor::cgroup::{CgroupError, Cgroups, Layout};
 use sealci_agent::executor::fake::FakeExecutor;
@@ -18,11 +18,9 @@ use sealci_agent::executor::sandbox::{SandboxExecutor, SandboxOptions};
 use sealci_agent::executor::{Executor, ExecutorError};
 use sealci_agent::mirror::MirrorCheckout;
 use sealci_core::plan::Resources;
-use sealci_git::{AllowedTransports, CredentialBook};
 use sealci_monitor::ControllerAddress;
 use sealci_service::auth::{Role, Token, Tokens};
 use sealci_service::database::DatabaseUrl;
-use sealci_service::tls::{self, Identity};
 use tokio_util::sync::CancellationToken;
 
 use crate::connect::is_loopback;
@@ -30,42 +28,10 @@ use crate::data_folder::DataFolder;
 use crate::exit::{Exit, Failure};
 use crate::service::{self, Service};
 
-/// What every listener has.
-#[derive(Debug, Default, Args)]
-pub struct ListenArgs {
-    /// Write the bound address to this file, once requests are answered
-    #[arg(long, value_name = "FILE")]
-    pub announce: Option<PathBuf>,
-    /// The certificate of the listener and those that lead to its authority, PEM; needed where other machines reach it
-    #[arg(long, value_name = "FILE", env = "SEALCI_TLS_CERT", requires = "tls_key")]
-    pub tls_cert: Option<PathBuf>,
-    /// The certificate's private key, PEM
-    #[arg(long, value_name = "FILE", env = "SEALCI_TLS_KEY", requires = "tls_cert")]
-    pub tls_key: Option<PathBuf>,
-}
-
-impl ListenArgs {
-    fn identity(&self) -> Result<Option<Identity>, Failure> {
-        let (Some(certificate), Some(key)) = (&self.tls_cert, &self.tls_key) else { return Ok(None) };
-        let identity = Identity::from_files(certificate, key);
-        identity.map(Some).map_err(|error| Failure::of_error(Exit::Usage, "--tls-cert, --tls-key", &error))
-    }
-}
-
-/// Whom a service trusts that dials another.
-#[derive(Debug, Default, Clone, Args)]
-pub struct TrustArgs {
-    /// The authority of the certificates it is shown, PEM [default: those that this system trusts]
-    #[arg(long = "ca", alias = "ca-file", value_name = "FILE", env = "SEALCI_CA")]
-    pub ca: Option<PathBuf>,
-}
-
-impl TrustArgs {
-    fn authority(&self) -> Result<Option<Vec<u8>>, Failure> {
-        let Some(path) = &self.ca else { return Ok(None) };
-        tls::read_authority(path).map(Some).map_err(|error| Failure::of_error(Exit::Usage, "--ca", &error))
-    }
-}
+pub use args::{
+    AgentServeArgs, ControllerArgs, GitArgs, GitTrustArgs, ListenArgs, MonitorArgs, RepositoriesArgs,
+    RoomArgs, SchedulerArgs, TrustArgs,
+};
 
 /// Refuses an address at which a secret would travel unencrypted between machines.
 fn check_dialled(flag: &str, url: &str) -> Result<(), Failure> {
@@ -78,175 +44,6 @@ fn check_dialled(flag: &str, url: &str) -> Result<(), Failure> {
             .help("name it with https://; plain http is for this machine only")),
         _ => Err(Failure::usage(format!("{flag} `{url}` is neither http nor https"))),
     }
-}
-
-/// Which repositories may be read, beyond those on public addresses by https and ssh.
-#[derive(Debug, Clone, Copy, Args)]
-#[command(next_help_heading = "Repositories")]
-pub struct GitArgs {
-    /// Also those on this machine's disk (file://)
-    #[arg(long)]
-    pub allow_file: bool,
-    /// Also by http, which anyone on the way can change
-    #[arg(long)]
-    pub allow_http: bool,
-    /// Also those on loopback and private addresses
-    #[arg(long)]
-    pub allow_local_addresses: bool,
-}
-
-/// What opens private repositories.
-#[derive(Debug, Default, Clone, Args)]
-#[command(next_help_heading = "Repositories")]
-pub struct RepositoriesArgs {
-    /// A JSON file that says which credentials open which private repository
-    #[arg(long, value_name = "FILE", env = "SEALCI_REPOSITORIES")]
-    pub repositories: Option<PathBuf>,
-}
-
-impl RepositoriesArgs {
-    fn credentials(&self) -> Result<Arc<CredentialBook>, Failure> {
-        let Some(path) = &self.repositories else { return Ok(Arc::default()) };
-        let book = CredentialBook::from_file(path);
-        book.map(Arc::new).map_err(|error| Failure::of_error(Exit::Usage, "--repositories", &error))
-    }
-}
-
-impl GitArgs {
-    /// What is right where only this machine's owner says what is built.
-    pub const ALL: Self = Self { allow_file: true, allow_http: true, allow_local_addresses: true };
-
-    fn transports(self) -> AllowedTransports {
-        AllowedTransports { http: self.allow_http, file: self.allow_file }
-    }
-}
-
-#[derive(Debug, Args)]
-pub struct ControllerArgs {
-    /// The address of the REST API
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8420", env = "SEALCI_CONTROLLER_LISTEN")]
-    pub listen: SocketAddr,
-    #[command(flatten)]
-    pub listener: ListenArgs,
-    /// The data folder [default: $XDG_DATA_HOME/sealci]
-    #[arg(long, value_name = "DIR", env = "SEALCI_DATA")]
-    pub data: Option<PathBuf>,
-    /// postgres://… [default: SQLite in the data folder]
-    #[arg(long, value_name = "URL", env = "SEALCI_DATABASE", hide_env_values = true)]
-    pub database: Option<String>,
-    /// A scheduler to dispatch by; may be given several times
-    #[arg(long, value_name = "URL", env = "SEALCI_SCHEDULER", default_value = "http://127.0.0.1:8422")]
-    pub scheduler: Vec<String>,
-    #[command(flatten)]
-    pub trust: TrustArgs,
-    /// What proves a controller to the schedulers [default: of the data folder]
-    #[arg(long, value_name = "FILE", env = "SEALCI_CLUSTER_SECRET_FILE")]
-    pub cluster_secret_file: Option<PathBuf>,
-    /// A token of the REST API with its role: read=FILE, run=FILE or admin=FILE; may be given several times
-    #[arg(long, value_name = "ROLE=FILE")]
-    pub api_token: Vec<String>,
-    /// What lets a new agent enrol [default: of the data folder]
-    #[arg(long, value_name = "FILE", env = "SEALCI_ENROLMENT_TOKEN_FILE")]
-    pub enrolment_token_file: Option<PathBuf>,
-    #[command(flatten)]
-    pub git: GitArgs,
-    #[command(flatten)]
-    pub repositories: RepositoriesArgs,
-    /// How long an agent may be silent before its attempts are lost
-    #[arg(long, value_name = "MILLISECONDS", default_value = "60000", hide = true)]
-    pub lost_after_ms: u64,
-    /// How long what is cancelled has between TERM and KILL
-    #[arg(long, value_name = "MILLISECONDS", default_value = "10000", hide = true)]
-    pub grace_ms: u64,
-}
-
-#[derive(Debug, Args)]
-pub struct SchedulerArgs {
-    /// The address for controllers and agents (gRPC)
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8422", env = "SEALCI_SCHEDULER_LISTEN")]
-    pub listen: SocketAddr,
-    #[command(flatten)]
-    pub listener: ListenArgs,
-    /// The data folder [default: $XDG_DATA_HOME/sealci]
-    #[arg(long, value_name = "DIR", env = "SEALCI_DATA")]
-    pub data: Option<PathBuf>,
-    /// What a controller proves itself with [default: of the data folder]
-    #[arg(long, value_name = "FILE", env = "SEALCI_CLUSTER_SECRET_FILE")]
-    pub cluster_secret_file: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-pub struct MonitorArgs {
-    /// The address of the REST API
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8421", env = "SEALCI_MONITOR_LISTEN")]
-    pub listen: SocketAddr,
-    #[command(flatten)]
-    pub listener: ListenArgs,
-    /// The data folder [default: $XDG_DATA_HOME/sealci]
-    #[arg(long, value_name = "DIR", env = "SEALCI_DATA")]
-    pub data: Option<PathBuf>,
-    /// postgres://… [default: SQLite in the data folder]
-    #[arg(long, value_name = "URL", env = "SEALCI_DATABASE", hide_env_values = true)]
-    pub database: Option<String>,
-    /// The controller that makes the pipelines
-    #[arg(long, value_name = "URL", env = "SEALCI_CONTROLLER", default_value = "http://127.0.0.1:8420")]
-    pub controller: String,
-    #[command(flatten)]
-    pub trust: TrustArgs,
-    /// The token for the controller, role run [default: of the data folder]
-    #[arg(long, value_name = "FILE")]
-    pub controller_token_file: Option<PathBuf>,
-    /// A token of the REST API with its role: read=FILE, run=FILE or admin=FILE; may be given several times
-    #[arg(long, value_name = "ROLE=FILE")]
-    pub api_token: Vec<String>,
-    /// How often each repository is asked, where its configuration says nothing
-    #[arg(long, value_name = "MILLISECONDS", default_value = "10000")]
-    pub poll_ms: u64,
-    #[command(flatten)]
-    pub git: GitArgs,
-    #[command(flatten)]
-    pub repositories: RepositoriesArgs,
-}
-
-#[derive(Debug, Args)]
-pub struct AgentServeArgs {
-    /// Where it dials
-    #[arg(long, value_name = "URL", env = "SEALCI_SCHEDULER", default_value = "http://127.0.0.1:8422")]
-    pub scheduler: String,
-    #[command(flatten)]
-    pub trust: TrustArgs,
-    /// The data folder; the agent's own is `agent` in it [default: $XDG_DATA_HOME/sealci]
-    #[arg(long, value_name = "DIR", env = "SEALCI_DATA")]
-    pub data: Option<PathBuf>,
-    /// What lets it enrol the first time [default: of the data folder]
-    #[arg(long, value_name = "FILE", env = "SEALCI_ENROLMENT_TOKEN_FILE")]
-    pub enrolment_token_file: Option<PathBuf>,
-    /// Its name for people [default: the host's]
-    #[arg(long)]
-    pub name: Option<String>,
-    /// A label that it offers, name=value; may be given several times
-    #[arg(long, value_name = "NAME=VALUE")]
-    pub label: Vec<String>,
-    /// CPUs for actions, in thousandths [default: all]
-    #[arg(long, value_name = "MILLIS", requires = "memory_bytes")]
-    pub cpu_millis: Option<u64>,
-    /// Memory for actions [default: all but a reserve]
-    #[arg(long, value_name = "BYTES", requires = "cpu_millis")]
-    pub memory_bytes: Option<u64>,
-    /// A folder or file of this machine that actions in the sandbox see, read-only; may be given several times
-    #[arg(long, value_name = "PATH")]
-    pub sandbox_path: Vec<PathBuf>,
-    /// Offer the executor `process`: no isolation at all
-    #[arg(long)]
-    pub allow_process: bool,
-    /// Offer the executor `fake`, which plays a script
-    #[arg(long, hide = true)]
-    pub allow_fake: bool,
-    /// What is not acknowledged for so long is sent again
-    #[arg(long, value_name = "MILLISECONDS", default_value = "10000", hide = true)]
-    pub resend_ms: u64,
-    #[command(flatten)]
-    pub git: GitArgs,
 }
 
 /// The names of the data folder's secrets.
@@ -323,6 +120,8 @@ pub async fn prepare_controller(args: &ControllerArgs, stop: CancellationToken) 
         transports: args.git.transports(),
         credentials: args.repositories.credentials()?,
         allow_local_addresses: args.git.allow_local_addresses,
+        git_ca: args.git.trust.authority()?,
+        git_known_hosts: args.git.trust.known_hosts()?,
         lost_after: Duration::from_millis(args.lost_after_ms),
         grace: Duration::from_millis(args.grace_ms),
     };
@@ -371,8 +170,7 @@ pub async fn prepare_monitor(args: &MonitorArgs, stop: CancellationToken) -> Res
         ca_pem: args.trust.authority()?,
         token: secret(args.controller_token_file.as_ref(), &folder, MONITOR_TOKEN)?,
     };
-    let mut git = sealci_git::Options::new(folder.path("monitor/git-home"));
-    git.allow_local_addresses = args.git.allow_local_addresses;
+    let git = args.git.options(folder.path("monitor/git-home"))?;
     let database = database(args.database.as_ref(), &folder, "monitor.db")?;
     let mut config = sealci_monitor::Config::new(database, controller, git);
     config.tokens = api_tokens(&[(&admin, Role::Admin)], &args.api_token)?;
@@ -430,9 +228,8 @@ pub fn prepare_agent(args: &AgentServeArgs, shutdown: Shutdown) -> Result<Servic
         // Another process on this machine may be about to make it; an agent that is enrolled needs none.
         None => Some(folder.secret(ENROLMENT_TOKEN).map_err(DataFolder::failure)?),
     };
-    let mut options = sealci_git::Options::new(own.join("git-home"));
-    options.allow_local_addresses = args.git.allow_local_addresses;
-    let git = sealci_git::Git::new(options).map_err(|error| trouble("git", &error))?;
+    let git = sealci_git::Git::new(args.git.options(own.join("git-home"))?)
+        .map_err(|error| trouble("git", &error))?;
     let mirrors = sealci_git::Mirrors::new(git, own.join("mirrors"), MIRRORS_BUDGET_BYTES)
         .map_err(|error| trouble("mirrors", &error))?;
     let checkout = MirrorCheckout::new(mirrors, args.git.transports());
@@ -451,6 +248,7 @@ pub fn prepare_agent(args: &AgentServeArgs, shutdown: Shutdown) -> Result<Servic
     );
     config.enrolment_token = enrolment_token.map(|token| token.expose().to_owned().into());
     config.labels = labels(&args.label)?;
+    config.room = args.room.limits();
     config.periods.resend = Duration::from_millis(args.resend_ms);
     config.capacity = match (args.cpu_millis, args.memory_bytes) {
         (Some(cpu_millis), Some(memory_bytes)) => Some(Resources { cpu_millis, memory_bytes }),

@@ -12,8 +12,9 @@ use crate::data_folder::{ClientFile, DataFolder};
 use crate::demo;
 use crate::exit::{Exit, Failure};
 use crate::serve::{
-    ADMIN_TOKEN, AgentServeArgs, ControllerArgs, GitArgs, ListenArgs, MonitorArgs, RepositoriesArgs,
-    SchedulerArgs, TrustArgs, prepare_agent, prepare_controller, prepare_monitor, prepare_scheduler,
+    ADMIN_TOKEN, AgentServeArgs, ControllerArgs, GitArgs, GitTrustArgs, ListenArgs, MonitorArgs,
+    RepositoriesArgs, RoomArgs, SchedulerArgs, TrustArgs, prepare_agent, prepare_controller, prepare_monitor,
+    prepare_scheduler,
 };
 use crate::service::{self, Running};
 use crate::terminal::Terminal;
@@ -34,12 +35,16 @@ pub struct UpArgs {
     scheduler_listen: Option<SocketAddr>,
     #[command(flatten)]
     repositories: RepositoriesArgs,
+    #[command(flatten)]
+    git_trust: GitTrustArgs,
     /// A folder or file of this machine that sealed actions see, read-only; may be given several times
     #[arg(long, value_name = "PATH")]
     sandbox_path: Vec<PathBuf>,
     /// Let actions run as this user, with no isolation at all
     #[arg(long)]
     allow_process: bool,
+    #[command(flatten)]
+    room: RoomArgs,
     /// Make a sample repository, push a commit to it, and show what happens
     #[arg(long)]
     demo: bool,
@@ -111,7 +116,7 @@ async fn start(args: &UpArgs, folder: &DataFolder) -> Result<(Running, ClientFil
         cluster_secret_file: None,
         api_token: Vec::new(),
         enrolment_token_file: None,
-        git: GitArgs::ALL,
+        git: GitArgs::all(args.git_trust.clone()),
         repositories: args.repositories.clone(),
         lost_after_ms: 60_000,
         grace_ms: 10_000,
@@ -127,7 +132,7 @@ async fn start(args: &UpArgs, folder: &DataFolder) -> Result<(Running, ClientFil
         controller_token_file: None,
         api_token: Vec::new(),
         poll_ms: if args.demo { 1_000 } else { 10_000 },
-        git: GitArgs::ALL,
+        git: GitArgs::all(args.git_trust.clone()),
         repositories: args.repositories.clone(),
     };
     let monitor = prepare_monitor(&monitor, stop.clone()).await?;
@@ -140,11 +145,12 @@ async fn start(args: &UpArgs, folder: &DataFolder) -> Result<(Running, ClientFil
         label: Vec::new(),
         cpu_millis: None,
         memory_bytes: None,
+        room: args.room,
         sandbox_path: args.sandbox_path.clone(),
         allow_process: args.allows_process(),
         allow_fake: false,
         resend_ms: 10_000,
-        git: GitArgs::ALL,
+        git: GitArgs::all(args.git_trust.clone()),
     };
     let shutdown = Shutdown { drain: CancellationToken::new(), stop: stop.clone() };
     let agent = prepare_agent(&agent, shutdown)?;

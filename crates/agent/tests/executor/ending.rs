@@ -3,8 +3,8 @@
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use sealci_agent::executor::ExecutionEvent;
 use sealci_agent::executor::cgroup::{Cgroups, Layout};
+use sealci_agent::executor::{Execution, ExecutionEvent};
 use sealci_core::ids::AttemptId;
 use sealci_core::outcome::Outcome;
 
@@ -63,6 +63,67 @@ pub async fn cancel_ends_with_grace(lab: &Lab) {
     }
     assert_eq!(record.outcome(), &Outcome::Cancelled);
     assert!(record.text().ends_with("bye\n") && !record.text().contains("never"), "{}", record.text());
+}
+
+/// Takes the rest of a cancelled execution, which is over long before its grace.
+async fn ends_soon(execution: &mut Execution, mut record: Record) -> Record {
+    let cancelled_at = Instant::now();
+    while let Some(event) = execution.next().await {
+        record.take(event);
+    }
+    assert!(cancelled_at.elapsed() < PATIENCE / 3, "the grace was waited for: {record:?}");
+    assert_eq!(record.outcome(), &Outcome::Cancelled);
+    record
+}
+
+pub async fn what_forks_while_it_is_cancelled_hears_of_it(lab: &Lab) {
+    // Each child is forked after some scan has begun.
+    let storm = "echo up; i=0; while [ $i -lt 200 ]; do sleep 1000 & i=$((i+1)); done; wait";
+    for _ in 0..10 {
+        let request = lab.request([storm]);
+        let attempt = request.attempt;
+        let mut execution = lab.start(request).await;
+        let record = until_output(&mut execution, "up\n").await;
+        execution.handle().cancel(PATIENCE);
+        ends_soon(&mut execution, record).await;
+        assert_eq!(processes_of(attempt), Vec::<String>::new());
+    }
+    // What a handler starts to clean up is not what was cancelled.
+    let handler =
+        "trap '(sleep 0.2; echo cleaned) & wait; exit 0' TERM; echo up; while :; do sleep 0.001; done";
+    let mut execution = lab.start(lab.request([handler])).await;
+    let record = until_output(&mut execution, "up\n").await;
+    execution.handle().cancel(PATIENCE);
+    let record = ends_soon(&mut execution, record).await;
+    assert!(record.text().ends_with("cleaned\n"), "{}", record.text());
+}
+
+pub async fn a_cancel_between_commands_starts_no_other(lab: &Lab) {
+    for trap in ["trap '' TERM", "trap 'echo caught' TERM"] {
+        for millis in 0..10 {
+            let next = (0..400).map(|_| "sleep 0.001".to_owned());
+            let first = format!("{trap}; echo up");
+            let mut execution = lab.start(lab.request([first].into_iter().chain(next))).await;
+            let mut record = until_output(&mut execution, "up\n").await;
+            let later = tokio::time::sleep(Duration::from_millis(millis));
+            tokio::pin!(later);
+            loop {
+                tokio::select! {
+                    () = &mut later => break,
+                    Some(event) = execution.next() => record.take(event),
+                }
+            }
+            execution.handle().cancel(PATIENCE);
+            let record = ends_soon(&mut execution, record).await;
+            let text = record.text();
+            assert!(!text.contains("open"), "{text}");
+            let codes = record.exit_codes();
+            assert!(codes.len() < 400, "{text}");
+            let (last, before) = codes.split_last().unwrap();
+            assert!(before.iter().all(|code| *code == Some(0)), "{codes:?}");
+            assert!([Some(0), Some(143)].contains(last), "{codes:?}: {text}");
+        }
+    }
 }
 
 pub async fn ignoring_term_does_not_help(lab: &Lab) {

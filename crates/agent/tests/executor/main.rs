@@ -55,6 +55,8 @@ executors! {
     crate::behaviour::an_abandoned_standby_leaves_nothing as an_abandoned_standby_leaves_nothing,
     crate::ending::what_is_left_behind_is_gone as what_is_left_behind_is_gone,
     crate::ending::cancel_ends_with_grace as cancel_ends_with_grace,
+    crate::ending::what_forks_while_it_is_cancelled_hears_of_it as what_forks_while_it_is_cancelled_hears_of_it,
+    crate::ending::a_cancel_between_commands_starts_no_other as a_cancel_between_commands_starts_no_other,
     crate::ending::ignoring_term_does_not_help as ignoring_term_does_not_help,
     crate::ending::kill_ends_at_once as kill_ends_at_once,
     crate::ending::a_timeout_counts_and_ends as a_timeout_counts_and_ends,

@@ -133,6 +133,8 @@ impl World {
             transports: AllowedTransports { http: true, file: true },
             credentials: Arc::default(),
             allow_local_addresses: true,
+            git_ca: None,
+            git_known_hosts: None,
             lost_after,
             grace: Duration::from_secs(10),
         };

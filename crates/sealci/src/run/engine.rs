@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sealci_agent::Shutdown;
 use sealci_agent::executor::Executor;
 use sealci_agent::workspace::Checkout;
+use sealci_agent::{RoomLimits, Shutdown};
 use sealci_controller::Controller;
 use sealci_controller::dispatch::Dispatch;
 use sealci_git::AllowedTransports;
@@ -77,6 +77,8 @@ pub async fn open(folder: &Path) -> Result<Doors, Failure> {
         transports: AllowedTransports { http: false, file: true },
         credentials: Arc::default(),
         allow_local_addresses: false,
+        git_ca: None,
+        git_known_hosts: None,
         lost_after: LOST_AFTER,
         grace: GRACE,
     };
@@ -99,11 +101,13 @@ impl Doors {
         self,
         executors: Vec<Arc<dyn Executor>>,
         checkout: Arc<dyn Checkout>,
+        room: RoomLimits,
     ) -> Result<Engine, Failure> {
         let Self { stop, scheduler, controller, dispatch, own, enrolment, api } = self;
         let schedulers = vec![scheduler.url.clone()];
         let mut config = sealci_agent::Config::new(serve::host_name(), own, schedulers, executors, checkout);
         config.enrolment_token = Some(enrolment.expose().to_owned().into());
+        config.room = room;
         let shutdown = Shutdown { drain: CancellationToken::new(), stop: stop.clone() };
         let inner_door = dispatch.clone();
         let agent = Service::dialling("agent", async move {
