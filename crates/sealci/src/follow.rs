@@ -193,7 +193,9 @@ fn log_event(event: &sse::Event, offset: &mut u64) -> Result<Option<LogEvent>, s
             let gap: types::LogGap = serde_json::from_str(&event.data)?;
             let to = unsigned(gap.to)?;
             let missing_bytes = to.saturating_sub(unsigned(gap.offset)?.max(*offset));
-            if to <= *offset {
+            // An empty gap is where a log ends whose rest nobody knows.
+            let is_new = to > *offset || (to == *offset && gap.offset == gap.to);
+            if !is_new {
                 return Ok(None);
             }
             *offset = to;

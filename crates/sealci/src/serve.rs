@@ -324,6 +324,7 @@ pub async fn prepare_controller(args: &ControllerArgs, stop: CancellationToken) 
         credentials: args.repositories.credentials()?,
         allow_local_addresses: args.git.allow_local_addresses,
         lost_after: Duration::from_millis(args.lost_after_ms),
+        close_logs_after: sealci_controller::CLOSE_LOGS_AFTER,
         grace: Duration::from_millis(args.grace_ms),
     };
     let (door, url) = service::bind("controller", args.listen, identity.as_ref()).await?;

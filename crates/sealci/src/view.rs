@@ -456,10 +456,7 @@ impl Lines {
     fn gap(&self, missing_bytes: u64, reason: &str, out: &mut Vec<u8>) {
         match &self.form {
             Form::Words { remark, .. } => {
-                let reason = one_line(reason);
-                out.extend(
-                    format!("{remark}{missing_bytes} bytes of the log are missing: {reason}\n").bytes(),
-                );
+                out.extend(format!("{remark}{}\n", missing(missing_bytes, reason)).bytes());
             }
             Form::Json { action, attempt } => {
                 json::line(&json::gap(action, *attempt, missing_bytes, reason), out);
@@ -482,6 +479,15 @@ impl Lines {
             Form::Json { action, attempt } => json::line(&json::log(action, *attempt, line), out),
         }
         self.line.clear();
+    }
+}
+
+/// Says what of a log is missing. No bytes stand for a rest whose length nobody knows.
+pub fn missing(missing_bytes: u64, reason: &str) -> String {
+    let reason = one_line(reason);
+    match missing_bytes {
+        0 => format!("the rest of the log is missing: {reason}"),
+        bytes => format!("{bytes} bytes of the log are missing: {reason}"),
     }
 }
 

@@ -111,6 +111,7 @@ impl World {
             credentials: Arc::default(),
             allow_local_addresses: true,
             lost_after,
+            close_logs_after: sealci_controller::CLOSE_LOGS_AFTER,
             grace: Duration::from_secs(10),
         };
         let mut world = Self {

@@ -78,6 +78,7 @@ pub async fn open(folder: &Path) -> Result<Doors, Failure> {
         credentials: Arc::default(),
         allow_local_addresses: false,
         lost_after: LOST_AFTER,
+        close_logs_after: sealci_controller::CLOSE_LOGS_AFTER,
         grace: GRACE,
     };
     let controller = Controller::open(config)

@@ -9,7 +9,7 @@
 //! {"event":"action","action":"build","state":"finished","outcome":{"kind":"succeeded"},"seconds":0.2}
 //! {"event":"pipeline","state":"finished","outcome":"succeeded","seconds":0.3}
 //! ```
-//! A line that is not UTF-8 has `base64` in place of `text`. A line above 64 KiB comes in pieces.
+//! Where a log ends without its end, 0 `missing_bytes` say that nobody knows how many. A line that is not UTF-8 has `base64` in place of `text`. A line above 64 KiB comes in pieces.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
