@@ -213,7 +213,7 @@ async fn follow_one(server: &Server, id: AttemptId, terminal: Terminal) -> Resul
             Update::Gap(_, missing_bytes, reason) => {
                 eprintln!("[{}]", missing(missing_bytes, &reason));
             }
-            Update::LogEnd(_) | Update::Pipeline(_) => {}
+            Update::LogEnd(_) | Update::Pipeline(_) | Update::Waits(..) => {}
         }
     }
     writer.finish()?;
