@@ -513,11 +513,10 @@ fn cgroups(own: &Path) -> Result<Cgroups, CgroupError> {
 /// Ends and removes what [`executors`] made outside of the agent's folder `own`, for an agent that never comes again.
 pub fn leave(own: &Path) {
     // Without control groups there is nothing to remove.
-    if let Ok(cgroups) = cgroups(own) {
-        if let Err(error) = cgroups.sweep() {
-            tracing::error!(%error, "something of an action is still there");
-        }
-        cgroups.close();
+    if let Ok(cgroups) = cgroups(own)
+        && let Err(error) = cgroups.sweep()
+    {
+        tracing::error!(%error, "something of an action is still there");
     }
 }
 
