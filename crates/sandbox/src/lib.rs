@@ -17,6 +17,7 @@
 //! namespace, and the host knows its root as a user that owns nothing; libcontainer never sees a control group (`cgroups`
 //! says why that matters more than it seems).
 
+pub mod birth;
 mod bundle;
 mod cgroups;
 mod helper;
@@ -29,3 +30,4 @@ mod sys;
 pub use helper::helper_main;
 pub use network::{Uplink, UplinkError};
 pub use spec::{HELPER_COMMAND, IDS_PER_SANDBOX, NetworkSpec, SandboxSpec, inside};
+pub use staging::{give_away, maps_owners};

@@ -40,6 +40,8 @@ pub struct SandboxSpec {
     pub extra_paths: Vec<PathBuf>,
     /// The host's id of root inside; [`IDS_PER_SANDBOX`] from it on belong to this sandbox alone.
     pub id_base: u32,
+    /// Whether mounts map owners. Where they cannot, whoever fills the workspace gives it to `id_base`.
+    pub maps_owners: bool,
     /// How much the throw-away layer over the host's files may hold, in memory.
     pub layer_bytes: u64,
     pub network: NetworkSpec,

@@ -5,7 +5,7 @@
 //! the other leave nothing, also after an agent that was killed.
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,13 +14,12 @@ use async_trait::async_trait;
 use sealci_core::plan::{ExecutorKind, Network};
 use sealci_guest::wire;
 use sealci_sandbox::{HELPER_COMMAND, IDS_PER_SANDBOX, NetworkSpec, SandboxSpec, Uplink, inside};
-use tokio::process::Command;
 use tokio_util::task::TaskTracker;
 
 use super::cgroup::{Cgroups, Limits};
-use super::environment::{DEFAULT_PIDS, HostEnvironment, Running, blocking};
+use super::environment::{DEFAULT_PIDS, Gift, HostEnvironment, Running, blocking, stand_by};
 use super::init::{self, Prepared};
-use super::{Execution, ExecutionRequest, Executor, ExecutorError, execution};
+use super::{ExecutionRequest, Executor, ExecutorError, Standby};
 
 /// The ids that systemd leaves to containers; user databases keep clear of them.
 const ID_RANGE: std::ops::Range<u32> = 524_288..1_879_048_192;
@@ -71,6 +70,8 @@ pub struct SandboxExecutor {
     options: SandboxOptions,
     uplink: Result<Uplink, String>,
     ids: IdRanges,
+    /// Whether mounts of the data folder's file system can map owners.
+    maps_owners: bool,
     tasks: TaskTracker,
     running: Running,
 }
@@ -91,6 +92,7 @@ impl SandboxExecutor {
             options,
             uplink,
             ids: IdRanges::default(),
+            maps_owners: sealci_sandbox::maps_owners(data_dir, ID_RANGE.start),
             tasks: TaskTracker::new(),
             running: Running::default(),
         })
@@ -125,19 +127,15 @@ impl Executor for SandboxExecutor {
         ExecutorKind::Sandbox
     }
 
-    async fn start(&self, request: ExecutionRequest) -> Result<Execution, ExecutorError> {
+    async fn prepare(&self, request: ExecutionRequest) -> Result<Standby, ExecutorError> {
         let guard = self.running.enter(request.attempt)?;
         let ids = self.ids.take()?;
-        let (init, cgroups, options) = (self.init.clone(), self.cgroups.clone(), self.options.clone());
-        let network = self.network(request.network, ids.slot)?;
         let id_base = ids.base();
-        let prepared = blocking(move || prepare(init, &cgroups, options, id_base, network, request)).await?;
-        let (execution, events, wishes) = execution();
-        self.tasks.spawn(async move {
-            init::drive(prepared, events, wishes).await;
-            drop((guard, ids));
-        });
-        Ok(execution)
+        let network = self.network(request.network, ids.slot)?;
+        let (init, cgroups, options) = (self.init.clone(), self.cgroups.clone(), self.options.clone());
+        let maps_owners = self.maps_owners;
+        let making = move || prepare(init, &cgroups, options, id_base, maps_owners, network, request);
+        stand_by(&self.tasks, making, (guard, ids)).await
     }
 
     async fn sweep(&self) -> Result<(), ExecutorError> {
@@ -156,6 +154,7 @@ fn prepare(
     cgroups: &Cgroups,
     options: SandboxOptions,
     id_base: u32,
+    maps_owners: bool,
     network: NetworkSpec,
     request: ExecutionRequest,
 ) -> Result<Prepared, ExecutorError> {
@@ -172,6 +171,7 @@ fn prepare(
         scratch,
         extra_paths: options.extra_paths,
         id_base,
+        maps_owners,
         // It is memory of the action's, and limited as such.
         layer_bytes: request.resources.memory_bytes,
         network,
@@ -180,12 +180,14 @@ fn prepare(
     let text = serde_json::to_vec(&spec).map_err(|error| ExecutorError::Unsupported(error.to_string()))?;
     fs::write(&description, text)
         .map_err(ExecutorError::io(format_args!("write {}", description.display())))?;
-    let opening = init::opening(start_message(request))?;
+    let gift = (!maps_owners).then(|| Gift { folder: request.workspace.clone(), id: id_base });
+    let start = init::encoded(start_message(request))?;
     let cgroup = cgroups.create(&attempt, &limits).map_err(ExecutorError::Cgroup)?;
-    let mut command = Command::new(&options.helper.program);
-    command.args(&options.helper.arguments).arg(&description);
-    let (channel, environment) = HostEnvironment::spawn(command, Some(cgroup), attempt)?;
-    Ok(Prepared { channel, opening, environment: Box::new(environment), timeout, grace })
+    let mut arguments: Vec<&OsStr> = options.helper.arguments.iter().map(OsString::as_os_str).collect();
+    arguments.push(description.as_os_str());
+    let (channel, environment) =
+        HostEnvironment::spawn(&options.helper.program, &arguments, Some(cgroup), attempt)?;
+    Ok(Prepared { channel, start, environment: Box::new(environment.give(gift)), timeout, grace })
 }
 
 fn start_message(request: ExecutionRequest) -> wire::Start {
