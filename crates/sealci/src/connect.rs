@@ -9,11 +9,12 @@ use clap::Args;
 use futures_util::TryStreamExt;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use sealci_api::controller::{ByteStream, Client, Error};
+use sealci_service::problem::chain;
 use serde::Deserialize;
 use uuid::Uuid;
 
 use crate::data_folder::{ClientFile, DataFolder};
-use crate::exit::{Exit, Failure, chain};
+use crate::exit::{Exit, Failure};
 use crate::repos::{self, Monitor};
 use crate::terminal::{Harmless, one_line};
 

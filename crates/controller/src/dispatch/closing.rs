@@ -8,9 +8,10 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use sealci_core::ids::AttemptId;
+use sealci_service::problem::chain;
 
 use super::commit::Transaction;
-use super::driver::{Driver, chain};
+use super::driver::Driver;
 use super::live::id_of_row;
 use crate::store::StoreError;
 use crate::store::entity::{attempts, log_chunks};

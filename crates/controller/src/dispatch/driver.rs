@@ -10,6 +10,7 @@ use sealci_git::CredentialBook;
 use sealci_proto::scheduler::{
     ControllerMessage, PipelineEpoch, Snapshot, controller_message, scheduler_message,
 };
+use sealci_service::problem::chain;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -388,18 +389,6 @@ pub(super) fn refuse<T>(answer: oneshot::Sender<Result<T, Refusal>>, refusal: Re
 pub(super) fn fail<T>(answer: oneshot::Sender<Result<T, Refusal>>, error: &StoreError) {
     tracing::error!(error = %chain(error), "the database failed");
     refuse(answer, Refusal::NotRecorded);
-}
-
-/// An error with all its sources, for the log.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
 
 /// The wall clock, for showing only.
