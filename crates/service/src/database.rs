@@ -154,9 +154,11 @@ fn sqlite_options(path: &Path, read_only: bool, is_durable: bool) -> ConnectOpti
             .pragma("query_only", if read_only { "ON" } else { "OFF" })
             .statement_cache_capacity(256)
     });
-    options.map_sqlx_sqlite_pool_opts(|pool| {
-        pool.after_release(|connection, _| Box::pin(has_no_transaction(connection)))
-    });
+    if !read_only {
+        options.map_sqlx_sqlite_pool_opts(|pool| {
+            pool.after_release(|connection, _| Box::pin(has_no_transaction(connection)))
+        });
+    }
     options
 }
 
