@@ -9,6 +9,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use sealci_tests::host::is_root;
 use sealci_tests::{Installation, Repository, eventually, skip};
 use serde_json::Value;
 
@@ -242,6 +243,61 @@ fn what_cannot_run_here_is_refused_at_once() {
     let run = bench.run(&["--executor", "process", "--action", "b"]);
     assert_eq!(run.code(), 2, "{run:?}");
     assert!(run.complained().contains("--allow-process"), "{run:?}");
+}
+
+#[test]
+fn what_can_never_run_here_is_refused_with_what_it_lacks() {
+    let bench = Bench::of(
+        "name: x
+actions:
+  huge: {configuration: {resources: {memory: 16TiB}}, commands: [x]}
+  rare: {needs: [], configuration: {labels: {gpu: 'true'}}, commands: [x]}
+",
+    );
+    for (action, lacking) in [("huge", "needs 16 TiB of memory"), ("rare", "needs the label gpu=true")] {
+        let run = bench.run(&[&PROCESS[..], &["--action", action]].concat());
+        assert_eq!(run.code(), 2, "{run:?}");
+        let complained = run.complained();
+        assert!(complained.contains(&format!("`{action}` can never run here")), "{complained}");
+        assert!(complained.contains(lacking), "{complained}");
+    }
+}
+
+/// The disk has no room for the agent's work until it is made.
+#[test]
+fn what_keeps_an_action_waiting_is_said() {
+    let bench = Bench::of("name: patient\nactions:\n  a: {commands: [echo here]}\n");
+    let mount = |options: &str| {
+        let mut command = Command::new("mount");
+        command.args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&bench.temporary);
+        command.status().is_ok_and(|status| status.success())
+    };
+    if !is_root() || !mount("size=64m") {
+        return skip(
+            "root",
+            "what_keeps_an_action_waiting_is_said",
+            "a file system can be mounted by root only",
+        );
+    }
+    let _mounted = Mounted(&bench.temporary);
+    let mut child = bench.command(&PROCESS).stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let waiting = said.by_ref().find(|line| line.starts_with("a > waiting: ")).unwrap();
+    assert!(waiting.contains("takes no new work: disk below 1 GiB"), "{waiting}");
+    assert!(mount("remount,size=4g"));
+    let rest: Vec<_> = said.collect();
+    assert_eq!(child.wait().unwrap().code(), Some(0), "{rest:?}");
+    assert!(rest.iter().any(|line| line == "a | here"), "{rest:?}");
+    assert!(!rest.iter().any(|line| line.contains("waiting")), "it is said once: {rest:?}");
+}
+
+/// Unmounts at its end.
+struct Mounted<'a>(&'a Path);
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0).status();
+    }
 }
 
 /// The processes whose environment has this, and that are not the run itself.

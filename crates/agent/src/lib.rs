@@ -57,7 +57,8 @@ use crate::spool::{Spool, SpoolError};
 use crate::stream::Rhythm;
 use crate::workspace::Checkout;
 
-pub use crate::offer::DiskProbe;
+pub use crate::capacity::detected as machine_capacity;
+pub use crate::offer::{DiskProbe, machine_labels};
 pub use crate::room::RoomLimits;
 pub use crate::session::Shutdown;
 pub use crate::spool::SpoolLimits;

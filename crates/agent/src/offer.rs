@@ -24,8 +24,7 @@ impl Offering {
         executors: Vec<String>,
         slots: u32,
     ) -> Self {
-        let machine = [("arch", std::env::consts::ARCH), ("os", std::env::consts::OS)];
-        let mut all: HashMap<_, _> = machine.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let mut all: HashMap<_, _> = machine_labels().into_iter().collect();
         all.extend(labels);
         Self { capacity, labels: all, executors, slots }
     }
@@ -41,6 +40,12 @@ impl Offering {
             slots: self.slots,
         }
     }
+}
+
+/// The labels that every agent on this machine has.
+pub fn machine_labels() -> [(String, String); 2] {
+    [("arch", std::env::consts::ARCH), ("os", std::env::consts::OS)]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
 }
 
 /// Watches over the disk on which actions work.

@@ -32,6 +32,9 @@ use watchers::Watchers;
 /// A log is cut visibly past this length.
 const LOG_QUOTA_BYTES: u64 = 1 << 30;
 
+/// How long an agent may take to come back with the rest of a log.
+pub const CLOSE_LOGS_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// The controller's mirrors hold what manifests are read from.
 const MIRRORS_BUDGET_BYTES: u64 = 10 << 30;
 
@@ -62,6 +65,8 @@ pub struct Config {
     pub git_known_hosts: Option<PathBuf>,
     /// Silence of this length makes an attempt lost.
     pub lost_after: Duration,
+    /// A log that nobody delivers to its end is closed so long after its attempt's. A day, but in tests.
+    pub close_logs_after: Duration,
     /// TERM → so long → KILL.
     pub grace: Duration,
 }
@@ -100,6 +105,7 @@ impl Controller {
         let watchers = Watchers::default();
         let driver = dispatch::Config {
             lost_after: config.lost_after,
+            close_logs_after: config.close_logs_after,
             limits: ActionLimits { grace: config.grace, log_quota_bytes: LOG_QUOTA_BYTES },
             credentials: Arc::clone(&config.credentials),
             enrolment_tokens: config

@@ -274,6 +274,10 @@ async fn lists_are_paged_and_filtered() {
         let count = async |query: &str| {
             world.get(&format!("/api/v1/pipelines?{query}")).await["pipelines"].as_array().unwrap().len()
         };
+        let fourth = world.get("/api/v1/pipelines?number=4").await;
+        assert_eq!(fourth["pipelines"][0]["number"], 4);
+        assert!(fourth["next"].is_null() && fourth["pipelines"].as_array().unwrap().len() == 1, "{fourth}");
+        assert_eq!(count("number=6").await, 0);
         assert_eq!(count("ref=even").await, 3);
         assert_eq!(count("ref=refs/heads/odd").await, 2);
         assert_eq!(count("repository=git@forge.example.org:o/r").await, 5);

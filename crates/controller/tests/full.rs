@@ -4,59 +4,19 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use sealci_proto::agent::outcome;
 use sealci_service::database::DatabaseUrl;
+use sealci_service::testing::SmallDisk;
 use serde_json::json;
 use support::*;
 
 const MANIFEST: &str = "name: x\nactions:\n  a:\n    commands: [\"true\"]\n";
 
-/// A small file system of its own, unmounted at the end.
-struct SmallDisk {
-    folder: tempfile::TempDir,
-}
-
-impl SmallDisk {
-    fn mount(size: &str) -> Option<Self> {
-        let folder = tempfile::tempdir().unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
-            .arg(folder.path())
-            .status();
-        mounted.is_ok_and(|status| status.success()).then_some(Self { folder })
-    }
-
-    fn path(&self) -> &Path {
-        self.folder.path()
-    }
-
-    /// Takes all the room there is; the file that took it.
-    fn fill(&self) -> PathBuf {
-        let filler = self.path().join("filler");
-        let mut file = std::fs::File::create(&filler).unwrap();
-        let block = [0_u8; 4096];
-        while std::io::Write::write(&mut file, &block).is_ok() {}
-        filler
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // Lazily: a failed test may leave the database open.
-        let _ = Command::new("umount").arg("-l").arg(self.path()).status();
-    }
-}
-
 #[tokio::test]
 async fn a_full_disk_refuses_and_recovers() {
-    let Some(disk) = SmallDisk::mount("4m") else {
-        skipped("a full disk under the controller's database", "a file system can be mounted by root only");
-        return;
-    };
+    let Some(disk) = SmallDisk::mount("4m") else { return };
     let world = World::on(DatabaseUrl::Sqlite(disk.path().join("c.sqlite")), Duration::from_secs(600)).await;
     let mut line = world.line().await;
     let id = world.create(MANIFEST).await;

@@ -9,11 +9,10 @@ use std::time::Duration;
 
 use crypto_box::SecretKey;
 use crypto_box::aead::OsRng;
-use futures_util::StreamExt;
 use prost::Message as _;
 use sealci_git::CredentialBook;
 use sealci_proto::agent::{
-    ActionSpec, Event, HeldAttempt, HeldState, LogChunk, Running, claim_answer, event, outcome,
+    ActionSpec, AttemptRef, Event, HeldAttempt, HeldState, LogChunk, Running, claim_answer, event, outcome,
 };
 use sealci_proto::scheduler::{
     Absent, AgentState, EnrolQuestion, WhyAnswer, controller_message, from_agent, scheduler_message,
@@ -25,6 +24,25 @@ use support::*;
 const TWO: &str =
     "name: two\nactions:\n  one:\n    commands: [echo a, echo b]\n  two:\n    commands: [echo c]\n";
 const LONG: Duration = Duration::from_secs(600);
+
+/// What the scheduler says of an agent that holds an attempt.
+fn agent_state(attempt: &AttemptRef, token: u64, state: HeldState) -> scheduler_message::Body {
+    let held = HeldAttempt {
+        attempt: Some(attempt.clone()),
+        state: state.into(),
+        claim_id: CLAIM.into(),
+        token,
+        reserved: None,
+    };
+    scheduler_message::Body::AgentState(AgentState {
+        session: 7,
+        agent_id: AGENT.into(),
+        instance_id: INSTANCE.into(),
+        connected: true,
+        held: vec![held],
+        ..AgentState::default()
+    })
+}
 
 #[tokio::test]
 async fn a_push_goes_through_and_its_log_can_be_read() {
@@ -74,35 +92,6 @@ async fn a_push_goes_through_and_its_log_can_be_read() {
         assert_eq!(read(Some("bytes=-2")).await, (206, "d\n".into()));
         assert_eq!(read(Some("bytes=12-")).await.0, 416);
     }
-}
-
-#[tokio::test]
-async fn followers_see_a_log_grow_and_end() {
-    let (_folder, database) = sqlite();
-    let world = World::on(database, LONG).await;
-    let mut line = world.line().await;
-    world.create(TWO).await;
-    let one = line.queued().await;
-    let mut agent = line.granted(&one).await;
-    agent.running().await;
-    agent.line.acknowledged(1, 0).await;
-    let follow = format!("{}/api/v1/actions/{}/attempts/1/log/follow", world.url, one.action_id);
-    let response = world.http.get(follow).bearer_auth(world.token.expose()).send().await.unwrap();
-    assert_eq!(response.headers()["content-type"], "text/event-stream");
-    let mut events = response.bytes_stream();
-    let mut text = String::new();
-    for (offset, part) in [(0, "abc"), (3, "def")] {
-        agent.log(offset, part.as_bytes()).await;
-        let expected = format!("id: {}", offset + 3);
-        while !text.contains(&expected) {
-            text.push_str(&String::from_utf8_lossy(&within(events.next()).await.unwrap().unwrap()));
-        }
-    }
-    agent.finished(outcome::Kind::Failed(outcome::Failed { exit_code: 7, limit: String::new() }), 6).await;
-    while let Some(part) = within(events.next()).await {
-        text.push_str(&String::from_utf8_lossy(&part.unwrap()));
-    }
-    assert!(text.contains("event: end") && text.contains("\"length\":6"), "{text}");
 }
 
 #[tokio::test]
@@ -198,6 +187,39 @@ async fn a_restart_changes_nothing() {
     }
 }
 
+/// An agent comes back to be told at once how far it was heard, without sending anything again first.
+#[tokio::test]
+async fn who_was_there_hears_from_a_controller_that_comes_back() {
+    let (_folder, database) = sqlite();
+    let mut world = World::on(database, LONG).await;
+    let mut line = world.line().await;
+    world.create(TWO).await;
+    let one = line.queued().await;
+    let mut agent = line.granted(&one).await;
+    let token = agent.token;
+    agent.running().await;
+    agent.log(0, b"before").await;
+    line.acknowledged(1, 6).await;
+
+    world.crash().await;
+    world.start().await;
+    let mut line = world.line().await;
+    line.say(agent_state(&one, token, HeldState::Finished)).await;
+    let ack = line.acknowledged(1, 6).await;
+    assert!(!ack.fenced && !ack.closed, "the rest is waited for");
+    // Its later words are no first ones: the next acknowledgement is for what it sends.
+    line.say(agent_state(&one, token, HeldState::Finished)).await;
+    let mut agent = ScriptedAgent { line: &mut line, attempt: one.clone(), token, sequence: 1 };
+    agent.finished(outcome::Kind::Succeeded(outcome::Succeeded {}), 6).await;
+    let ack = line
+        .until(|body| match to_agent_body(body)? {
+            to_agent::Body::Ack(ack) => Some(ack),
+            _ => None,
+        })
+        .await;
+    assert!(ack.closed && ack.next_sequence == 2, "{ack:?}");
+}
+
 #[tokio::test]
 async fn a_silent_attempt_is_lost_fenced_and_taken_up_again() {
     let folder = tempfile::tempdir().unwrap();
@@ -249,22 +271,7 @@ async fn who_holds_in_vain_is_told_to_end_it() {
     let absent = Absent { attempt: Some(one.clone()), agent_id: AGENT.into(), instance_id: INSTANCE.into() };
     line.say(scheduler_message::Body::Absent(absent)).await;
     line.queued().await;
-    let held = HeldAttempt {
-        attempt: Some(one.clone()),
-        state: HeldState::Running.into(),
-        claim_id: CLAIM.into(),
-        token,
-        reserved: None,
-    };
-    line.say(scheduler_message::Body::AgentState(AgentState {
-        session: 7,
-        agent_id: AGENT.into(),
-        instance_id: INSTANCE.into(),
-        connected: true,
-        held: vec![held],
-        ..AgentState::default()
-    }))
-    .await;
+    line.say(agent_state(&one, token, HeldState::Running)).await;
     let ack = line
         .until(|body| match to_agent_body(body)? {
             to_agent::Body::Ack(ack) => Some(ack),

@@ -12,7 +12,9 @@
 //! told what is expected.
 //!
 //! A *fenced* attempt has lost its action. Its journal and log are still recorded, for people to read; its outcome
-//! stays what it was when it was fenced.
+//! stays what it was when it was fenced. A log that nobody delivers to its end is closed at last, with a gap.
+
+use std::ops::Range;
 
 use crate::ids::{AgentId, ClaimId, FencingToken, InstanceId};
 use crate::outcome::{Cause, Outcome};
@@ -96,8 +98,8 @@ pub enum WriteRefusal {
     EventAhead { given: u64, expected: u64 },
     #[error("log bytes from {given} came before those from {expected}")]
     LogAhead { given: u64, expected: u64 },
-    #[error("the attempt's journal ended with event {last}")]
-    AfterTheEnd { last: u64 },
+    #[error("the attempt's journal ended below event {end}")]
+    AfterTheEnd { end: u64 },
     #[error("`{what}` cannot follow in state `{state}`")]
     OutOfPlace { what: &'static str, state: &'static str },
     #[error("log bytes {from}..{to} overlap what is recorded up to {end}")]
@@ -132,7 +134,7 @@ impl Attempt {
         }
     }
 
-    /// Whether the terminal event is recorded.
+    /// Whether the terminal event is recorded, or is not taken any more.
     pub fn journal_ended(&self) -> bool {
         self.log_length.is_some()
     }
@@ -154,7 +156,7 @@ impl Attempt {
             return Ok(Recorded::Before);
         }
         if self.journal_ended() {
-            return Err(WriteRefusal::AfterTheEnd { last: self.next_sequence - 1 });
+            return Err(WriteRefusal::AfterTheEnd { end: self.next_sequence });
         }
         if sequence > self.next_sequence {
             return Err(WriteRefusal::EventAhead { given: sequence, expected: self.next_sequence });
@@ -203,6 +205,19 @@ impl Attempt {
         Ok(Recorded::Now)
     }
 
+    /// Ends the log of a finished attempt that nobody delivers to its end; nothing more of it is taken. The answer is the gap
+    /// to be recorded: empty, at the end, where the terminal event never told how much is missing. None where there is
+    /// nothing to close.
+    pub fn close_log(&mut self) -> Option<Range<u64>> {
+        if self.outcome().is_none() || self.is_closed() {
+            return None;
+        }
+        let from = self.log_end;
+        self.log_end = self.log_length.unwrap_or(from);
+        self.log_length = Some(self.log_end);
+        Some(from..self.log_end)
+    }
+
     /// Gives the attempt up: it is finished and fenced, and what it still reports changes nothing but its own log.
     /// An attempt that finished keeps its outcome.
     pub(crate) fn lose(&mut self, cause: Cause, message: &str) {
@@ -246,7 +261,7 @@ mod tests {
             Err(WriteRefusal::EventAhead { given: 2, expected: 1 })
         );
         assert_eq!(attempt.record_event(TOKEN, 1, &finished(0)), Ok(Recorded::Now));
-        assert_eq!(attempt.record_event(TOKEN, 2, &finished(0)), Err(WriteRefusal::AfterTheEnd { last: 1 }));
+        assert_eq!(attempt.record_event(TOKEN, 2, &finished(0)), Err(WriteRefusal::AfterTheEnd { end: 2 }));
         assert_eq!(attempt.outcome(), Some(&Outcome::Succeeded));
     }
 
@@ -296,6 +311,28 @@ mod tests {
         assert_eq!(attempt.record_log(TOKEN, 0, 3), Ok(Recorded::Now));
         assert_eq!(attempt.record_event(TOKEN, 1, &finished(3)), Ok(Recorded::Now));
         assert!(matches!(attempt.outcome(), Some(Outcome::Errored { cause: Cause::AgentLost, .. })));
+        assert!(attempt.is_closed());
+    }
+
+    #[test]
+    fn a_log_that_nobody_delivers_is_closed_with_a_gap() {
+        let mut attempt = claimed();
+        assert_eq!(attempt.close_log(), None, "it is not finished");
+        attempt.lose(Cause::AgentLost, "silent for 60 s");
+        assert_eq!(attempt.record_log(TOKEN, 0, 3), Ok(Recorded::Now));
+        assert_eq!(attempt.close_log(), Some(3..3), "nobody knows how much is missing");
+        assert!(attempt.is_closed());
+        assert_eq!(attempt.close_log(), None, "it is closed");
+        assert_eq!(
+            attempt.record_event(TOKEN, 0, &JournalEntry::Running),
+            Err(WriteRefusal::AfterTheEnd { end: 0 })
+        );
+        assert_eq!(attempt.record_log(TOKEN, 3, 5), Err(WriteRefusal::LogPastTheEnd { to: 5, length: 3 }));
+
+        let mut attempt = claimed();
+        attempt.record_event(TOKEN, 0, &finished(9)).unwrap();
+        assert_eq!(attempt.record_log(TOKEN, 0, 3), Ok(Recorded::Now));
+        assert_eq!(attempt.close_log(), Some(3..9));
         assert!(attempt.is_closed());
     }
 

@@ -14,6 +14,7 @@
 //! current attempt, under its token, and only while it is not fenced.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use crate::attempt::{Attempt, AttemptState, Claimant, JournalEntry, Recorded, WriteRefusal};
 use crate::ids::{ActionId, FencingToken, PipelineId};
@@ -313,6 +314,11 @@ impl Pipeline {
     ) -> Result<Recorded, ReportRefusal> {
         let (_, current) = self.current(action, number)?;
         Ok(current.record_log(token, from, to)?)
+    }
+
+    /// Ends the log of an action's current attempt, as [`Attempt::close_log`] says.
+    pub fn close_log(&mut self, action: ActionId, number: u32) -> Option<Range<u64>> {
+        self.current(action, number).ok()?.1.close_log()
     }
 
     /// Gives up the current attempt of an action, if it is this one and unfinished: it is fenced, and its action is

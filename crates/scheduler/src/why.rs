@@ -186,7 +186,8 @@ fn bytes(amount: u64) -> String {
         0..1024 => format!("{amount} bytes"),
         1024..0x10_0000 => format!("{} KiB", number(amount, 1 << 10)),
         0x10_0000..0x4000_0000 => format!("{} MiB", number(amount, 1 << 20)),
-        _ => format!("{} GiB", number(amount, 1 << 30)),
+        0x4000_0000..0x100_0000_0000 => format!("{} GiB", number(amount, 1 << 30)),
+        _ => format!("{} TiB", number(amount, 1 << 40)),
     }
 }
 
@@ -332,6 +333,7 @@ mod tests {
             (bytes(1), bytes(512 << 20), bytes(3 * GIB / 2)),
             ("1 bytes".into(), "512 MiB".into(), "1.5 GiB".into())
         );
+        assert_eq!((bytes(1023 * GIB), bytes(16 << 40)), ("1023 GiB".into(), "16 TiB".into()));
         assert_eq!(number(1999, 1000), "1.99");
         assert_eq!(number(1010, 1000), "1.01");
     }

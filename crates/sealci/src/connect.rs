@@ -1,6 +1,7 @@
 //! Finds the server and the token, makes the typed client, and turns what a server refuses into words and an exit code.
 
 use std::fs;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -8,11 +9,12 @@ use clap::Args;
 use futures_util::TryStreamExt;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use sealci_api::controller::{ByteStream, Client, Error};
+use sealci_service::problem::chain;
 use serde::Deserialize;
 use uuid::Uuid;
 
 use crate::data_folder::{ClientFile, DataFolder};
-use crate::exit::{Exit, Failure, chain};
+use crate::exit::{Exit, Failure};
 use crate::repos::{self, Monitor};
 use crate::terminal::{Harmless, one_line};
 
@@ -160,36 +162,18 @@ impl Server {
         if let Ok(id) = text.parse::<Uuid>() {
             return Ok(id);
         }
-        let number: i64 = text.trim_start_matches('#').parse().map_err(|_| {
+        let number = text.trim_start_matches('#').parse::<NonZeroU64>().map_err(|_| {
             Failure::usage(format!("`{text}` is no pipeline"))
                 .help("give its number or its id, as `sealci list` shows them")
         })?;
-        let mut cursor = None;
-        // Newest first: the search ends at the first page that reaches below the number.
-        loop {
-            let mut request = self
-                .client
-                .list_pipelines()
-                .limit(std::num::NonZeroU32::new(200).unwrap_or(std::num::NonZeroU32::MIN));
-            if let Some(cursor) = cursor {
-                request = request.cursor::<String>(cursor);
-            }
-            let page = match request.send().await {
-                Ok(page) => page.into_inner(),
-                Err(error) => return Err(self.failure(error).await),
-            };
-            if let Some(found) = page.pipelines.iter().find(|pipeline| pipeline.number == number) {
-                return Ok(found.id);
-            }
-            let below = page.pipelines.last().is_none_or(|pipeline| pipeline.number < number);
-            match page.next {
-                Some(next) if !below => cursor = Some(next),
-                _ => {
-                    return Err(Failure::usage(format!("there is no pipeline #{number} on {}", self.url))
-                        .help("`sealci list` shows those there are"));
-                }
-            }
-        }
+        let page = match self.client.list_pipelines().number(number).send().await {
+            Ok(page) => page.into_inner(),
+            Err(error) => return Err(self.failure(error).await),
+        };
+        page.pipelines.first().map(|pipeline| pipeline.id).ok_or_else(|| {
+            Failure::usage(format!("there is no pipeline #{number} on {}", self.url))
+                .help("`sealci list` shows those there are")
+        })
     }
 }
 

@@ -7,6 +7,7 @@ use std::io;
 use std::process::ExitCode;
 
 use sealci_api::controller::types::PipelineOutcome;
+use sealci_service::problem::chain;
 
 /// The exit codes, as the documentation promises them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,21 +84,6 @@ impl Failure {
     ) -> Self {
         Self::new(exit, format!("{context}: {}", chain(error)))
     }
-}
-
-/// An error and what caused it, without saying the same thing twice.
-pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        next = cause.source();
-    }
-    text
 }
 
 impl fmt::Display for Failure {

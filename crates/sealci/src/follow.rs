@@ -26,6 +26,9 @@ use crate::view::{AttemptId, Style, Update, View};
 /// How long a stream may stay broken.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
 
+/// A pipeline of which nothing has moved for so long is asked about.
+const STANDSTILL: Duration = Duration::from_secs(3);
+
 /// Shows the pipeline until it ends; its outcome is the exit.
 pub async fn pipeline(server: &Server, pipeline: Uuid, style: impl Into<Style>) -> Result<Exit, Failure> {
     let style = style.into();
@@ -54,8 +57,14 @@ async fn watch(
     let mut tasks = JoinSet::new();
     tasks.spawn(follow_states(server.clone(), pipeline, updates.clone()));
     let mut followed = BTreeSet::new();
+    let mut standstill: Option<(Uuid, tokio::time::Instant)> = None;
+    let mut asked = BTreeSet::new();
     loop {
         tokio::select! {
+            Some(action) = long(standstill), if standstill.is_some() => {
+                asked.insert(action);
+                tasks.spawn(ask_why(server.clone(), action, updates.clone()));
+            }
             Some(update) = news.recv() => {
                 view.update(update);
                 // What has gathered meanwhile is drawn in one go.
@@ -77,6 +86,10 @@ async fn watch(
                 tasks.spawn(follow_log(server.clone(), attempt, 0, updates.clone()));
             }
         }
+        let waiting = view.standstill().filter(|action| !asked.contains(action));
+        if waiting != standstill.map(|(action, _)| action) {
+            standstill = waiting.map(|action| (action, tokio::time::Instant::now() + STANDSTILL));
+        }
         screen.write(&view.take())?;
         screen.status(&view.status_line());
         if let Some(outcome) = view.outcome() {
@@ -89,6 +102,22 @@ async fn watch(
             )));
         }
     }
+}
+
+/// Waits until what stands still has done so for long.
+async fn long(standstill: Option<(Uuid, tokio::time::Instant)>) -> Option<Uuid> {
+    let (action, deadline) = standstill?;
+    tokio::time::sleep_until(deadline).await;
+    Some(action)
+}
+
+/// Has shown why an action waits. Whoever cannot be asked is found out about by the other streams.
+async fn ask_why(server: Server, action: Uuid, updates: mpsc::Sender<Update>) -> Result<(), Failure> {
+    if let Ok(why) = server.client.why_action().action_id(action).send().await {
+        // Nobody listens any more: there is nothing left to do.
+        let _ = updates.send(Update::Waits(action, why.into_inner().reasons)).await;
+    }
+    Ok(())
 }
 
 /// The pipeline's states, one after the other, until it is finished.
@@ -193,7 +222,9 @@ fn log_event(event: &sse::Event, offset: &mut u64) -> Result<Option<LogEvent>, s
             let gap: types::LogGap = serde_json::from_str(&event.data)?;
             let to = unsigned(gap.to)?;
             let missing_bytes = to.saturating_sub(unsigned(gap.offset)?.max(*offset));
-            if to <= *offset {
+            // An empty gap is where a log ends whose rest nobody knows.
+            let is_new = to > *offset || (to == *offset && gap.offset == gap.to);
+            if !is_new {
                 return Ok(None);
             }
             *offset = to;

@@ -15,7 +15,7 @@ use crate::follow;
 use crate::format;
 use crate::pipelines;
 use crate::terminal::{Harmless, Terminal, one_line};
-use crate::view::{AttemptId, Lines, Update};
+use crate::view::{AttemptId, Lines, Update, missing};
 
 #[derive(Debug, Args)]
 pub struct LogsArgs {
@@ -211,9 +211,9 @@ async fn follow_one(server: &Server, id: AttemptId, terminal: Terminal) -> Resul
         match update {
             Update::Log(_, bytes) => writer.write(&bytes)?,
             Update::Gap(_, missing_bytes, reason) => {
-                eprintln!("[{missing_bytes} bytes are missing: {}]", one_line(&reason));
+                eprintln!("[{}]", missing(missing_bytes, &reason));
             }
-            Update::LogEnd(_) | Update::Pipeline(_) => {}
+            Update::LogEnd(_) | Update::Pipeline(_) | Update::Waits(..) => {}
         }
     }
     writer.finish()?;

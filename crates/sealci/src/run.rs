@@ -12,9 +12,11 @@
 //! [`Dispatch`]: sealci_controller::dispatch::Dispatch
 
 mod engine;
+mod fit;
 mod selection;
 mod tree;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -87,11 +89,16 @@ pub async fn run(args: RunArgs, terminal: Terminal) -> Result<Exit, Failure> {
             "run it as root; or say --allow-process, and actions run as this user, with no isolation at all",
         ));
     }
-    check_offer(&plan, |kind| match kind {
+    fit::check_executors(&plan, |kind| match kind {
         ExecutorKind::Process => args.allow_process,
         ExecutorKind::Sandbox => is_root,
         _ => false,
     })?;
+    fit::check_machine(
+        &plan,
+        sealci_agent::machine_capacity(),
+        &BTreeMap::from(sealci_agent::machine_labels()),
+    )?;
     let folder = tempfile::Builder::new()
         .prefix("sealci-run-")
         .tempdir()
@@ -243,30 +250,10 @@ async fn offering(args: &RunArgs, folder: &Path, plan: Plan) -> Result<Executors
     let making = tokio::task::spawn_blocking(move || {
         fs::create_dir_all(&own).map_err(|error| trouble(&error))?;
         let executors = serve::executors(&offer, &own)?;
-        check_offer(&plan, |kind| executors.iter().any(|offered| offered.kind() == kind)).map(|()| executors)
+        fit::check_executors(&plan, |kind| executors.iter().any(|offered| offered.kind() == kind))
+            .map(|()| executors)
     });
     making.await.unwrap_or_else(|stopped| Err(trouble(&stopped)))
-}
-
-/// Refuses a plan that asks for an executor which is not there: no other agent will ever come.
-fn check_offer(plan: &Plan, is_offered: impl Fn(ExecutorKind) -> bool) -> Result<(), Failure> {
-    for action in &plan.actions {
-        let Some(kind) = action.environment.required_executor() else { continue };
-        if is_offered(kind) {
-            continue;
-        }
-        let failure = Failure::usage(format!(
-            "the action `{}` is to run in the executor `{}`, which there is none of here",
-            action.name,
-            kind.as_str()
-        ));
-        return Err(match kind {
-            ExecutorKind::Process => failure.help("say --allow-process; it isolates nothing"),
-            ExecutorKind::Sandbox => failure.help("`sealci doctor` says what is missing for it"),
-            _ => failure.help("leave it out with --action, or change its `configuration`"),
-        });
-    }
-    Ok(())
 }
 
 async fn take_snapshot(folder: &Path, dir: &Path, into: &Path) -> Result<WorktreeSnapshot, Failure> {

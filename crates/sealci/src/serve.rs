@@ -123,6 +123,7 @@ pub async fn prepare_controller(args: &ControllerArgs, stop: CancellationToken) 
         git_ca: args.git.trust.authority()?,
         git_known_hosts: args.git.trust.known_hosts()?,
         lost_after: Duration::from_millis(args.lost_after_ms),
+        close_logs_after: sealci_controller::CLOSE_LOGS_AFTER,
         grace: Duration::from_millis(args.grace_ms),
     };
     let (door, url) = service::bind("controller", args.listen, identity.as_ref()).await?;
@@ -310,11 +311,10 @@ fn cgroups(own: &Path) -> Result<Cgroups, CgroupError> {
 /// Ends and removes what [`executors`] made outside of the agent's folder `own`, for an agent that never comes again.
 pub fn leave(own: &Path) {
     // Without control groups there is nothing to remove.
-    if let Ok(cgroups) = cgroups(own) {
-        if let Err(error) = cgroups.sweep() {
-            tracing::error!(%error, "something of an action is still there");
-        }
-        cgroups.close();
+    if let Ok(cgroups) = cgroups(own)
+        && let Err(error) = cgroups.sweep()
+    {
+        tracing::error!(%error, "something of an action is still there");
     }
 }
 

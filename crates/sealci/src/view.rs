@@ -20,12 +20,13 @@ use sealci_api::controller::types::{
 use uuid::Uuid;
 
 use crate::format;
-use crate::terminal::{Harmless, Terminal, one_line};
+use crate::terminal::{Terminal, one_line};
 
 pub mod json;
+mod lines;
 
-/// A longer line is shown in pieces of this size, so that no line is ever held whole.
-const LINE_MAX_BYTES: usize = 64 << 10;
+use lines::remark_prefix;
+pub use lines::{Lines, missing};
 
 /// An attempt of an action: what a log belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,6 +44,8 @@ pub enum Update {
     Log(AttemptId, Vec<u8>),
     Gap(AttemptId, u64, String),
     LogEnd(AttemptId),
+    /// Why an action still waits for an agent.
+    Waits(Uuid, Vec<String>),
 }
 
 /// For whom it is shown.
@@ -119,6 +122,7 @@ impl View {
                 }
                 self.ended_logs.insert(attempt);
             }
+            Update::Waits(action, reasons) => self.say_waits(action, &reasons),
         }
         self.say_news();
     }
@@ -139,6 +143,14 @@ impl View {
     /// Those whose logs have their turn to be shown, and are to be followed now.
     pub fn to_follow(&self) -> impl Iterator<Item = AttemptId> {
         self.open_logs.iter().copied()
+    }
+
+    /// The first action that waits for an agent, while none is with one: nothing moves until this one does.
+    pub fn standstill(&self) -> Option<Uuid> {
+        let actions = &self.pipeline.as_ref()?.actions;
+        let is_moving = actions.iter().any(|action| action.state == ActionState::Active);
+        let waiting = actions.iter().find(|action| action.state == ActionState::Queued)?;
+        (!is_moving).then_some(waiting.id)
     }
 
     /// The attempts of the current round.
@@ -231,6 +243,18 @@ impl View {
             one_line(&pipeline.repository),
         );
         self.out.extend(text.bytes());
+    }
+
+    fn say_waits(&mut self, action: Uuid, reasons: &[String]) {
+        let Some(pipeline) = self.pipeline.take() else { return };
+        // It may have moved on since it was asked about.
+        let waiting = |other: &&Action| other.id == action && other.state == ActionState::Queued;
+        if let Some(action) = pipeline.actions.iter().find(waiting) {
+            let text: Vec<_> = reasons.iter().map(|reason| one_line(reason)).collect();
+            let text = format!("waiting: {}", text.join("; "));
+            self.say(action, &pipeline, &text, || json::waits(action, reasons));
+        }
+        self.pipeline = Some(pipeline);
     }
 
     /// Says what is new, each thing in its turn.
@@ -374,114 +398,6 @@ pub fn shortened(command: &str) -> String {
         format!("{}…", first.chars().take(60).collect::<String>())
     } else {
         first
-    }
-}
-
-fn remark_prefix(name: &str, width: usize, terminal: Terminal) -> String {
-    terminal.dim(&format!("{:width$} > ", one_line(name)))
-}
-
-/// Cuts one log into lines, each with its prefix; holds back a line that is not whole yet.
-pub struct Lines {
-    form: Form,
-    line: Vec<u8>,
-}
-
-/// What becomes of a line.
-enum Form {
-    Words {
-        prefix: String,
-        /// The prefix of what SealCI says about this log.
-        remark: String,
-        /// On a terminal, what makes the bytes harmless; elsewhere they stay as they are.
-        harmless: Option<Harmless>,
-    },
-    Json {
-        action: String,
-        attempt: u32,
-    },
-}
-
-impl Lines {
-    /// Prefixes of one log are as wide as the widest action's name, and coloured by the name.
-    pub fn new(name: &str, width: usize, terminal: Terminal) -> Self {
-        let name = one_line(name);
-        let palette = ["36", "35", "34", "33", "32", "96", "95", "94"];
-        let colour = palette
-            [name.bytes().fold(7_usize, |sum, byte| sum * 31 % 1009 + usize::from(byte)) % palette.len()];
-        let form = Form::Words {
-            prefix: terminal.paint(colour, &format!("{name:width$} | ")),
-            remark: remark_prefix(&name, width, terminal),
-            harmless: terminal.interactive.then(|| Harmless::new(terminal.colours)),
-        };
-        Self { form, line: Vec::new() }
-    }
-
-    fn json(action: String, attempt: u32) -> Self {
-        Self { form: Form::Json { action, attempt }, line: Vec::new() }
-    }
-
-    /// Takes in the next bytes, and writes the lines that are whole.
-    pub fn push(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
-        let mut text = String::new();
-        let bytes = match &mut self.form {
-            Form::Words { harmless: Some(filter), .. } => {
-                filter.push(bytes, &mut text);
-                text.as_bytes()
-            }
-            _ => bytes,
-        };
-        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
-            for piece in part.chunks(LINE_MAX_BYTES) {
-                self.line.extend_from_slice(piece);
-                if self.line.ends_with(b"\n") || self.line.len() >= LINE_MAX_BYTES {
-                    self.end_of_line(out);
-                }
-            }
-        }
-    }
-
-    /// Writes what is left, as a line.
-    pub fn finish(&mut self, out: &mut Vec<u8>) {
-        if let Form::Words { harmless: Some(filter), .. } = &mut self.form {
-            let mut text = String::new();
-            filter.finish(&mut text);
-            self.line.extend(text.bytes());
-        }
-        if !self.line.is_empty() {
-            self.end_of_line(out);
-        }
-    }
-
-    fn gap(&self, missing_bytes: u64, reason: &str, out: &mut Vec<u8>) {
-        match &self.form {
-            Form::Words { remark, .. } => {
-                let reason = one_line(reason);
-                out.extend(
-                    format!("{remark}{missing_bytes} bytes of the log are missing: {reason}\n").bytes(),
-                );
-            }
-            Form::Json { action, attempt } => {
-                json::line(&json::gap(action, *attempt, missing_bytes, reason), out);
-            }
-        }
-    }
-
-    fn end_of_line(&mut self, out: &mut Vec<u8>) {
-        let line = self.line.strip_suffix(b"\n").unwrap_or(&self.line);
-        match &self.form {
-            Form::Words { prefix, harmless, .. } => {
-                out.extend_from_slice(prefix.as_bytes());
-                out.extend_from_slice(line);
-                // A colour that was left on would run into the next prefix.
-                if harmless.is_some() && line.contains(&0x1b) {
-                    out.extend_from_slice(b"\x1b[0m");
-                }
-                out.push(b'\n');
-            }
-            Form::Json { action, attempt } => json::line(&json::log(action, *attempt, line), out),
-        }
-        self.line.clear();
     }
 }
 

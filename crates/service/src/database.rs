@@ -1,7 +1,8 @@
 //! Opens a service's database: an embedded SQLite file, or PostgreSQL.
 //!
 //! SQLite is one process's: a lock on `<file>.lock`, held for as long as the database is open and not passed on to child
-//! processes, keeps a second one out. What is committed is on disk (`synchronous=FULL`), but for scratch.
+//! processes, keeps a second one out. What is committed is on disk (`synchronous=FULL`), but for scratch. What could not be
+//! committed leaves nothing behind: the connection that failed is not used again where it may have lost count.
 
 use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sea_orm::sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
+use sea_orm::sqlx::{Connection as _, SqliteConnection};
 use sea_orm::{ConnectOptions, DatabaseConnection, DbErr};
 
 /// How long a connection may be waited for, and a writer for another.
@@ -152,7 +154,27 @@ fn sqlite_options(path: &Path, read_only: bool, is_durable: bool) -> ConnectOpti
             .pragma("query_only", if read_only { "ON" } else { "OFF" })
             .statement_cache_capacity(256)
     });
+    if !read_only {
+        options.map_sqlx_sqlite_pool_opts(|pool| {
+            pool.after_release(|connection, _| Box::pin(has_no_transaction(connection)))
+        });
+    }
     options
+}
+
+/// Whether a connection that is given back may serve again; it is closed otherwise, before anybody else has it.
+///
+/// SQLite ends some failed transactions by itself (a full disk), and the library that counts them does not learn of it: what
+/// it would take for a commit from then on is only the end of a nested transaction, seen by this connection and by nobody
+/// else, and lost when it closes.
+async fn has_no_transaction(connection: &mut SqliteConnection) -> Result<bool, sea_orm::sqlx::Error> {
+    // The end of a transaction that was dropped is still on its way; the answer comes after it.
+    connection.ping().await?;
+    let has_none = !connection.is_in_transaction();
+    if !has_none {
+        tracing::warn!("a transaction failed halfway; what follows begins on a new connection");
+    }
+    Ok(has_none)
 }
 
 /// Takes the lock file, or says who has it.
@@ -198,7 +220,7 @@ fn make_private(path: &Path) -> Result<(), DatabaseError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sea_orm::{ConnectionTrait as _, Statement};
+    use sea_orm::{ConnectionTrait as _, Statement, TransactionTrait as _};
 
     async fn ask(connection: &DatabaseConnection, question: &str) -> String {
         let statement = Statement::from_string(connection.get_database_backend(), question);
@@ -233,6 +255,27 @@ mod tests {
         database.close().await.unwrap();
         let again = Database::open(&url).await.unwrap();
         assert_eq!(ask(&again.readers, "SELECT x FROM t").await, "7");
+    }
+
+    #[tokio::test]
+    async fn a_transaction_that_found_no_room_spoils_none_after_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = DatabaseUrl::Sqlite(folder.path().join("x.db"));
+        let database = Database::open(&url).await.unwrap();
+        database.writer.execute_unprepared("CREATE TABLE t (x INTEGER, y BLOB)").await.unwrap();
+        // No room beyond what is there, as on a full disk, for this connection.
+        ask(&database.writer, "PRAGMA max_page_count = 1").await;
+        let transaction = database.writer.begin().await.unwrap();
+        let written = transaction.execute_unprepared("INSERT INTO t VALUES (1, zeroblob(100000))").await;
+        assert!(written.unwrap_err().to_string().contains("full"));
+        drop(transaction);
+        let next = database.writer.begin().await.unwrap();
+        next.execute_unprepared("INSERT INTO t VALUES (2, zeroblob(100000))").await.unwrap();
+        next.commit().await.unwrap();
+        assert_eq!(ask(&database.readers, "SELECT sum(x) FROM t").await, "2");
+        database.close().await.unwrap();
+        let again = Database::open(&url).await.unwrap();
+        assert_eq!(ask(&again.readers, "SELECT sum(x) FROM t").await, "2");
     }
 
     #[tokio::test]

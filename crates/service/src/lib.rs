@@ -9,4 +9,6 @@ pub mod listen;
 pub mod problem;
 pub mod shutdown;
 pub mod telemetry;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod tls;

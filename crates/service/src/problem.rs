@@ -147,12 +147,15 @@ impl Problem {
     }
 }
 
-/// An error and its causes, in one line.
+/// An error and its causes, in one line, each once: some messages hold their cause's text already.
 pub fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
-        let _ = write!(text, ": {error}");
+        let cause = error.to_string();
+        if !text.contains(&cause) {
+            let _ = write!(text, ": {cause}");
+        }
         source = error.source();
     }
     text
@@ -280,6 +283,16 @@ mod tests {
         let status = response.status();
         let bytes = response.into_body().collect().await.unwrap().to_bytes();
         (status, serde_json::from_slice(&bytes).unwrap())
+    }
+
+    #[test]
+    fn each_cause_is_told_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("{0}")]
+        struct Sample(&'static str, #[source] Option<Box<Sample>>);
+        let deep = Sample("deep", None);
+        let middle = Sample("middle: deep", Some(Box::new(deep)));
+        assert_eq!(chain(&Sample("top", Some(Box::new(middle)))), "top: middle: deep");
     }
 
     #[tokio::test]

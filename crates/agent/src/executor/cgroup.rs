@@ -5,12 +5,16 @@
 //! ```
 //!
 //! Invariants: a group in use is in every hierarchy the [`Layout`] names, with the same members; all groups of an agent
-//! instance stand under one folder, so that leftovers are found without knowing what ran.
+//! instance stand under one folder, so that leftovers are found without knowing what ran. The folder goes with the agent;
+//! that of one that was killed goes when the next one starts, whichever that is.
+
+mod lock;
 
 use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,6 +23,8 @@ use nix::unistd::Pid;
 use sealci_core::outcome::Limit;
 use sealci_core::plan::Resources;
 use sealci_sandbox::birth::Entrance;
+
+use self::lock::GroupsLock;
 
 /// How long a group's members may take to be gone once killed.
 const REMOVAL_PATIENCE: Duration = Duration::from_secs(10);
@@ -181,23 +187,53 @@ impl Layout {
     }
 }
 
-/// The groups of one agent instance.
+/// The groups of one agent instance. Its folders go with the last clone, if they are empty.
 #[derive(Debug, Clone)]
-pub struct Cgroups {
+pub struct Cgroups(Arc<Instance>);
+
+#[derive(Debug)]
+struct Instance {
     layout: Layout,
     /// `sealci-<instance>`.
     folder: String,
+    /// None where another process has the same instance, or none can be had: then the folders stay.
+    lock: Option<GroupsLock>,
+}
+
+impl Instance {
+    /// Removes the folders; says whether all are gone. What is not empty stays for the next sweep.
+    fn remove_folders(&self) -> bool {
+        let gone = |hierarchy: &&Path| is_gone(fs::remove_dir(hierarchy.join(&self.folder)));
+        self.layout.hierarchies().iter().filter(|hierarchy| !gone(hierarchy)).count() == 0
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        if let Some(lock) = self.lock.take()
+            && self.remove_folders()
+        {
+            lock.discard();
+        }
+    }
 }
 
 impl Cgroups {
     /// Makes the instance's folder in each hierarchy. Fails where this process may not, as without root.
     pub fn open(layout: Layout, instance: &str) -> Result<Self, CgroupError> {
-        let groups = Self { layout, folder: format!("sealci-{instance}") };
-        let controllers = groups.layout.needs_version_2();
-        for hierarchy in groups.layout.hierarchies() {
-            let folder = hierarchy.join(&groups.folder);
+        clear_up_after_others(&layout);
+        let folder = format!("sealci-{instance}");
+        let lock = GroupsLock::take(Path::new(lock::FOLDER), &folder).unwrap_or_else(|error| {
+            tracing::warn!(%error, folder = lock::FOLDER, "no lock can be had: empty control groups will stay");
+            None
+        });
+        let groups = Self(Arc::new(Instance { layout, folder, lock }));
+        let Instance { layout, folder, .. } = groups.0.as_ref();
+        let controllers = layout.needs_version_2();
+        for hierarchy in layout.hierarchies() {
+            let folder = hierarchy.join(folder);
             make_folder(&folder)?;
-            if groups.layout.unified.as_deref() == Some(hierarchy) {
+            if layout.unified.as_deref() == Some(hierarchy) {
                 hand_down(hierarchy, &controllers)?;
                 hand_down(&folder, &controllers)?;
             }
@@ -221,26 +257,34 @@ impl Cgroups {
 
     /// Ends and removes every group of this instance, and its folders.
     pub fn sweep(&self) -> Result<(), CgroupError> {
-        for hierarchy in self.layout.hierarchies() {
-            for name in children(&hierarchy.join(&self.folder)) {
+        for hierarchy in self.0.layout.hierarchies() {
+            for name in children(&hierarchy.join(&self.0.folder)) {
                 self.group(&name).remove()?;
             }
         }
         Ok(())
     }
 
-    /// Removes the instance's empty folders. Nothing may be created any more.
-    pub fn close(&self) {
-        for hierarchy in self.layout.hierarchies() {
-            // What is not empty stays for the next sweep.
-            let _ = fs::remove_dir(hierarchy.join(&self.folder));
+    fn group(&self, name: &str) -> Cgroup {
+        let below = Path::new(&self.0.folder).join(name);
+        Cgroup { layout: self.0.layout.clone(), below }
+    }
+}
+
+/// Removes what is empty of the groups whose agents are no more.
+fn clear_up_after_others(layout: &Layout) {
+    for (folder, lock) in GroupsLock::left_behind(Path::new(lock::FOLDER)) {
+        let gone = |hierarchy: &&Path| is_gone(remove_tree(&hierarchy.join(&folder)));
+        if layout.hierarchies().iter().filter(|hierarchy| !gone(hierarchy)).count() == 0 {
+            tracing::info!(folder, "removed the control groups of an agent that is no more");
+            lock.discard();
         }
     }
+}
 
-    fn group(&self, name: &str) -> Cgroup {
-        let below = Path::new(&self.folder).join(name);
-        Cgroup { layout: self.layout.clone(), below }
-    }
+/// Whether a removed folder is gone, by whomever.
+fn is_gone(removed: io::Result<()>) -> bool {
+    removed.map_or_else(|error| error.kind() == io::ErrorKind::NotFound, |()| true)
 }
 
 /// One action's group. It stays until it is removed.
@@ -492,6 +536,40 @@ mod tests {
         let error = Layout::from_mounts(PURE, |_| "cpu pids".into()).unwrap_err();
         assert!(matches!(error, CgroupError::NoController { controller: Controller::Memory }), "{error}");
         assert!(Layout::from_mounts("", |_| String::new()).is_err());
+    }
+
+    /// Those of the running system that are there.
+    fn folders(layout: &Layout, name: &str) -> usize {
+        layout.hierarchies().iter().filter(|path| path.join(name).exists()).count()
+    }
+
+    #[test]
+    fn empty_groups_go_with_their_agent_or_with_the_next_ones_start() {
+        let name = |which: &str| format!("test-{which}-{}", std::process::id());
+        let opened =
+            Layout::detect().and_then(|layout| Ok((layout.clone(), Cgroups::open(layout, &name("one"))?)));
+        let Ok((layout, one)) = opened else {
+            return eprintln!("SKIPPED: control groups cannot be used here");
+        };
+        let all = layout.hierarchies().len();
+        let limits = Limits::of(&Resources::DEFAULT, 10);
+        let group = one.create("action", &limits).unwrap();
+        let folder = format!("sealci-{}", name("one"));
+        assert_eq!(folders(&layout, &folder), all);
+        // One that is killed gives its lock back, and removes nothing.
+        let killed = format!("sealci-{}", name("killed"));
+        drop(GroupsLock::take(Path::new(lock::FOLDER), &killed).unwrap().unwrap());
+        layout.hierarchies().iter().for_each(|path| fs::create_dir(path.join(&killed)).unwrap());
+
+        let other = Cgroups::open(layout.clone(), &name("other")).unwrap();
+        assert_eq!(folders(&layout, &killed), 0, "it is cleared up after");
+        assert_eq!(folders(&layout, &folder), all, "what has an agent is left alone");
+        drop((one, other));
+        assert_eq!(folders(&layout, &format!("sealci-{}", name("other"))), 0);
+        assert_eq!(folders(&layout, &folder), all, "it is not empty");
+        group.remove().unwrap();
+        drop(Cgroups::open(layout.clone(), &name("one")).unwrap());
+        assert_eq!(folders(&layout, &folder), 0);
     }
 
     #[test]

@@ -32,6 +32,8 @@ use sealci_core::outcome::{Cause, Outcome};
 use sealci_core::plan::{ExecutorKind, Network, Resources};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::causes::with_causes;
+
 /// How many events wait for a slow reader. With the largest output frame this bounds an execution's memory.
 const EVENT_CAPACITY: usize = 8;
 
@@ -314,23 +316,8 @@ impl ExecutorError {
 
     /// The error and all that led to it, in one line.
     pub fn message(&self) -> String {
-        chain(self)
+        with_causes(self)
     }
-}
-
-/// An error and all that led to it, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut message = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let text = error.to_string();
-        // Some messages hold their source's text already.
-        if !message.contains(&text) {
-            message = format!("{message}: {text}");
-        }
-        source = error.source();
-    }
-    message
 }
 
 fn is_full(error: &io::Error) -> bool {

@@ -82,7 +82,7 @@ impl SandboxExecutor {
     pub fn new(data_dir: &Path, cgroups: Cgroups, options: SandboxOptions) -> Result<Self, ExecutorError> {
         let init = init::install(data_dir)?;
         let uplink = if options.network {
-            Uplink::open().map_err(|error| super::chain(&error))
+            Uplink::open().map_err(|error| crate::causes::with_causes(&error))
         } else {
             Err("this agent's configuration does not allow it".to_owned())
         };

@@ -255,7 +255,7 @@ pub async fn nothing_outlives_a_killed_agent(lab: &Lab) {
         assert!(!cgroup_folders(&instance).is_empty());
         let next = Cgroups::open(Layout::detect().unwrap(), &instance).unwrap();
         next.sweep().unwrap();
-        next.close();
+        drop(next);
         assert_eq!(cgroup_folders(&instance), Vec::<std::path::PathBuf>::new());
     }
 }

@@ -10,7 +10,7 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt, stream};
 use sealci_api::controller::types;
 use sealci_core::ids::{ActionId, AttemptId};
 use sealci_service::problem::{Path, Problem, Query};
@@ -35,7 +35,13 @@ pub async fn read(
         .header(header::ACCEPT_RANGES, "bytes")
         .header("sealci-log-complete", extent.is_whole().to_string());
     let Some(range) = range.and_then(|text| parse_range(text, extent.end)) else {
-        return finish(response.body(Body::from_stream(bytes_of(log, 0, extent.end))));
+        let cut = if extent.is_whole() { log.closed_because(extent.end).await? } else { None };
+        let cut = cut.map(|reason| {
+            Ok(Bytes::from(format!("\n[SealCI: the rest of this log is missing: {reason}]\n")))
+        });
+        return finish(
+            response.body(Body::from_stream(bytes_of(log, 0, extent.end).chain(stream::iter(cut)))),
+        );
     };
     let refuse = |detail: String| {
         Problem::new(StatusCode::RANGE_NOT_SATISFIABLE)
@@ -128,7 +134,8 @@ pub async fn follow(
     let resumed = headers.get("last-event-id").and_then(|value| value.to_str().ok()?.parse().ok());
     let news = api.watchers.logs.subscribe(id);
     let (log, _) = open(&api, id).await?;
-    let start = Some((Follower { log, news, api }, resumed.unwrap_or(query.from)));
+    let follower = Follower { log, news, api, told_of_cut: false };
+    let start = Some((follower, resumed.unwrap_or(query.from)));
     let stream = futures_util::stream::unfold(start, |state| async move {
         let (mut follower, offset) = state?;
         let (event, next) = follower.next(offset).await?;
@@ -141,6 +148,8 @@ struct Follower {
     log: LogReader,
     news: watch::Receiver<()>,
     api: Api,
+    /// The reader knows by now that the log ends without its end.
+    told_of_cut: bool,
 }
 
 impl Follower {
@@ -161,6 +170,13 @@ impl Follower {
                     return Some((event("gap", to, &gap)?, Some(to)));
                 }
                 None if extent.is_whole() => {
+                    if !std::mem::replace(&mut self.told_of_cut, true)
+                        && let Some(reason) = self.log.closed_because(extent.end).await.ok()?
+                    {
+                        let (offset, to) = (signed(extent.end), signed(extent.end));
+                        let gap = types::LogGap { offset, to, reason };
+                        return Some((event("gap", extent.end, &gap)?, Some(extent.end)));
+                    }
                     let end = types::LogEnd { length: signed(extent.end) };
                     return Some((event("end", extent.end, &end)?, None));
                 }

@@ -110,6 +110,7 @@ async fn of_form(request: Request) -> Result<IntakeRequest, ApiError> {
 pub struct ListQuery {
     limit: Option<u64>,
     cursor: Option<String>,
+    number: Option<i64>,
     repository: Option<String>,
     r#ref: Option<String>,
     revision: Option<String>,
@@ -126,6 +127,7 @@ pub async fn list(State(api): State<Api>, Query(query): Query<ListQuery>) -> Ans
     }
     let below = query.cursor.as_deref().map(read_cursor).transpose()?;
     let filter = ListFilter {
+        number: query.number,
         repository: query.repository.map(|text| identity_of(&text)),
         refs: query.r#ref.map(|name| full_names(&name)).unwrap_or_default(),
         revision: query.revision,

@@ -154,8 +154,10 @@ impl Driver {
         let instance: InstanceId = state.instance_id.parse().map_err(Malformed::from)?;
         if state.connected {
             self.note_instance(id, instance.as_uuid(), transaction).await?;
+            // What it said while no controller was there is lost: it hears where each attempt stands, and says the rest again.
+            let is_first_word = self.presence.is_first_word(id, state.session);
             for held in &state.held {
-                self.note_held(&state, held, transaction).await?;
+                self.note_held(&state, held, is_first_word, transaction).await?;
             }
         }
         self.presence.agent_state(id, state);
@@ -185,11 +187,13 @@ impl Driver {
         Ok(())
     }
 
-    /// What an agent says it holds is heard of; what it holds in vain it is told to end.
+    /// What an agent says it holds is heard of; what it holds in vain it is told to end. With its first word it is told how
+    /// far each is recorded.
     async fn note_held(
         &mut self,
         state: &AgentState,
         held: &HeldAttempt,
+        is_first_word: bool,
         transaction: &mut Transaction,
     ) -> Result<(), ReportError> {
         if held.token == 0 {
@@ -205,7 +209,9 @@ impl Driver {
         };
         if is_wanted {
             self.presence.heard(id, Instant::now());
-        } else if held.state() != HeldState::Finished {
+        }
+        let is_held_in_vain = !is_wanted && held.state() != HeldState::Finished;
+        if is_first_word || is_held_in_vain {
             transaction.acknowledge(state.session, id, token);
         }
         Ok(())

@@ -6,8 +6,9 @@ use std::time::Instant;
 use sealci_core::ids::{AttemptId, FencingToken, PipelineId};
 use sealci_core::pipeline::Touched;
 use sealci_proto::scheduler::{ToAgent, controller_message, to_agent};
+use sealci_service::problem::chain;
 
-use super::driver::{Driver, chain};
+use super::driver::Driver;
 use super::live::{Dirty, Live};
 use super::reports::acknowledgement;
 use super::{Answer, Refusal, wants};

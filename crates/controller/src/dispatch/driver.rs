@@ -10,11 +10,13 @@ use sealci_git::CredentialBook;
 use sealci_proto::scheduler::{
     ControllerMessage, PipelineEpoch, Snapshot, controller_message, scheduler_message,
 };
+use sealci_service::problem::chain;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::agents::AgentBook;
+use super::closing::Closing;
 use super::commit::Transaction;
 use super::link::{FromLink, Incoming, Line};
 use super::live::Live;
@@ -39,6 +41,8 @@ const TOKENS_AT_ONCE: i64 = 1000;
 pub struct Config {
     /// Silence of this length makes an attempt lost.
     pub lost_after: Duration,
+    /// A log that nobody delivers to its end is closed so long after its attempt's.
+    pub close_logs_after: Duration,
     pub limits: ActionLimits,
     /// What opens private repositories.
     pub credentials: Arc<CredentialBook>,
@@ -58,6 +62,7 @@ pub struct Driver {
     pub(super) by_action: HashMap<ActionId, PipelineId>,
     pub(super) agents: AgentBook,
     pub(super) presence: Presence,
+    pub(super) closing: Closing,
     pub(super) line: Option<Line>,
     /// Why-questions under way at the scheduler.
     pub(super) questions: HashMap<u64, Answer<Vec<String>>>,
@@ -80,6 +85,7 @@ impl Driver {
         let mut driver = Self {
             agents: AgentBook::new(store.agents().await?),
             presence: Presence::new(config.lost_after),
+            closing: Closing::new(config.close_logs_after),
             config,
             inbox,
             watchers,
@@ -214,7 +220,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Looks for silence, and takes up again what a failed commit made us forget.
+    /// Looks for silence, closes logs that have no end, and takes up again what a failed commit made us forget.
     async fn tick(&mut self, transaction: &mut Transaction) {
         self.remember_forgotten(transaction).await;
         let now = Instant::now();
@@ -238,6 +244,7 @@ impl Driver {
                 transaction,
             );
         }
+        self.close_silent_logs(now, transaction).await;
     }
 
     async fn remember_forgotten(&mut self, transaction: &mut Transaction) {
@@ -288,6 +295,7 @@ impl Driver {
     pub(super) fn line_is_down(&mut self) {
         self.line = None;
         self.presence.line_is_down();
+        self.closing.line_is_down();
         self.linked.send_replace(false);
         for (_, answer) in self.questions.drain() {
             let _ = answer.send(Ok(vec!["no scheduler is connected".into()])); // who asked may have gone away
@@ -381,18 +389,6 @@ pub(super) fn refuse<T>(answer: oneshot::Sender<Result<T, Refusal>>, refusal: Re
 pub(super) fn fail<T>(answer: oneshot::Sender<Result<T, Refusal>>, error: &StoreError) {
     tracing::error!(error = %chain(error), "the database failed");
     refuse(answer, Refusal::NotRecorded);
-}
-
-/// An error with all its sources, for the log.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
 
 /// The wall clock, for showing only.

@@ -10,6 +10,7 @@
 //! read again from the database); the driver never waits for a peer.
 
 mod agents;
+mod closing;
 mod commit;
 mod driver;
 mod link;

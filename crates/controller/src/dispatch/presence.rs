@@ -57,6 +57,11 @@ impl Presence {
         self.heard.remove(&attempt);
     }
 
+    /// Whether nothing was heard of the agent's stream since the line stands.
+    pub fn is_first_word(&self, id: AgentId, session: u64) -> bool {
+        self.agents.get(&id).is_none_or(|known| !known.connected || known.session < session)
+    }
+
     /// What the scheduler says of an agent. A word of an older stream does not undo a newer one's.
     pub fn agent_state(&mut self, id: AgentId, state: AgentState) {
         let outdated =

@@ -5,9 +5,8 @@ use std::collections::BTreeMap;
 
 use sea_orm::sea_query::{Expr, OnConflict};
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend,
-    DbErr, EntityTrait, ExprTrait, IntoActiveModel, Iterable, PrimaryKeyToColumn, QueryFilter,
-    TransactionTrait,
+    ActiveModelTrait, ColumnTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr,
+    EntityTrait, ExprTrait, IntoActiveModel, Iterable, PrimaryKeyToColumn, QueryFilter, TransactionTrait,
 };
 use uuid::Uuid;
 
@@ -53,14 +52,6 @@ impl Batch {
         if self.is_empty() {
             return Ok(());
         }
-        let committed = self.write(writer).await;
-        if committed.is_err() {
-            renew(writer).await;
-        }
-        committed
-    }
-
-    async fn write(&mut self, writer: &DatabaseConnection) -> Result<(), StoreError> {
         let transaction = writer.begin().await?;
         self.number_new_pipelines(&transaction).await?;
         put::<pipelines::Entity, _, _>(&transaction, self.pipelines.values()).await?;
@@ -85,23 +76,6 @@ impl Batch {
             }
         }
         Ok(())
-    }
-}
-
-/// Closes SQLite's writing connection, so that the next transaction begins on a new one.
-///
-/// SQLite ends some failed transactions by itself (a full disk), and the library that counts them does not learn of it: what
-/// it takes for a commit from then on is only the end of a nested one, seen by this connection and by nobody else.
-async fn renew(writer: &DatabaseConnection) {
-    if writer.get_database_backend() != DbBackend::Sqlite {
-        return;
-    }
-    let closed = match writer.get_sqlite_connection_pool().acquire().await {
-        Ok(connection) => connection.close().await,
-        Err(error) => Err(error),
-    };
-    if let Err(error) = closed {
-        tracing::error!(%error, "the connection of a failed commit could not be closed");
     }
 }
 

@@ -8,6 +8,7 @@ use super::{Store, StoreError};
 /// Which pipelines are wanted; none of the fields means all.
 #[derive(Debug, Clone, Default)]
 pub struct ListFilter {
+    pub number: Option<i64>,
     /// A repository's identity.
     pub repository: Option<String>,
     /// Any of these full ref names.
@@ -38,6 +39,9 @@ impl Store {
         let mut query = pipelines::Entity::find().order_by_desc(Column::Number).limit(limit + 1);
         if let Some(below) = below {
             query = query.filter(Column::Number.lt(below));
+        }
+        if let Some(number) = filter.number {
+            query = query.filter(Column::Number.eq(number));
         }
         for (column, wanted) in [
             (Column::Repository, &filter.repository),

@@ -1,7 +1,8 @@
 //! Reads the log of an attempt, by offset, in bounded pieces.
 
 use bytes::Bytes;
-use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
+use sea_orm::sea_query::Expr;
+use sea_orm::{ColumnTrait, Condition, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect};
 use sealci_core::ids::AttemptId;
 
 use super::entity::{attempts, log_chunks};
@@ -40,14 +41,45 @@ impl LogExtent {
     }
 }
 
+/// Of an attempt's row: its log is not whole.
+pub(super) fn log_is_open() -> Condition {
+    let column = |column: attempts::Column| Expr::col(column);
+    Condition::any()
+        .add(column(attempts::Column::LogLength).is_null())
+        .add(column(attempts::Column::LogLength).gt(column(attempts::Column::LogEnd)))
+}
+
 impl Store {
     /// A reader of an attempt's log.
     pub fn log(&self, attempt: AttemptId) -> LogReader {
         LogReader { store: self.clone(), attempt }
     }
+
+    /// Attempts that finished before `finished_before_ms` and whose log is not whole, oldest first.
+    pub async fn unfinished_logs(
+        &self,
+        finished_before_ms: i64,
+        limit: u64,
+    ) -> Result<Vec<attempts::Model>, StoreError> {
+        let query = attempts::Entity::find()
+            .filter(log_is_open())
+            .filter(attempts::Column::State.eq("finished"))
+            .filter(attempts::Column::FinishedAt.lt(finished_before_ms))
+            .order_by_asc(attempts::Column::FinishedAt)
+            .limit(limit);
+        Ok(query.all(&self.writer).await?)
+    }
 }
 
 impl LogReader {
+    /// Why a log that was closed without its end has none: the reason of the empty gap at `end`.
+    pub async fn closed_because(&self, end: u64) -> Result<Option<String>, StoreError> {
+        let start = i64::try_from(end).unwrap_or(i64::MAX);
+        let key = (self.attempt.action.as_uuid(), rows::number(self.attempt.number), start);
+        let row = log_chunks::Entity::find_by_id(key).one(&self.store.readers).await?;
+        Ok(row.filter(|row| row.end == row.start).and_then(|row| row.gap))
+    }
+
     /// How far the log is now; none if there is no such attempt.
     pub async fn extent(&self) -> Result<Option<LogExtent>, StoreError> {
         let key = (self.attempt.action.as_uuid(), rows::number(self.attempt.number));

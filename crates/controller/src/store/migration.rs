@@ -6,6 +6,7 @@ use sea_orm_migration::prelude::*;
 use super::entity::{
     actions, agent_instances, agents, attempts, commands, counters, log_chunks, pipelines, rounds,
 };
+use super::log::log_is_open;
 
 /// All migrations, in their order.
 pub struct Migrator;
@@ -13,7 +14,7 @@ pub struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(First)]
+        vec![Box::new(First), Box::new(OpenLogs)]
     }
 }
 
@@ -66,6 +67,29 @@ impl MigrationTrait for First {
             counters::Entity::insert(row).exec_without_returning(manager.get_connection()).await?;
         }
         Ok(())
+    }
+}
+
+/// Finds the attempts whose log is not whole, which are few, among all that ever were.
+struct OpenLogs;
+
+impl MigrationName for OpenLogs {
+    fn name(&self) -> &str {
+        "m0002_open_logs"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for OpenLogs {
+    #[allow(elided_lifetimes_in_paths)] // the trait's own signature elides it, and the two must agree
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        let index = Index::create()
+            .name("attempts_with_open_logs")
+            .table(attempts::Entity)
+            .col(attempts::Column::FinishedAt)
+            .cond_where(log_is_open())
+            .to_owned();
+        manager.create_index(index).await
     }
 }
 

@@ -80,34 +80,11 @@ pub struct World {
     _folder: tempfile::TempDir,
 }
 
-/// The databases to test on: SQLite always, PostgreSQL where `SEALCI_TEST_POSTGRES` names one.
+/// The databases to test on: SQLite always, PostgreSQL where there is a server.
 pub async fn databases(folder: &std::path::Path) -> Vec<DatabaseUrl> {
-    let mut locations = vec![DatabaseUrl::Sqlite(folder.join("controller.sqlite"))];
-    match std::env::var("SEALCI_TEST_POSTGRES") {
-        Ok(url) => locations.push(fresh_schema(&url).await),
-        Err(_) => skipped("controller on PostgreSQL", "SEALCI_TEST_POSTGRES names no server"),
-    }
-    locations
-}
-
-/// Says loudly what was not tested: `cargo xtask test` lists it at its end.
-pub fn skipped(what: &str, why: &str) {
-    use std::io::Write;
-    eprintln!("SKIPPED: {what}: {why}");
-    if let Ok(path) = std::env::var("SEALCI_SKIPS") {
-        let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
-        writeln!(file.unwrap(), "{what}: {why}").unwrap();
-    }
-}
-
-/// A schema of its own for each test.
-async fn fresh_schema(url: &str) -> DatabaseUrl {
-    use sea_orm::ConnectionTrait;
-    let schema = format!("test_{}", uuid::Uuid::now_v7().simple());
-    let connection = sea_orm::Database::connect(url).await.unwrap();
-    connection.execute_unprepared(&format!("CREATE SCHEMA {schema}")).await.unwrap();
-    let separator = if url.contains('?') { '&' } else { '?' };
-    DatabaseUrl::Postgres(format!("{url}{separator}options=-c%20search_path%3D{schema}"))
+    let mut databases = vec![DatabaseUrl::Sqlite(folder.join("controller.sqlite"))];
+    databases.extend(sealci_service::testing::postgres("controller").await);
+    databases
 }
 
 impl World {
@@ -136,6 +113,7 @@ impl World {
             git_ca: None,
             git_known_hosts: None,
             lost_after,
+            close_logs_after: sealci_controller::CLOSE_LOGS_AFTER,
             grace: Duration::from_secs(10),
         };
         let mut world = Self {

@@ -21,7 +21,10 @@ type Shown = Result<Answer<ShownConfiguration>, Problem>;
 
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
-        Self::internal(&error)
+        match error {
+            StoreError::Database(_) => Self::unavailable(&error),
+            StoreError::Unreadable { .. } | StoreError::Superseded => Self::internal(&error),
+        }
     }
 }
 

@@ -144,26 +144,6 @@ fn broken_body() -> axum::body::Body {
     axum::body::Body::from_stream(tokio_stream::once(Err::<Vec<u8>, _>(std::io::Error::other("gone"))))
 }
 
-/// Says loudly what was not tested: the test command lists it at its end.
-fn skipped(what: &str, why: &str) {
-    use std::io::Write;
-    eprintln!("SKIPPED: {what}: {why}");
-    if let Ok(path) = std::env::var("SEALCI_SKIPS") {
-        let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
-        writeln!(file.unwrap(), "{what}: {why}").unwrap();
-    }
-}
-
-/// A schema of its own for each test.
-async fn fresh_schema(url: &str) -> DatabaseUrl {
-    use sea_orm::ConnectionTrait;
-    let schema = format!("test_{}", uuid::Uuid::now_v7().simple());
-    let connection = sea_orm::Database::connect(url).await.unwrap();
-    connection.execute_unprepared(&format!("CREATE SCHEMA {schema}")).await.unwrap();
-    let separator = if url.contains('?') { '&' } else { '?' };
-    DatabaseUrl::Postgres(format!("{url}{separator}options=-c%20search_path%3D{schema}"))
-}
-
 /// Repositories, a controller, and what a monitor needs.
 pub struct Bench {
     pub folder: TempDir,
@@ -177,23 +157,27 @@ pub struct Bench {
 impl Bench {
     /// On SQLite.
     pub async fn new() -> Self {
-        Self::on(None).await
+        let folder = tempfile::tempdir().unwrap();
+        let database = DatabaseUrl::Sqlite(folder.path().join("monitor.sqlite"));
+        Self::with(folder, database).await
     }
 
-    /// On SQLite always, and on PostgreSQL where `SEALCI_TEST_POSTGRES` names a server.
+    /// On the given database.
+    pub async fn on(database: DatabaseUrl) -> Self {
+        Self::with(tempfile::tempdir().unwrap(), database).await
+    }
+
+    /// On SQLite always, and on PostgreSQL where there is a server.
     pub async fn on_each_database() -> Vec<Self> {
         let mut benches = vec![Self::new().await];
-        match std::env::var("SEALCI_TEST_POSTGRES") {
-            Ok(url) => benches.push(Self::on(Some(fresh_schema(&url).await)).await),
-            Err(_) => skipped("monitor on PostgreSQL", "SEALCI_TEST_POSTGRES names no server"),
+        if let Some(database) = sealci_service::testing::postgres("monitor").await {
+            benches.push(Self::on(database).await);
         }
         benches
     }
 
-    async fn on(database: Option<DatabaseUrl>) -> Self {
+    async fn with(folder: TempDir, database: DatabaseUrl) -> Self {
         let [admin, run, read] = [(); 3].map(|()| Token::generate().unwrap());
-        let folder = tempfile::tempdir().unwrap();
-        let database = database.unwrap_or_else(|| DatabaseUrl::Sqlite(folder.path().join("monitor.db")));
         Self { folder, database, controller: Controller::start().await, admin, run, read }
     }
 

@@ -16,6 +16,8 @@ fn the_offset_moves_with_chunks_and_gaps() {
     let gap = || event("gap", r#"{"offset":5,"to":9,"reason":"quota"}"#);
     assert_eq!(read(gap()), Some((Some(LogEvent::Gap { missing_bytes: 4, reason: "quota".into() }), 9)));
     assert_eq!(read(gap()), Some((None, 9)));
+    let rest = event("gap", r#"{"offset":9,"to":9,"reason":"lost"}"#);
+    assert_eq!(read(rest), Some((Some(LogEvent::Gap { missing_bytes: 0, reason: "lost".into() }), 9)));
     assert_eq!(read(event("something new", "{}")), Some((None, 9)));
     assert_eq!(read(event("end", r#"{"length":9}"#)), Some((Some(LogEvent::End), 9)));
 }

@@ -80,6 +80,7 @@ pub async fn open(folder: &Path) -> Result<Doors, Failure> {
         git_ca: None,
         git_known_hosts: None,
         lost_after: LOST_AFTER,
+        close_logs_after: sealci_controller::CLOSE_LOGS_AFTER,
         grace: GRACE,
     };
     let controller = Controller::open(config)

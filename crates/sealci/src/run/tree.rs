@@ -27,7 +27,7 @@ impl Checkout for TreeCheckout {
         let copying = tokio::task::spawn_blocking(move || copy_folder(&from, &to));
         let message = match copying.await {
             Ok(Ok(_)) => return Ok(()),
-            Ok(Err(error)) => crate::exit::chain(&error),
+            Ok(Err(error)) => sealci_service::problem::chain(&error),
             Err(stopped) => stopped.to_string(),
         };
         Err(WorkspaceError::Checkout {

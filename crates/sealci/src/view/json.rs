@@ -5,11 +5,12 @@
 //! {"event":"action","action":"build","state":"running","attempt":1,"agent":"box","executor":"sandbox"}
 //! {"event":"log","action":"build","attempt":1,"text":"a line without its line break"}
 //! {"event":"gap","action":"build","attempt":1,"missing_bytes":512,"reason":"over the quota"}
+//! {"event":"waiting","action":"build","reasons":["agent box takes no new work: disk below 1 GiB"]}
 //! {"event":"action","action":"build","state":"queued","attempt":1,"outcome":{…}}         lost; another will be made
 //! {"event":"action","action":"build","state":"finished","outcome":{"kind":"succeeded"},"seconds":0.2}
 //! {"event":"pipeline","state":"finished","outcome":"succeeded","seconds":0.3}
 //! ```
-//! A line that is not UTF-8 has `base64` in place of `text`. A line above 64 KiB comes in pieces.
+//! Where a log ends without its end, 0 `missing_bytes` say that nobody knows how many. A line that is not UTF-8 has `base64` in place of `text`. A line above 64 KiB comes in pieces.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -44,6 +45,10 @@ pub fn running(action: &Action, attempt: &Attempt) -> Value {
         "event": "action", "action": action.name, "state": "running", "attempt": attempt.number,
         "agent": attempt.agent_name, "executor": attempt.executor,
     })
+}
+
+pub fn waits(action: &Action, reasons: &[String]) -> Value {
+    json!({"event": "waiting", "action": action.name, "reasons": reasons})
 }
 
 pub fn lost(action: &Action, attempt: &Attempt) -> Value {

@@ -210,14 +210,27 @@ fn a_gap_says_how_much_is_missing_and_why() {
 }
 
 #[test]
-fn a_line_without_end_is_not_held() {
-    let mut lines = Lines::new("b", 1, Terminal::PLAIN);
-    let mut out = Vec::new();
-    for _ in 0..100 {
-        lines.push(&[0; 10_000], &mut out);
-        assert!(lines.line.capacity() <= 2 * LINE_MAX_BYTES);
-    }
-    assert!(out.len() > 900_000);
+fn what_keeps_a_standing_pipeline_waiting_is_said() {
+    let build = BUILD.parse().unwrap();
+    let queued = |view: &mut View, test: &str| {
+        view.update(pipeline(
+            "running",
+            None,
+            vec![action(BUILD, "build", "queued", json!({})), action(TEST, "test", test, json!({}))],
+        ));
+        text(view)
+    };
+    let mut view = View::new(Terminal::PLAIN);
+    queued(&mut view, "queued");
+    assert_eq!(view.standstill(), Some(build), "the first that waits");
+    let reasons = || vec!["1 of 1 agents is drained".to_owned(), "1 attempt is ahead of it".to_owned()];
+    view.update(Update::Waits(build, reasons()));
+    assert_eq!(text(&mut view), "build > waiting: 1 of 1 agents is drained; 1 attempt is ahead of it\n");
+    queued(&mut view, "active");
+    assert_eq!(view.standstill(), None, "something moves");
+    view.update(pipeline("running", None, vec![action(BUILD, "build", "active", json!({}))]));
+    view.update(Update::Waits(build, reasons()));
+    assert_eq!(text(&mut view), "", "it does not wait any more");
 }
 
 fn ended(extra: Value) -> Value {
