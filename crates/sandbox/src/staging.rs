@@ -12,7 +12,11 @@
 //!   lower/ upper/ work/
 //! ```
 //!
-//! Owners are mapped by the mounts (`MOUNT_ATTR_IDMAP`): what the host's root owns is root's inside, and the other way
+//! Without root the tree stands in the scratch, the host's folders are read-only without a layer on top (their owners are
+//! nobody inside, and nobody inside may act for them, so that there would be nothing to throw away), and nothing is mapped:
+//! what is lent is the user's own.
+//!
+//! With root, owners are mapped by the mounts (`MOUNT_ATTR_IDMAP`): what the host's root owns is root's inside, and the other way
 //! round, without a file being touched. Invariant: nothing here follows a path that an action could have made; the
 //! workspace and the scratch are mounted as they are and never walked.
 
@@ -101,19 +105,24 @@ impl<T> Doing<T> for io::Result<T> {
     }
 }
 
+/// Where the tree of a sandbox stands.
+pub fn folder(spec: &SandboxSpec) -> PathBuf {
+    if spec.rootless { spec.scratch.join("stage") } else { PathBuf::from(STAGE) }
+}
+
 /// The tree under construction.
 pub struct Stage<'a> {
     spec: &'a SandboxSpec,
     folder: PathBuf,
     root: PathBuf,
-    /// None where mounts cannot map owners: then what is the action's own changes its owner.
+    /// None where mounts cannot map owners: then what is the action's own changes its owner, if it is not so already.
     mapping: Option<&'a OwnedFd>,
 }
 
 impl<'a> Stage<'a> {
     /// Builds the whole tree; returns its root. This process must be in a mount namespace of its own, and private.
     pub fn build(spec: &'a SandboxSpec, user_namespace: &'a OwnedFd) -> Result<PathBuf, StagingError> {
-        let folder = PathBuf::from(STAGE);
+        let folder = folder(spec);
         fs::DirBuilder::new()
             .mode(0o755)
             .recursive(true)
@@ -123,7 +132,7 @@ impl<'a> Stage<'a> {
         sys::mount("sealci", &folder, "tmpfs", libc::MS_NOSUID | libc::MS_NODEV, &options)
             .doing("mount a tmpfs at", &folder)?;
         let root = folder.join("root");
-        let mut stage = Self { spec, folder, root, mapping: Some(user_namespace) };
+        let mut stage = Self { spec, folder, root, mapping: (!spec.rootless).then_some(user_namespace) };
         if !stage.maps_owners() {
             stage.mapping = None;
         }
@@ -243,6 +252,9 @@ impl<'a> Stage<'a> {
         if !metadata.is_dir() {
             return Ok(());
         }
+        if self.spec.rootless {
+            return self.show_folder(&host, name);
+        }
         let target = self.make(name)?;
         let [lower, upper, work] = ["lower", "upper", "work"].map(|kind| self.folder.join(kind).join(name));
         for folder in [&lower, &upper, &work] {
@@ -277,7 +289,8 @@ impl<'a> Stage<'a> {
         let host_name = &self.spec.id;
         self.write("etc/hostname", format!("{host_name}\n").as_bytes())?;
         self.write("etc/hosts", format!("127.0.0.1 localhost {host_name}\n::1 localhost\n").as_bytes())?;
-        if let NetworkSpec::On { resolvers, .. } = &self.spec.network {
+        let resolvers = self.spec.network.resolvers();
+        if self.spec.network != NetworkSpec::Off {
             let text: String = resolvers.iter().map(|address| format!("nameserver {address}\n")).collect();
             self.write("etc/resolv.conf", text.as_bytes())?;
         }
@@ -336,7 +349,7 @@ impl<'a> Stage<'a> {
 
     /// Gives the action a folder of its own to change.
     fn lend(&self, host: &Path, place: &str) -> Result<(), StagingError> {
-        if self.mapping.is_none() {
+        if self.mapping.is_none() && !self.spec.rootless {
             self.give_away(host).doing("change the owners below", host)?;
         }
         let target = self.at(place);

@@ -119,6 +119,11 @@ impl HostEnvironment {
         }
         Ok((channel, child))
     }
+
+    /// The init itself, or the helper around it, until its end was waited for.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
 }
 
 #[async_trait]

@@ -2,7 +2,8 @@
 //!
 //! Each action has a helper process (`sealci_sandbox`), which makes its namespaces, mounts and filters, and puts the init
 //! in. What is made hangs on these processes and on the action's control group; so the end of the one and the removal of
-//! the other leave nothing, also after an agent that was killed.
+//! the other leave nothing, also after an agent that was killed. Without root it hangs on the helper's PID namespace; see
+//! `rootless`.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -13,13 +14,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use sealci_core::plan::{ExecutorKind, Network};
 use sealci_guest::wire;
-use sealci_sandbox::{HELPER_COMMAND, IDS_PER_SANDBOX, NetworkSpec, SandboxSpec, Uplink, inside};
+use sealci_sandbox::{
+    HELPER_COMMAND, IDS_PER_SANDBOX, NetworkSpec, Relay, RelayKind, SandboxSpec, Uplink, inside,
+};
 use tokio::process::Command;
 use tokio_util::task::TaskTracker;
 
 use super::cgroup::{Cgroups, Limits};
 use super::environment::{DEFAULT_PIDS, HostEnvironment, Running, blocking};
-use super::init::{self, Prepared};
+use super::init::{self, Environment, Prepared};
+use super::rootless::{self, RootlessEnvironment};
 use super::{Execution, ExecutionRequest, Executor, ExecutorError, execution};
 
 /// The ids that systemd leaves to containers; user databases keep clear of them.
@@ -50,6 +54,8 @@ pub struct SandboxOptions {
     pub pids: u64,
     /// Whether actions that ask for it reach outwards.
     pub network: bool,
+    /// What carries their traffic where the agent is not root's; none chooses by itself.
+    pub relay: Option<RelayKind>,
 }
 
 impl Default for SandboxOptions {
@@ -59,6 +65,7 @@ impl Default for SandboxOptions {
             extra_paths: Vec::new(),
             pids: DEFAULT_PIDS,
             network: true,
+            relay: None,
         }
     }
 }
@@ -67,9 +74,10 @@ impl Default for SandboxOptions {
 #[derive(Debug)]
 pub struct SandboxExecutor {
     init: PathBuf,
-    cgroups: Cgroups,
+    cgroups: Option<Cgroups>,
     options: SandboxOptions,
-    uplink: Result<Uplink, String>,
+    way_out: Result<WayOut, String>,
+    rootless: bool,
     ids: IdRanges,
     tasks: TaskTracker,
     running: Running,
@@ -79,17 +87,41 @@ impl SandboxExecutor {
     /// `data_dir` takes the init. This process must be root's. Where there can be no way outwards, all else works; see
     /// [`SandboxExecutor::network_problem`].
     pub fn new(data_dir: &Path, cgroups: Cgroups, options: SandboxOptions) -> Result<Self, ExecutorError> {
+        let way_out = way_out(&options, || {
+            Uplink::open().map(WayOut::Link).map_err(|error| super::chain(&error))
+        });
+        Self::with(data_dir, Some(cgroups), options, way_out, false)
+    }
+
+    /// As [`SandboxExecutor::new`], for an ordinary user: actions see the host's programs read-only, and without `cgroups`
+    /// nothing but the number of their processes is limited. Fails where this machine lets that user make no sandbox.
+    pub fn rootless(
+        data_dir: &Path,
+        cgroups: Option<Cgroups>,
+        options: SandboxOptions,
+    ) -> Result<Self, ExecutorError> {
+        let probe = rootless::probe(&options.helper)?;
+        let way_out = way_out(&options, || {
+            let relay = Relay::find(options.relay).map_err(|error| super::chain(&error))?;
+            probe.network.map_or(Ok(WayOut::Relay(relay)), Err)
+        });
+        Self::with(data_dir, cgroups, options, way_out, true)
+    }
+
+    fn with(
+        data_dir: &Path,
+        cgroups: Option<Cgroups>,
+        options: SandboxOptions,
+        way_out: Result<WayOut, String>,
+        rootless: bool,
+    ) -> Result<Self, ExecutorError> {
         let init = init::install(data_dir)?;
-        let uplink = if options.network {
-            Uplink::open().map_err(|error| super::chain(&error))
-        } else {
-            Err("this agent's configuration does not allow it".to_owned())
-        };
         Ok(Self {
             init,
             cgroups,
             options,
-            uplink,
+            way_out,
+            rootless,
             ids: IdRanges::default(),
             tasks: TaskTracker::new(),
             running: Running::default(),
@@ -98,13 +130,14 @@ impl SandboxExecutor {
 
     /// Why actions cannot reach outwards, where they cannot; for a person.
     pub fn network_problem(&self) -> Option<&str> {
-        self.uplink.as_ref().err().map(String::as_str)
+        self.way_out.as_ref().err().map(String::as_str)
     }
 
     fn network(&self, network: Network, slot: u32) -> Result<NetworkSpec, ExecutorError> {
-        let uplink = match (network, &self.uplink) {
+        let uplink = match (network, &self.way_out) {
             (Network::Off, _) => return Ok(NetworkSpec::Off),
-            (Network::On, Ok(uplink)) => uplink,
+            (Network::On, Ok(WayOut::Link(uplink))) => uplink,
+            (Network::On, Ok(WayOut::Relay(relay))) => return Ok(relay.link()),
             (Network::On, Err(problem)) => {
                 return Err(ExecutorError::Unsupported(format!(
                     "this agent has no network for sandboxes: {problem}; an action that needs none says `network: off`"
@@ -119,6 +152,20 @@ impl SandboxExecutor {
     }
 }
 
+/// How sandboxes reach outwards.
+#[derive(Debug)]
+enum WayOut {
+    Link(Uplink),
+    Relay(Relay),
+}
+
+fn way_out(
+    options: &SandboxOptions,
+    open: impl FnOnce() -> Result<WayOut, String>,
+) -> Result<WayOut, String> {
+    if options.network { open() } else { Err("this agent's configuration does not allow it".to_owned()) }
+}
+
 #[async_trait]
 impl Executor for SandboxExecutor {
     fn kind(&self) -> ExecutorKind {
@@ -130,8 +177,9 @@ impl Executor for SandboxExecutor {
         let ids = self.ids.take()?;
         let (init, cgroups, options) = (self.init.clone(), self.cgroups.clone(), self.options.clone());
         let network = self.network(request.network, ids.slot)?;
-        let id_base = ids.base();
-        let prepared = blocking(move || prepare(init, &cgroups, options, id_base, network, request)).await?;
+        let id_base = (!self.rootless).then(|| ids.base());
+        let prepared =
+            blocking(move || prepare(init, cgroups.as_ref(), options, id_base, network, request)).await?;
         let (execution, events, wishes) = execution();
         self.tasks.spawn(async move {
             init::drive(prepared, events, wishes).await;
@@ -141,7 +189,7 @@ impl Executor for SandboxExecutor {
     }
 
     async fn sweep(&self) -> Result<(), ExecutorError> {
-        let cgroups = self.cgroups.clone();
+        let Some(cgroups) = self.cgroups.clone() else { return Ok(()) };
         blocking(move || cgroups.sweep().map_err(ExecutorError::Cgroup)).await
     }
 
@@ -153,9 +201,9 @@ impl Executor for SandboxExecutor {
 
 fn prepare(
     init: PathBuf,
-    cgroups: &Cgroups,
+    cgroups: Option<&Cgroups>,
     options: SandboxOptions,
-    id_base: u32,
+    id_base: Option<u32>,
     network: NetworkSpec,
     request: ExecutionRequest,
 ) -> Result<Prepared, ExecutorError> {
@@ -171,7 +219,9 @@ fn prepare(
         workspace: request.workspace.clone(),
         scratch,
         extra_paths: options.extra_paths,
-        id_base,
+        id_base: id_base.unwrap_or(0),
+        rootless: id_base.is_none(),
+        pids: options.pids,
         // It is memory of the action's, and limited as such.
         layer_bytes: request.resources.memory_bytes,
         network,
@@ -181,11 +231,16 @@ fn prepare(
     fs::write(&description, text)
         .map_err(ExecutorError::io(format_args!("write {}", description.display())))?;
     let opening = init::opening(start_message(request))?;
-    let cgroup = cgroups.create(&attempt, &limits).map_err(ExecutorError::Cgroup)?;
+    let cgroup =
+        cgroups.map(|groups| groups.create(&attempt, &limits)).transpose().map_err(ExecutorError::Cgroup)?;
     let mut command = Command::new(&options.helper.program);
     command.args(&options.helper.arguments).arg(&description);
-    let (channel, environment) = HostEnvironment::spawn(command, Some(cgroup), attempt)?;
-    Ok(Prepared { channel, opening, environment: Box::new(environment), timeout, grace })
+    let (channel, environment) = HostEnvironment::spawn(command, cgroup, attempt)?;
+    let environment: Box<dyn Environment> = match id_base {
+        Some(_) => Box::new(environment),
+        None => Box::new(RootlessEnvironment(environment)),
+    };
+    Ok(Prepared { channel, opening, environment, timeout, grace })
 }
 
 fn start_message(request: ExecutionRequest) -> wire::Start {

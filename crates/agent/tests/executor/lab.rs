@@ -12,7 +12,10 @@ use sealci_agent::executor::{Execution, ExecutionEvent, ExecutionRequest, Execut
 use sealci_core::ids::{ActionId, AttemptId};
 use sealci_core::outcome::Outcome;
 use sealci_core::plan::{Network, Resources};
+use sealci_sandbox::{Relay, RelayKind};
 use tempfile::TempDir;
+
+use crate::as_user;
 
 /// Longer than anything here takes, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -72,6 +75,58 @@ impl Lab {
         Self::sandbox_with_network(true)
     }
 
+    /// `sandbox` made by an ordinary user. As root this runs the same test once more as such a user, and has no lab.
+    pub fn rootless() -> Option<Self> {
+        Self::rootless_with(None)
+    }
+
+    /// [`Lab::rootless`], for the tests that try to break out of it.
+    pub fn rootless_sealed() -> Option<Self> {
+        Self::rootless_with(None)
+    }
+
+    /// [`Lab::rootless`] with a way outwards, by pasta.
+    pub fn rootless_pasta() -> Option<Self> {
+        Self::rootless_with(Some(RelayKind::Pasta))
+    }
+
+    /// [`Lab::rootless`] with a way outwards, by slirp4netns.
+    pub fn rootless_slirp4netns() -> Option<Self> {
+        Self::rootless_with(Some(RelayKind::Slirp4netns))
+    }
+
+    fn rootless_with(relay: Option<RelayKind>) -> Option<Self> {
+        let name = std::thread::current().name().unwrap_or_default().to_owned();
+        if let Err(why) = relay.map_or(Ok(()), |kind| Relay::find(Some(kind)).map(drop)) {
+            skip("rootless", &name, &why.to_string());
+            return None;
+        }
+        if nix::unistd::geteuid().is_root() {
+            as_user::run_as_user(&name, relay);
+            return None;
+        }
+        let folder = TempDir::new().unwrap();
+        let shown = TempDir::new().unwrap();
+        std::fs::write(shown.path().join("tool"), "a tool\n").unwrap();
+        let options = SandboxOptions {
+            helper: HelperCommand { program: as_user::helper(), arguments: Vec::new() },
+            extra_paths: vec![shown.path().to_owned()],
+            pids: PIDS,
+            network: relay.is_some(),
+            relay,
+        };
+        let executor = match SandboxExecutor::rootless(folder.path(), None, options) {
+            Ok(executor) => Box::new(executor),
+            Err(error) => {
+                skip("rootless", &name, &error.to_string());
+                return None;
+            }
+        };
+        assert_eq!(executor.network_problem().is_none(), relay.is_some(), "{:?}", executor.network_problem());
+        let (cgroup_folders, instance) = (Vec::new(), "none".to_owned());
+        Some(Self { executor, folder, limits: false, cgroup_folders, instance, shown })
+    }
+
     fn sandbox_with_network(network: bool) -> Option<Self> {
         Self::sandbox_with(network, PIDS)
     }
@@ -91,6 +146,7 @@ impl Lab {
             extra_paths: vec![shown.path().to_owned()],
             pids,
             network,
+            relay: None,
         };
         let executor = Box::new(SandboxExecutor::new(folder.path(), cgroups, options).unwrap());
         assert_eq!(executor.network_problem().is_none(), network, "{:?}", executor.network_problem());
@@ -126,6 +182,19 @@ impl Drop for Lab {
         for folder in &self.cgroup_folders {
             let _ = std::fs::remove_dir(folder);
         }
+    }
+}
+
+/// Says loudly what was not tested, and why; `cargo xtask test` lists it at its end. Fails where `SEALCI_REQUIRE` names the
+/// capability.
+pub fn skip(capability: &str, test: &str, why: &str) {
+    let required = std::env::var("SEALCI_REQUIRE").unwrap_or_default();
+    assert!(!required.split(',').any(|name| name.trim() == capability), "{test} needs {capability}: {why}");
+    eprintln!("SKIPPED: {test}: {why}");
+    if let Some(path) = std::env::var_os("SEALCI_SKIPS") {
+        use std::io::Write;
+        let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
+        writeln!(file.unwrap(), "{test}: {why}").unwrap();
     }
 }
 

@@ -6,6 +6,7 @@ mod behaviour;
 mod ending;
 mod lab;
 mod network;
+mod as_user;
 mod sealing;
 mod volume;
 
@@ -35,7 +36,7 @@ macro_rules! executors {
 }
 
 executors! {
-    process, process_in_cgroup, sandbox;
+    process, process_in_cgroup, sandbox, rootless;
     crate::behaviour::exit_codes_are_the_shells as exit_codes_are_the_shells,
     crate::behaviour::one_shell_runs_all_commands as one_shell_runs_all_commands,
     crate::behaviour::a_failure_stops_what_follows as a_failure_stops_what_follows,
@@ -64,6 +65,22 @@ executors! {
     crate::volume::a_hundred_megabytes_arrive_whole as a_hundred_megabytes_arrive_whole,
     crate::volume::a_thousand_commands_run as a_thousand_commands_run,
     crate::volume::many_run_side_by_side as many_run_side_by_side,
+}
+
+executors! {
+    rootless_sealed;
+    crate::sealing::nothing_of_the_host_is_seen as nothing_of_the_host_is_seen,
+    crate::as_user::nothing_of_the_host_is_changed as nothing_of_the_host_is_changed,
+    crate::sealing::there_are_no_privileges as there_are_no_privileges,
+    crate::sealing::system_calls_are_filtered as system_calls_are_filtered,
+    crate::sealing::namespaces_are_its_own as namespaces_are_its_own,
+    crate::sealing::the_network_is_off as the_network_is_off,
+    crate::as_user::common_tools_work as common_tools_work,
+    crate::sealing::the_workspace_stays_the_agents as the_workspace_stays_the_agents,
+    crate::sealing::extra_paths_are_seen_read_only as extra_paths_are_seen_read_only,
+    crate::sealing::nothing_is_left as nothing_is_left,
+    crate::as_user::processes_are_counted as processes_are_counted,
+    crate::sealing::the_init_is_out_of_reach as the_init_is_out_of_reach,
 }
 
 executors! {
