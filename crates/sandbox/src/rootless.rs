@@ -132,7 +132,8 @@ pub fn name_namespace(descriptor: &Path) -> Result<PathBuf, RootlessError> {
 /// `wanted`, or this process's own limit where that is lower, for it cannot be raised. From Linux 5.14 on the kernel counts
 /// them in each user namespace by itself, before that all of the user's.
 pub fn process_limit(wanted: u64) -> u64 {
-    hard_limit(&fs::read_to_string("/proc/self/limits").unwrap_or_default()).map_or(wanted, |own| own.min(wanted))
+    hard_limit(&fs::read_to_string("/proc/self/limits").unwrap_or_default())
+        .map_or(wanted, |own| own.min(wanted))
 }
 
 /// None where there is no limit (proc_pid_limits(5)).

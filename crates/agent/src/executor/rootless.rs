@@ -9,10 +9,10 @@ use nix::unistd::Pid;
 use sealci_core::outcome::Limit;
 use sealci_sandbox::{PROBE_ARGUMENT, Probe};
 
+use super::ExecutorError;
 use super::environment::HostEnvironment;
 use super::init::Environment;
 use super::sandbox::HelperCommand;
-use super::ExecutorError;
 
 /// Finds out what of a sandbox this user can make on this machine, by making it.
 pub fn probe(helper: &HelperCommand) -> Result<Probe, ExecutorError> {
@@ -26,7 +26,10 @@ pub fn probe(helper: &HelperCommand) -> Result<Probe, ExecutorError> {
         .map_err(ExecutorError::io(format_args!("start {}", helper.program.display())))?;
     let found: Probe = serde_json::from_slice(&output.stdout).map_err(|error| {
         let complaint = String::from_utf8_lossy(&output.stderr);
-        ExecutorError::Unsupported(format!("cannot try a sandbox without root: {}; {error}", complaint.trim()))
+        ExecutorError::Unsupported(format!(
+            "cannot try a sandbox without root: {}; {error}",
+            complaint.trim()
+        ))
     })?;
     match found.sealing {
         Some(problem) => {

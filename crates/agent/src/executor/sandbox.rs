@@ -87,9 +87,8 @@ impl SandboxExecutor {
     /// `data_dir` takes the init. This process must be root's. Where there can be no way outwards, all else works; see
     /// [`SandboxExecutor::network_problem`].
     pub fn new(data_dir: &Path, cgroups: Cgroups, options: SandboxOptions) -> Result<Self, ExecutorError> {
-        let way_out = way_out(&options, || {
-            Uplink::open().map(WayOut::Link).map_err(|error| super::chain(&error))
-        });
+        let way_out =
+            way_out(&options, || Uplink::open().map(WayOut::Link).map_err(|error| super::chain(&error)));
         Self::with(data_dir, Some(cgroups), options, way_out, false)
     }
 

@@ -9,6 +9,7 @@ use sealci_core::outcome::Outcome;
 use sealci_sandbox::RelayKind;
 
 use crate::lab::{Lab, skip};
+use crate::network::Outside;
 use crate::sealing::script;
 
 /// Nobody's on any machine.
@@ -28,6 +29,7 @@ pub fn run_as_user(name: &str, relay: Option<RelayKind>) {
     for file in ["test", "helper"] {
         std::fs::write(open.path().join(file), b"").unwrap();
     }
+    let outside = relay.and_then(|_| Outside::make());
     let tunnel = if relay.is_some() {
         "mkdir -p /dev/net && mount -t tmpfs -o mode=755 none /dev/net && mknod -m 666 /dev/net/tun c 10 200 &&"
     } else {
@@ -44,6 +46,7 @@ pub fn run_as_user(name: &str, relay: Option<RelayKind>) {
         .arg(env!("CARGO_BIN_EXE_sealci-sandbox-helper"))
         .args([open.path(), Path::new(name)])
         .env(HELPER, open.path().join("helper"))
+        .envs(outside.as_ref().map(Outside::variable))
         .env_remove("SEALCI_SKIPS")
         .current_dir("/")
         .output();
@@ -73,7 +76,9 @@ pub async fn nothing_of_the_host_is_changed(lab: &Lab) {
     )
     .await;
     assert_eq!(record.text(), "went on\n");
-    for folder in ["/", "/usr", "/usr/bin", "/etc", "/var", "/opt", "/dev", "/run", "/home", "/lib", "/etc/ssl"] {
+    for folder in
+        ["/", "/usr", "/usr/bin", "/etc", "/var", "/opt", "/dev", "/run", "/home", "/lib", "/etc/ssl"]
+    {
         assert!(!Path::new(folder).join(&marker).exists(), "{folder}");
     }
     for path in ["/proc/sys/kernel/hostname", "/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger"] {

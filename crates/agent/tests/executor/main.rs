@@ -2,11 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod as_user;
 mod behaviour;
 mod ending;
 mod lab;
 mod network;
-mod as_user;
 mod sealing;
 mod volume;
 
@@ -97,6 +97,14 @@ executors! {
     crate::sealing::nothing_is_left as nothing_is_left,
     crate::sealing::a_failed_start_hurts_nobody as a_failed_start_hurts_nobody,
     crate::sealing::the_init_is_out_of_reach as the_init_is_out_of_reach,
+}
+
+executors! {
+    rootless_pasta, rootless_slirp4netns;
+    crate::network::the_outside_is_reached_and_nothing_else as the_outside_is_reached_and_nothing_else,
+    crate::network::binding_to_an_interface_does_not_help as binding_to_an_interface_does_not_help,
+    crate::network::sandboxes_do_not_reach_each_other as sandboxes_do_not_reach_each_other,
+    crate::ending::nothing_outlives_a_killed_agent as nothing_outlives_a_killed_agent,
 }
 
 executors! {

@@ -113,9 +113,7 @@ pub fn confine(forbidden: &[(Ipv4Addr, u32)]) -> io::Result<()> {
     ];
     let mut rules = vec![
         // The whole name: its NUL is compared, too.
-        Rule::default()
-            .interface(libc::NFT_META_OIFNAME, libc::NFT_CMP_EQ, "lo\0")
-            .verdict(libc::NF_ACCEPT),
+        Rule::default().interface(libc::NFT_META_OIFNAME, libc::NFT_CMP_EQ, "lo\0").verdict(libc::NF_ACCEPT),
         Rule::default().family(libc::NFPROTO_IPV6).verdict(libc::NF_DROP),
     ];
     rules.extend(forbidden.iter().map(|(network, bits)| {

@@ -62,7 +62,9 @@ pub enum RelayError {
         #[source]
         source: io::Error,
     },
-    #[error("cannot make a network namespace with a packet filter; that needs nf_tables: as root, modprobe nf_tables")]
+    #[error(
+        "cannot make a network namespace with a packet filter; that needs nf_tables: as root, modprobe nf_tables"
+    )]
     Filter(#[source] io::Error),
     #[error("cannot start {}", program.display())]
     Start {
