@@ -37,7 +37,7 @@ async fn main() {
             let request = lab.request(["true"]);
             let executor = &lab.executor;
             running.push(async move {
-                let mut execution = executor.start(request).await.unwrap();
+                let mut execution = executor.prepare(request).await.unwrap().begin();
                 while execution.next().await.is_some() {}
             });
         }
@@ -56,7 +56,7 @@ async fn measure(name: &str, executor: &dyn Executor, folder: &std::path::Path, 
         let mut request = lab::request_in(folder, ["true"]);
         request.network = network;
         let started_at = Instant::now();
-        let mut execution = executor.start(request).await.unwrap();
+        let mut execution = executor.prepare(request).await.unwrap().begin();
         times[0].push(started_at.elapsed());
         while let Some(event) = execution.next().await {
             match event {
@@ -76,7 +76,7 @@ async fn measure(name: &str, executor: &dyn Executor, folder: &std::path::Path, 
     });
     let request = lab::request_in(folder, [format!("head -c {LOG_BYTES} /dev/zero")]);
     let started_at = Instant::now();
-    let mut execution = executor.start(request).await.unwrap();
+    let mut execution = executor.prepare(request).await.unwrap().begin();
     let mut bytes = 0;
     while let Some(event) = execution.next().await {
         if let ExecutionEvent::Output(output) = event {
@@ -96,7 +96,7 @@ async fn fake(folder: &std::path::Path) {
     let started_at = Instant::now();
     for number in 1..=ACTIONS {
         request.attempt.number = number;
-        let mut execution = executor.start(request.clone()).await.unwrap();
+        let mut execution = executor.prepare(request.clone()).await.unwrap().begin();
         while execution.next().await.is_some() {}
     }
     println!(

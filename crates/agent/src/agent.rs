@@ -16,9 +16,10 @@ use sealci_proto::agent::{self, ActionSpec, HeldState};
 use tokio::sync::watch;
 use tokio::task::{Id, JoinError, JoinSet};
 
-use crate::attempt::{AttemptTask, Ended, Means, Orders};
+use crate::attempt::{AttemptTask, Ended, Orders};
 use crate::identity::{new_claim_id, unix_ms};
 use crate::offer::{Disk, Offering};
+use crate::preparation::Means;
 use crate::spool::{AttemptSpool, NewAttempt, Spool, SpoolError};
 
 /// The log's bound where the controller names none.
@@ -235,6 +236,7 @@ impl Agent {
             Ok(Ended::Forgotten) => held.settled = true,
             Ok(Ended::Remains(what)) => {
                 tracing::error!(attempt.id = %id, remains = what, "what the attempt reserved is not free again");
+                held.settled |= !held.spool.is_finished();
                 held.remains = Some(what);
             }
             Err(error) => {

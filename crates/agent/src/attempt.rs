@@ -1,29 +1,30 @@
 //! Drives one held attempt from its claim to its end; everything it learns goes to the spool, nothing to the network.
 //!
 //! ```text
-//!   prepare the workspace ─┐
-//!   wait for the grant ────┴─▶ spool the token ─▶ start ─▶ events and output ─▶ terminal event ─▶ clean up
+//!   fill the workspace ───┐
+//!   make the environment ─┤
+//!   wait for the grant ───┴─▶ spool the token ─▶ begin ─▶ events and output ─▶ terminal event ─▶ clean up
 //! ```
 //!
 //! - No command starts before the grant is spooled.
 //! - An attempt that is forgotten reports nothing; one that was granted ends with exactly one terminal event.
 //! - The task ends when nothing of the action lives any more and its folders are gone.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use sealci_core::outcome::{Cause, Outcome};
-use sealci_core::plan::{ExecutorKind, Network, Resources};
+use sealci_core::plan::ExecutorKind;
 use sealci_proto::agent::{self, ActionSpec, event};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
-use crate::environment;
-use crate::executor::{Execution, ExecutionEvent, ExecutionRequest, Executor, ShellKind};
-use crate::identity::{Identity, unix_ms};
+use crate::executor::{Execution, ExecutionEvent, Standby};
+use crate::identity::unix_ms;
+use crate::preparation::{Means, Preparation, Prepared, changed};
 use crate::spool::{AttemptSpool, SpoolError};
-use crate::workspace::{Checkout, Folders, Source, WorkspaceError};
+use crate::workspace::Folders;
 
 /// What the session wants of an attempt. It is only ever added to.
 #[derive(Debug, Clone, Default)]
@@ -53,55 +54,8 @@ pub enum Ended {
     Told,
     /// Nothing is to be told of it.
     Forgotten,
-    /// Like `Told`, but something of the action could not be taken down; what it reserved is not free.
+    /// Told or forgotten, but something of the action could not be taken down; what it reserved is not free.
     Remains(String),
-}
-
-/// What all attempts of an agent share.
-pub struct Means {
-    pub identity: Arc<Identity>,
-    pub executors: Vec<Arc<dyn Executor>>,
-    pub checkout: Arc<dyn Checkout>,
-    pub work: PathBuf,
-}
-
-impl Means {
-    /// The executor with this name; the first for none.
-    fn executor(&self, name: &str) -> Result<&Arc<dyn Executor>, Failure> {
-        let found = match name {
-            "" => self.executors.first(),
-            name => self.executors.iter().find(|executor| Some(executor.kind()) == ExecutorKind::parse(name)),
-        };
-        found.ok_or_else(|| {
-            let offered: Vec<_> = self.executors.iter().map(|executor| executor.kind().as_str()).collect();
-            Failure::unsupported(format!(
-                "this agent has no executor `{name}` (it offers {}); name another one, or have it allowed in the agent's configuration",
-                offered.join(", ")
-            ))
-        })
-    }
-}
-
-/// Why an attempt ends as errored.
-struct Failure {
-    cause: Cause,
-    message: String,
-}
-
-impl Failure {
-    fn unsupported(message: String) -> Self {
-        Self { cause: Cause::Unsupported, message }
-    }
-
-    fn into_outcome(self) -> Outcome {
-        Outcome::Errored { cause: self.cause, message: self.message }
-    }
-}
-
-impl From<WorkspaceError> for Failure {
-    fn from(error: WorkspaceError) -> Self {
-        Self { cause: error.cause(), message: error.to_string() }
-    }
 }
 
 /// One attempt on its way.
@@ -116,7 +70,7 @@ pub struct AttemptTask {
 /// How the part that tells something ended.
 enum Told {
     Outcome { outcome: Outcome, remains: Option<String> },
-    Nothing,
+    Nothing { remains: Option<String> },
 }
 
 impl Told {
@@ -130,56 +84,74 @@ impl AttemptTask {
     pub async fn run(mut self) -> Ended {
         let folders = Folders::of(&self.means.work, self.spool.id());
         let told = self.perform(&folders).await;
-        let ended = match told {
-            Told::Nothing => Ended::Forgotten,
+        let (ended, remains) = match told {
+            Told::Nothing { remains } => (Ended::Forgotten, remains),
             Told::Outcome { outcome, remains } => {
                 tracing::info!(attempt.id = %self.spool.id(), outcome = outcome.kind(), "attempt finished");
                 self.spool.finish(&outcome, unix_ms());
-                remains.map_or(Ended::Told, Ended::Remains)
+                (Ended::Told, remains)
             }
         };
+        let ended = remains.map_or(ended, Ended::Remains);
         folders.remove().await;
         ended
     }
 
     async fn perform(&mut self, folders: &Folders) -> Told {
-        let prepared = match self.prepare_and_claim(folders).await {
-            Ok(prepared) => prepared,
-            Err(told) => return told,
-        };
-        let request = match prepared.and_then(|()| self.request(folders)) {
-            Ok(request) => request,
-            Err(failure) => return Told::outcome(failure.into_outcome()),
-        };
-        self.execute(request).await
+        match self.prepare_and_claim(folders).await {
+            Ok((standby, kind)) => self.follow(&mut standby.begin(), kind).await,
+            Err(told) => told,
+        }
     }
 
-    /// Prepares the workspace while the claim is on its way; comes back when both are done, or as soon as the attempt is
-    /// to end.
-    async fn prepare_and_claim(&mut self, folders: &Folders) -> Result<Result<(), Failure>, Told> {
+    /// Prepares while the claim is on its way; comes back when both are done, or as soon as the attempt is to end and
+    /// what was prepared is taken down.
+    async fn prepare_and_claim(&mut self, folders: &Folders) -> Result<(Standby, ExecutorKind), Told> {
         let (means, spec) = (self.means.clone(), self.spec.clone());
-        let preparing = prepare(&means, spec.as_ref(), folders, self.orders.clone());
+        let stop = CancellationToken::new();
+        let preparation = Preparation {
+            attempt: self.spool.id(),
+            spec: spec.as_ref(),
+            means: &means,
+            folders,
+            orders: self.orders.clone(),
+            stop: stop.clone(),
+        };
+        let preparing = preparation.run();
         tokio::pin!(preparing);
         let mut prepared = None;
         let mut granted = false;
         loop {
             let orders = self.orders.borrow_and_update().clone();
-            if orders.forget || (orders.ends() && orders.granted.is_none()) {
-                return Err(Told::Nothing);
-            }
-            if let Some(token) = orders.granted.filter(|_| !granted) {
+            let mut may_start = !orders.forget;
+            if let Some(token) = orders.granted.filter(|_| may_start && !granted) {
                 // Without the token on disk nothing may start; unreported, the attempt counts as lost and runs again.
-                if let Err(error) = self.spool.grant(token) {
-                    tracing::error!(attempt.id = %self.spool.id(), %error, "cannot start the attempt");
-                    return Err(Told::Nothing);
+                match self.spool.grant(token) {
+                    Ok(()) => granted = true,
+                    Err(error) => {
+                        tracing::error!(attempt.id = %self.spool.id(), %error, "cannot start the attempt");
+                        may_start = false;
+                    }
                 }
-                granted = true;
             }
-            if orders.ends() {
-                return Err(Told::outcome(Outcome::Cancelled));
+            if !may_start || orders.ends() {
+                stop.cancel();
+                let prepared = match prepared.take() {
+                    Some(prepared) => prepared,
+                    None => preparing.await,
+                };
+                let remains = prepared.abandon().await;
+                let is_told = may_start && granted;
+                return Err(match is_told {
+                    true => Told::Outcome { outcome: Outcome::Cancelled, remains },
+                    false => Told::Nothing { remains },
+                });
             }
             match prepared.take() {
-                Some(result) if granted => return Ok(result),
+                Some(Prepared::Ready(standby, kind)) if granted => return Ok((standby, kind)),
+                Some(Prepared::Failed { outcome, remains }) if granted => {
+                    return Err(Told::Outcome { outcome, remains });
+                }
                 result => prepared = result,
             }
             tokio::select! {
@@ -187,48 +159,6 @@ impl AttemptTask {
                 () = changed(&mut self.orders) => {}
             }
         }
-    }
-
-    /// What the executor is asked to do.
-    fn request(&self, folders: &Folders) -> Result<ExecutionRequest, Failure> {
-        let spec = self.spec.as_ref().ok_or_else(unreadable)?;
-        let shell = match spec.shell.as_str() {
-            "" => ShellKind::default(),
-            name => ShellKind::parse(name)
-                .ok_or_else(|| Failure::unsupported(format!("this agent knows no shell `{name}`")))?,
-        };
-        if spec.commands.is_empty() {
-            return Err(Failure::unsupported("the action has no commands".into()));
-        }
-        Ok(ExecutionRequest {
-            attempt: self.spool.id(),
-            commands: spec.commands.clone(),
-            shell,
-            env: environment::variables(spec),
-            workspace: folders.workspace(),
-            scratch: folders.scratch(),
-            resources: spec.resources.map_or(Resources::DEFAULT, Resources::from),
-            network: Network::from(spec.network()),
-            timeout: Duration::from_millis(spec.timeout_ms),
-            grace: Duration::from_millis(spec.grace_ms),
-        })
-    }
-
-    async fn execute(&mut self, request: ExecutionRequest) -> Told {
-        let name = self.spec.as_ref().map_or("", |spec| spec.executor.as_str());
-        let means = self.means.clone();
-        let executor = match means.executor(name) {
-            Ok(executor) => executor,
-            Err(failure) => return Told::outcome(failure.into_outcome()),
-        };
-        let mut execution = match executor.start(request).await {
-            Ok(execution) => execution,
-            Err(error) => {
-                let outcome = Outcome::Errored { cause: error.cause(), message: error.message() };
-                return Told::outcome(outcome);
-            }
-        };
-        self.follow(&mut execution, executor.kind()).await
     }
 
     /// Takes down what an execution tells, until nothing of it lives any more.
@@ -251,7 +181,10 @@ impl AttemptTask {
             };
             let forgotten = self.orders.borrow().forget;
             match event {
-                Some(ExecutionEvent::Finished { .. }) | None if forgotten => return Told::Nothing,
+                Some(ExecutionEvent::Finished { remains, .. }) if forgotten => {
+                    return Told::Nothing { remains };
+                }
+                None if forgotten => return Told::Nothing { remains: None },
                 Some(_) if forgotten => {}
                 Some(ExecutionEvent::Finished { outcome, remains }) => {
                     return Told::Outcome { outcome: broken.unwrap_or(outcome), remains };
@@ -311,42 +244,6 @@ impl AttemptTask {
     }
 }
 
-/// Makes the folders and fills the workspace; from a private repository once the grant has brought what opens it.
-async fn prepare(
-    means: &Means,
-    spec: Option<&ActionSpec>,
-    folders: &Folders,
-    mut orders: watch::Receiver<Orders>,
-) -> Result<(), Failure> {
-    let spec = spec.ok_or_else(unreadable)?;
-    let source =
-        spec.source.as_ref().ok_or_else(|| Failure::unsupported("the action has no source".into()))?;
-    let sealed_credentials = if source.needs_credentials {
-        loop {
-            let given = {
-                let orders = orders.borrow_and_update();
-                orders.granted.map(|_| orders.sealed_credentials.clone())
-            };
-            match given {
-                Some(sealed) => break sealed,
-                None => changed(&mut orders).await,
-            }
-        }
-    } else {
-        Vec::new()
-    };
-    let source = Source::read(source, &sealed_credentials, &means.identity)?;
-    folders.make().await?;
-    means.checkout.prepare(&source, &folders.workspace()).await?;
-    Ok(())
-}
-
-fn unreadable() -> Failure {
-    Failure::unsupported(
-        "what to do cannot be read; the controller and this agent may be of different releases".into(),
-    )
-}
-
 fn spool_broke(error: &SpoolError) -> Outcome {
     let cause = if error.is_out_of_room() { Cause::DiskFull } else { Cause::Executor };
     Outcome::Errored { cause, message: error.to_string() }
@@ -359,11 +256,4 @@ fn broke_off() -> Outcome {
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
-}
-
-/// Waits until the orders change. Their owner being gone is no order: it takes this task with it.
-async fn changed(orders: &mut watch::Receiver<Orders>) {
-    if orders.changed().await.is_err() {
-        std::future::pending::<()>().await;
-    }
 }

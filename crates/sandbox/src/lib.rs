@@ -19,6 +19,7 @@
 //! namespace, and the host knows its root as a user that owns nothing; libcontainer never sees a control group (`cgroups`
 //! says why that matters more than it seems).
 
+pub mod birth;
 mod bundle;
 mod cgroups;
 mod helper;
@@ -33,3 +34,4 @@ pub use helper::helper_main;
 pub use network::{Relay, RelayError, RelayKind, Uplink, UplinkError};
 pub use rootless::{PROBE_ARGUMENT, Probe};
 pub use spec::{HELPER_COMMAND, IDS_PER_SANDBOX, NetworkSpec, SandboxSpec, inside};
+pub use staging::{give_away, maps_owners};

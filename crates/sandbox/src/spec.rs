@@ -49,6 +49,8 @@ pub struct SandboxSpec {
     /// Processes and threads at a time, where no control group of the agent's limits them.
     #[serde(default)]
     pub pids: u64,
+    /// Whether mounts map owners. Where they cannot, whoever fills the workspace gives it to `id_base`.
+    pub maps_owners: bool,
     /// How much the throw-away layer over the host's files may hold, in memory.
     pub layer_bytes: u64,
     pub network: NetworkSpec,

@@ -26,7 +26,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown, lchown, symlink};
 use std::path::{Path, PathBuf};
 
-use crate::spec::{NetworkSpec, SandboxSpec, inside};
+use crate::spec::{IDS_PER_SANDBOX, NetworkSpec, SandboxSpec, inside};
 use crate::sys;
 
 /// Where the tree stands, in the helper's own mount namespace. On its way there everyone may go: part of libcontainer
@@ -115,8 +115,7 @@ pub struct Stage<'a> {
     spec: &'a SandboxSpec,
     folder: PathBuf,
     root: PathBuf,
-    /// None where mounts cannot map owners: then what is the action's own changes its owner, if it is not so already.
-    mapping: Option<&'a OwnedFd>,
+    mapping: &'a OwnedFd,
 }
 
 impl<'a> Stage<'a> {
@@ -132,10 +131,7 @@ impl<'a> Stage<'a> {
         sys::mount("sealci", &folder, "tmpfs", libc::MS_NOSUID | libc::MS_NODEV, &options)
             .doing("mount a tmpfs at", &folder)?;
         let root = folder.join("root");
-        let mut stage = Self { spec, folder, root, mapping: (!spec.rootless).then_some(user_namespace) };
-        if !stage.maps_owners() {
-            stage.mapping = None;
-        }
+        let stage = Self { spec, folder, root, mapping: user_namespace };
         stage.make_folders()?;
         for name in PROGRAM_FOLDERS {
             stage.show_programs(name)?;
@@ -151,21 +147,17 @@ impl<'a> Stage<'a> {
         }
         stage.lend(&spec.workspace, inside::WORKSPACE)?;
         for (name, place) in LENT_FOLDERS {
-            stage.lend(&spec.scratch.join(name), place)?;
+            let folder = spec.scratch.join(name);
+            if !spec.maps_owners {
+                give_away(&folder, spec.id_base).doing("change the owners below", &folder)?;
+            }
+            stage.lend(&folder, place)?;
         }
         for path in &spec.extra_paths {
             stage.show(path, &stage.at(&path.to_string_lossy()))?;
         }
         stage.show_file(&spec.init, inside::INIT)?;
         Ok(stage.root)
-    }
-
-    /// Tries it on the workspace, whose file system is the one that matters.
-    fn maps_owners(&self) -> bool {
-        let Some(mapping) = self.mapping else { return false };
-        sys::clone_tree(&self.spec.workspace, false)
-            .and_then(|tree| sys::set_attributes(&tree, false, 0, Some(mapping.as_fd())))
-            .is_ok()
     }
 
     fn make_folders(&self) -> Result<(), StagingError> {
@@ -226,18 +218,15 @@ impl<'a> Stage<'a> {
         lchown(&path, Some(self.spec.id_base), Some(self.spec.id_base)).doing("change the owner of", &path)
     }
 
-    /// A copy of a part of the host's tree, its owners mapped.
-    fn tree(&self, path: &Path, attributes: u64) -> io::Result<OwnedFd> {
+    /// A copy of a part of the host's tree to be looked at, its owners mapped where that can be.
+    fn shown_tree(&self, path: &Path) -> io::Result<OwnedFd> {
         let tree = sys::clone_tree(path, true)?;
-        let attributes = attributes | NO_SETUID_NO_DEVICES;
-        let mapped = sys::set_attributes(&tree, true, attributes, self.mapping.map(AsFd::as_fd));
-        match mapped {
-            // Somewhere below is a file system that cannot map: seen as it is, it is merely not root's inside.
-            Err(_) if attributes & libc::MOUNT_ATTR_RDONLY != 0 => {
-                sys::set_attributes(&tree, true, attributes, None)?;
-            }
-            result => result?,
-        }
+        let attributes = libc::MOUNT_ATTR_RDONLY | NO_SETUID_NO_DEVICES;
+        // Without root what is not the user's own is nobody's inside, and mounts may not say otherwise.
+        let mapping = (!self.spec.rootless).then_some(self.mapping.as_fd());
+        let mapped = sys::set_attributes(&tree, true, attributes, mapping);
+        // Somewhere below is a file system that cannot map: seen as it is, it is merely not root's inside.
+        mapped.or_else(|_| sys::set_attributes(&tree, true, attributes, None))?;
         Ok(tree)
     }
 
@@ -263,7 +252,7 @@ impl<'a> Stage<'a> {
             }
             self.own_folder(folder)?;
         }
-        let tree = self.tree(&host, libc::MOUNT_ATTR_RDONLY).doing("copy the mount", &host)?;
+        let tree = self.shown_tree(&host).doing("copy the mount", &host)?;
         sys::attach_tree(&tree, &lower).doing("mount", &lower)?;
         // Relative, for no character of these names means anything to overlayfs.
         std::env::set_current_dir(&self.folder).doing("enter", &self.folder)?;
@@ -343,30 +332,39 @@ impl<'a> Stage<'a> {
 
     /// Mounts a part of the host, read-only, on what is there already.
     fn show(&self, host: &Path, target: &Path) -> Result<(), StagingError> {
-        let tree = self.tree(host, libc::MOUNT_ATTR_RDONLY).doing("copy the mount", host)?;
+        let tree = self.shown_tree(host).doing("copy the mount", host)?;
         sys::attach_tree(&tree, target).doing("mount", target)
     }
 
     /// Gives the action a folder of its own to change.
     fn lend(&self, host: &Path, place: &str) -> Result<(), StagingError> {
-        if self.mapping.is_none() && !self.spec.rootless {
-            self.give_away(host).doing("change the owners below", host)?;
-        }
         let target = self.at(place);
-        let tree = self.tree(host, 0).doing("copy the mount", host)?;
+        let mapping = self.spec.maps_owners.then_some(self.mapping.as_fd());
+        let tree = sys::clone_tree(host, true).doing("copy the mount", host)?;
+        sys::set_attributes(&tree, true, NO_SETUID_NO_DEVICES, mapping).doing("map the owners of", host)?;
         sys::attach_tree(&tree, &target).doing("mount", &target)
     }
+}
 
-    /// Changes all owners below a folder, following no link.
-    fn give_away(&self, path: &Path) -> io::Result<()> {
-        lchown(path, Some(self.spec.id_base), Some(self.spec.id_base))?;
-        if fs::symlink_metadata(path)?.is_dir() {
-            for entry in fs::read_dir(path)? {
-                self.give_away(&entry?.path())?;
-            }
+/// Whether mounts of a folder's file system can map owners (from kernel 5.12 on, and not on every one). `id_base` as in
+/// [`SandboxSpec`].
+pub fn maps_owners(folder: &Path, id_base: u32) -> bool {
+    let tried = sys::user_namespace(id_base, IDS_PER_SANDBOX).and_then(|namespace| {
+        let tree = sys::clone_tree(folder, false)?;
+        sys::set_attributes(&tree, false, 0, Some(namespace.as_fd()))
+    });
+    tried.is_ok()
+}
+
+/// Changes the owner and group of a folder and of all below it, following no link.
+pub fn give_away(path: &Path, id: u32) -> io::Result<()> {
+    lchown(path, Some(id), Some(id))?;
+    if fs::symlink_metadata(path)?.is_dir() {
+        for entry in fs::read_dir(path)? {
+            give_away(&entry?.path(), id)?;
         }
-        Ok(())
     }
+    Ok(())
 }
 
 /// Makes a folder; one that is there is fine.

@@ -2,7 +2,7 @@
 //!
 //! All unsafe code of this crate stands here.
 
-use std::ffi::{CString, OsStr};
+use std::ffi::{CStr, CString, OsStr};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -330,4 +330,119 @@ pub fn raise_loopback() -> io::Result<()> {
     // SAFETY: SIOCSIFFLAGS reads the ifreq to which the pointer points; the socket is open.
     let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
     check(result.into()).map(drop)
+}
+
+/// clone3's flag, from linux/sched.h; `libc` cuts it off to an `int`.
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
+
+/// A child that does nothing but arrange itself and become another program.
+pub struct Child<'a> {
+    pub program: &'a CStr,
+    /// With the program's name in front.
+    pub arguments: &'a [CString],
+    /// Become 0, 1 and 2.
+    pub standard: [BorrowedFd<'a>; 3],
+    /// Files that move the thread that writes `0` into them.
+    pub tasks: &'a [BorrowedFd<'a>],
+    /// Takes the error code of what goes wrong, as a native-endian `i32`; must close on exec.
+    pub report: BorrowedFd<'a>,
+}
+
+impl Child<'_> {
+    /// Starts it, in the control group of that folder if there is one; returns its pidfd.
+    pub fn start(&self, cgroup: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
+        // Made here: between fork and exec the child of a process with threads may not allocate.
+        let mut arguments: Vec<*const libc::c_char> =
+            self.arguments.iter().map(|argument| argument.as_ptr()).collect();
+        arguments.push(ptr::null());
+        let mut pidfd: libc::c_int = -1;
+        // SAFETY: all zeroes is a valid clone_args.
+        let mut how: libc::clone_args = unsafe { std::mem::zeroed() };
+        how.flags = libc::CLONE_PIDFD as u64;
+        how.pidfd = &raw mut pidfd as u64;
+        how.exit_signal = libc::SIGCHLD as u64;
+        if let Some(cgroup) = cgroup {
+            how.flags |= CLONE_INTO_CGROUP;
+            // Descriptors are not negative.
+            how.cgroup = cgroup.as_raw_fd() as u64;
+        }
+        // SAFETY: `how` is a clone_args of the size that is told, and it and `pidfd` live over the call. Without CLONE_VM the
+        // child has its own copy of all memory, like a child of fork.
+        let pid =
+            check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut how, size_of::<libc::clone_args>()) })?;
+        if pid == 0 {
+            // SAFETY: this is the child, and `arguments` ends with a null pointer.
+            unsafe { self.become_it(arguments.as_ptr()) };
+        }
+        // SAFETY: clone3 has just stored this descriptor, and nothing else owns it.
+        Ok(unsafe { OwnedFd::from_raw_fd(pidfd) })
+    }
+
+    /// # Safety
+    ///
+    /// Only for the child, and `arguments` has to end with a null pointer. Only what is async-signal-safe is called here:
+    /// another thread may have held any lock when the process was copied.
+    unsafe fn become_it(&self, arguments: *const *const libc::c_char) -> ! {
+        let environment = [ptr::null::<libc::c_char>()];
+        // SAFETY: every pointer is to something that lives in the child's copy of the memory.
+        unsafe {
+            let mut done = true;
+            for file in self.tasks {
+                done = done && libc::write(file.as_raw_fd(), c"0".as_ptr().cast(), 1) == 1;
+            }
+            // Out of the way of 0 to 2 first, should they be among the three.
+            let mut moved = [0; 3];
+            for (moved, descriptor) in moved.iter_mut().zip(self.standard) {
+                *moved = libc::fcntl(descriptor.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 3);
+                done = done && *moved >= 0;
+            }
+            for (target, moved) in (0..).zip(moved) {
+                done = done && libc::dup2(moved, target) == target;
+            }
+            // The runtime ignores SIGPIPE, which would be handed down; a thread may block what it likes.
+            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+            let mut none: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&raw mut none);
+            libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
+            done = done && libc::chdir(c"/".as_ptr()) == 0;
+            // What whoever started the agent forgot to close is not the action's.
+            libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC);
+            if done {
+                libc::execve(self.program.as_ptr(), arguments, environment.as_ptr());
+            }
+            let code = (*libc::__errno_location()).to_ne_bytes();
+            libc::write(self.report.as_raw_fd(), code.as_ptr().cast(), code.len());
+            libc::_exit(127)
+        }
+    }
+}
+
+/// Sends a signal to the process of a pidfd.
+pub fn signal_process(pidfd: libc::c_int, signal: libc::c_int) -> io::Result<()> {
+    let info = ptr::null::<libc::siginfo_t>();
+    // SAFETY: takes integers, and a null pointer for "as kill(2) does".
+    check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd, signal, info, 0) }).map(drop)
+}
+
+/// Waits for the end of a pidfd's process and takes note of it. A process that was reaped already is fine.
+pub fn reap(pidfd: &OwnedFd) -> io::Result<()> {
+    loop {
+        // SAFETY: all zeroes is a valid siginfo_t.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        // Descriptors are not negative.
+        let id = pidfd.as_raw_fd() as libc::id_t;
+        // SAFETY: the pointer is to an exclusively borrowed siginfo_t.
+        match check(unsafe { libc::waitid(libc::P_PIDFD, id, &raw mut info, libc::WEXITED) }.into()) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.raw_os_error() == Some(libc::ECHILD) => return Ok(()),
+            result => return result.map(drop),
+        }
+    }
+}
+
+/// Leaves a descriptor open over an exec.
+#[cfg(test)]
+pub fn let_be_inherited(file: &File) {
+    // SAFETY: takes integers only.
+    unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFD, 0) };
 }

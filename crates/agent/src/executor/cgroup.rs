@@ -18,6 +18,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sealci_core::outcome::Limit;
 use sealci_core::plan::Resources;
+use sealci_sandbox::birth::Entrance;
 
 /// How long a group's members may take to be gone once killed.
 const REMOVAL_PATIENCE: Duration = Duration::from_secs(10);
@@ -283,13 +284,21 @@ impl Cgroup {
         self.write(Controller::Pids, "pids.max", &limits.pids.to_string())
     }
 
-    /// Takes a process in; what it forks from now on is in, too.
-    pub fn add(&self, pid: u32) -> Result<(), CgroupError> {
+    /// What a process needs to be born in the group; what it forks is in, too.
+    pub fn entrance(&self) -> Result<Entrance, CgroupError> {
+        let mut entrance = Entrance::default();
         for hierarchy in self.layout.hierarchies() {
-            let path = hierarchy.join(&self.below).join("cgroup.procs");
-            fs::write(&path, pid.to_string()).map_err(io_error("move a process into", &path))?;
+            let folder = hierarchy.join(&self.below);
+            if self.layout.unified.as_deref() == Some(hierarchy) {
+                let opened = fs::File::open(&folder).map_err(io_error("open", &folder))?;
+                entrance.unified = Some(opened.into());
+            } else {
+                let path = folder.join("tasks");
+                let opened = fs::File::options().write(true).open(&path).map_err(io_error("open", &path))?;
+                entrance.tasks.push(opened);
+            }
         }
-        Ok(())
+        Ok(entrance)
     }
 
     /// Sends KILL to all members.

@@ -1,24 +1,30 @@
 //! Keeps what an action has on this host: the process that is, or leads to, its init, and the control group around it.
 
 use std::collections::HashSet;
-use std::fs;
-use std::io::Read;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sealci_core::ids::AttemptId;
 use sealci_core::outcome::Limit;
+use sealci_sandbox::birth::{self, Birth, Entrance};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
-use tokio::process::{Child, Command};
+use tokio::sync::oneshot;
+use tokio_util::task::TaskTracker;
 
-use super::ExecutorError;
 use super::cgroup::Cgroup;
-use super::init::Environment;
+use super::init::{self, Environment, Prepared};
+use super::{ExecutorError, Standby, standby};
 
 /// Enough for any build, and too little for a fork bomb to hurt the host.
 pub const DEFAULT_PIDS: u64 = 8192;
@@ -34,6 +40,34 @@ pub(super) async fn blocking<T: Send + 'static>(
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(ExecutorError::io("make the environment")(std::io::Error::other(error))),
+    }
+}
+
+/// Makes an environment and drives it in a task of its own, which `kept` goes with. The task takes down what was made
+/// where nobody waits for it any more.
+pub(super) async fn stand_by(
+    tasks: &TaskTracker,
+    making: impl FnOnce() -> Result<Prepared, ExecutorError> + Send + 'static,
+    kept: impl Send + 'static,
+) -> Result<Standby, ExecutorError> {
+    let (standby, backstage) = standby();
+    let (tell, told) = oneshot::channel();
+    tasks.spawn(async move {
+        match blocking(making).await {
+            Ok(prepared) => {
+                // Who waited may have gone; then the standby is gone as well, and the drive ends before it begins.
+                let _ = tell.send(Ok(()));
+                init::drive(prepared, backstage).await;
+            }
+            Err(error) => {
+                let _ = tell.send(Err(error));
+            }
+        }
+        drop(kept);
+    });
+    match told.await {
+        Ok(made) => made.map(|()| standby),
+        Err(_) => Err(ExecutorError::io("make the environment")(io::Error::other("its task broke"))),
     }
 }
 
@@ -67,23 +101,36 @@ impl Drop for RunningGuard {
 /// What stands on this host for one action.
 #[derive(Debug)]
 pub(super) struct HostEnvironment {
-    /// The init itself, or the helper around it.
-    child: Child,
+    /// A pidfd of the init itself, or of the helper around it.
+    child: AsyncFd<OwnedFd>,
+    complaints: File,
     cgroup: Option<Cgroup>,
     attempt: String,
+    gift: Option<Gift>,
+}
+
+/// What changes its owner before the commands start, where mounts cannot map owners.
+#[derive(Debug)]
+pub(super) struct Gift {
+    pub folder: PathBuf,
+    /// The user's and the group's id.
+    pub id: u32,
 }
 
 impl HostEnvironment {
     /// Starts an init, or the helper that leads to one, with the channel as its standard input, within the group; removes
     /// the group if that fails. `attempt` is what the commands have as `SEALCI_ATTEMPT`.
     pub fn spawn(
-        mut command: Command,
+        program: &Path,
+        arguments: &[&OsStr],
         cgroup: Option<Cgroup>,
         attempt: String,
     ) -> Result<(UnixStream, Self), ExecutorError> {
-        let spawned = Self::spawn_in(&mut command, cgroup.as_ref());
+        let spawned = spawn_in(program, arguments, cgroup.as_ref());
         match (spawned, cgroup) {
-            (Ok((channel, child)), cgroup) => Ok((channel, Self { child, cgroup, attempt })),
+            (Ok((channel, child, complaints)), cgroup) => {
+                Ok((channel, Self { child, complaints, cgroup, attempt, gift: None }))
+            }
             (Err(error), Some(cgroup)) => {
                 // The first error is the one to tell; the next sweep takes what stays.
                 let _ = cgroup.remove();
@@ -93,44 +140,80 @@ impl HostEnvironment {
         }
     }
 
-    fn spawn_in(
-        command: &mut Command,
-        cgroup: Option<&Cgroup>,
-    ) -> Result<(UnixStream, Child), ExecutorError> {
-        let (ours, theirs) =
-            std::os::unix::net::UnixStream::pair().map_err(ExecutorError::io("make a socket pair"))?;
-        let channel = ours
-            .set_nonblocking(true)
-            .and_then(|()| UnixStream::from_std(ours))
-            .map_err(ExecutorError::io("set up the channel"))?;
-        command
-            .env_clear()
-            .current_dir("/")
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
-        let child = spawn_written(command)
-            .map_err(ExecutorError::io(format_args!("start {}", command.as_std().get_program().display())))?;
-        // Our copy of the other end would keep the channel open.
-        command.stdin(Stdio::null());
-        // Init and helper alike do nothing before the opening arrives, so everything they ever fork is in the group.
-        if let (Some(cgroup), Some(pid)) = (cgroup, child.id()) {
-            cgroup.add(pid).map_err(ExecutorError::Cgroup)?;
-        }
-        Ok((channel, child))
+    /// Has the workspace change its owner before the commands start.
+    pub fn give(mut self, gift: Option<Gift>) -> Self {
+        self.gift = gift;
+        self
     }
 
-    /// The init itself, or the helper around it, until its end was waited for.
-    pub fn pid(&self) -> Option<u32> {
-        self.child.id()
+    /// Sends TERM to the init, or the helper around it.
+    pub fn terminate(&self) {
+        // An error means that it is gone.
+        let _ = birth::terminate(self.child.get_ref());
     }
+}
+
+/// Starts the program; returns our end of its channel, its pidfd, and what reads its standard error.
+fn spawn_in(
+    program: &Path,
+    arguments: &[&OsStr],
+    cgroup: Option<&Cgroup>,
+) -> Result<(UnixStream, AsyncFd<OwnedFd>, File), ExecutorError> {
+    let (ours, theirs) =
+        std::os::unix::net::UnixStream::pair().map_err(ExecutorError::io("make a socket pair"))?;
+    let channel = ours
+        .set_nonblocking(true)
+        .and_then(|()| UnixStream::from_std(ours))
+        .map_err(ExecutorError::io("set up the channel"))?;
+    let (complaints, stderr) = io::pipe().map_err(ExecutorError::io("make a pipe"))?;
+    let complaints = File::from(OwnedFd::from(complaints));
+    // Whoever else holds the pipe in the end, nothing is waited for.
+    fcntl(&complaints, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
+        .map_err(|error| ExecutorError::io("set up a pipe")(error.into()))?;
+    let null = File::options().write(true).open("/dev/null").map_err(ExecutorError::io("open /dev/null"))?;
+    let nowhere = Entrance::default();
+    let entrance =
+        cgroup.map(Cgroup::entrance).transpose().map_err(ExecutorError::Cgroup)?.unwrap_or(nowhere);
+    let starting = || {
+        let birth = Birth {
+            program,
+            arguments: arguments.to_vec(),
+            stdin: theirs.try_clone()?.into(),
+            stdout: null.try_clone()?.into(),
+            stderr: stderr.try_clone()?.into(),
+            entrance: &entrance,
+        };
+        birth.spawn()
+    };
+    let child = spawn_written(starting)
+        .and_then(watched)
+        .map_err(ExecutorError::io(format_args!("start {}", program.display())))?;
+    Ok((channel, child, complaints))
+}
+
+/// A pidfd is readable from its process's end on.
+#[expect(
+    deprecated,
+    reason = "what replaces it is unsafe, for the sake of types that may close a descriptor early"
+)]
+fn watched(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(pidfd, Interest::READABLE)
 }
 
 #[async_trait]
 impl Environment for HostEnvironment {
+    async fn open_up(&mut self) -> Result<(), ExecutorError> {
+        let Some(Gift { folder, id }) = self.gift.take() else { return Ok(()) };
+        blocking(move || {
+            sealci_sandbox::give_away(&folder, id)
+                .map_err(ExecutorError::io(format_args!("change the owners below {}", folder.display())))
+        })
+        .await
+    }
+
     fn kill(&mut self) {
         // An error means that it is gone.
-        let _ = self.child.start_kill();
+        let _ = birth::kill(self.child.get_ref());
         match &self.cgroup {
             Some(cgroup) => cgroup.kill(),
             None => kill_by_environment(&self.attempt),
@@ -143,9 +226,12 @@ impl Environment for HostEnvironment {
 
     async fn clear(&mut self, orderly: bool) -> Result<(), String> {
         // Its channel is closed: it ends what it runs, then itself.
-        if tokio::time::timeout(EXIT_PATIENCE, self.child.wait()).await.is_err() {
+        if tokio::time::timeout(EXIT_PATIENCE, self.child.readable()).await.is_err() {
             self.kill();
+            // Nobody survives KILL but who hangs in the kernel; of those the removal of the group tells.
+            let _ = tokio::time::timeout(EXIT_PATIENCE, self.child.readable()).await;
         }
+        let _ = birth::reap(self.child.get_ref());
         if !orderly {
             // What the init's end set free, and what was forked meanwhile.
             self.kill();
@@ -157,19 +243,11 @@ impl Environment for HostEnvironment {
     }
 
     fn complaints(&mut self) -> String {
-        let Some(stderr) = self.child.stderr.take() else {
-            return String::new();
-        };
-        read_complaints(stderr.into_owned_fd())
+        let mut bytes = vec![0; COMPLAINT_BYTES];
+        // What stands in the pipe already.
+        let count = self.complaints.read(&mut bytes).unwrap_or(0);
+        String::from_utf8_lossy(&bytes[..count]).trim().to_owned()
     }
-}
-
-/// What stands in a pipe already. Whoever else holds it, nothing is waited for.
-fn read_complaints(pipe: std::io::Result<OwnedFd>) -> String {
-    let mut bytes = vec![0; COMPLAINT_BYTES];
-    // tokio has made the pipe non-blocking.
-    let count = pipe.map(fs::File::from).and_then(|mut file| file.read(&mut bytes)).unwrap_or(0);
-    String::from_utf8_lossy(&bytes[..count]).trim().to_owned()
 }
 
 /// Kills every process of this attempt that shows its environment. A last resort: whoever has cleared it stays.
@@ -190,15 +268,15 @@ fn kill_by_environment(attempt: &str) {
 
 /// Starts what this very process may have written a moment ago: a fork of another thread can hold the file open for
 /// writing until it execs, and the kernel executes nothing that is.
-fn spawn_written(command: &mut Command) -> std::io::Result<Child> {
+fn spawn_written(start: impl Fn() -> io::Result<OwnedFd>) -> io::Result<OwnedFd> {
     const TRIES: u32 = 50;
     for _ in 1..TRIES {
-        match command.spawn() {
-            Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy => {
+        match start() {
+            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => {
                 std::thread::sleep(Duration::from_millis(2));
             }
             result => return result,
         }
     }
-    command.spawn()
+    start()
 }

@@ -28,7 +28,7 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Execution, ExecutionEvent, ExecutionRequest, Executor, ExecutorError, ResourceUse, Wish, execution,
+    Backstage, ExecutionEvent, ExecutionRequest, Executor, ExecutorError, ResourceUse, Standby, Wish, standby,
 };
 
 /// Output comes in pieces of at most so many bytes, as from the real executors.
@@ -37,13 +37,21 @@ const PIECE_BYTES: usize = 64 << 10;
 /// The scripted executor.
 #[derive(Debug, Default)]
 pub struct FakeExecutor {
+    uses_workspace: bool,
     tasks: TaskTracker,
     running: Arc<Mutex<HashSet<AttemptId>>>,
 }
 
 impl FakeExecutor {
+    /// No instruction reads a file, so nothing is checked out for it.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Has a workspace filled all the same.
+    pub fn with_workspace(mut self) -> Self {
+        self.uses_workspace = true;
+        self
     }
 }
 
@@ -53,21 +61,28 @@ impl Executor for FakeExecutor {
         ExecutorKind::Fake
     }
 
-    async fn start(&self, request: ExecutionRequest) -> Result<Execution, ExecutorError> {
+    fn uses_workspace(&self) -> bool {
+        self.uses_workspace
+    }
+
+    async fn prepare(&self, request: ExecutionRequest) -> Result<Standby, ExecutorError> {
         let attempt = request.attempt;
         if !self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(attempt) {
             return Err(ExecutorError::AlreadyRunning(attempt));
         }
-        let (execution, events, wishes) = execution();
+        let (standby, Backstage { go, events, wishes }) = standby();
         let running = Arc::clone(&self.running);
         self.tasks.spawn(async move {
             let mut stage = Stage { events, wishes, log_offset: 0, deadline: None };
-            let outcome = stage.play(&request).await;
+            let outcome = match go.await {
+                Ok(()) => stage.play(&request).await,
+                Err(_) => Outcome::Cancelled,
+            };
             running.lock().unwrap_or_else(PoisonError::into_inner).remove(&attempt);
             // Nobody listens when the execution was dropped.
             let _ = stage.events.send(ExecutionEvent::Finished { outcome, remains: None }).await;
         });
-        Ok(execution)
+        Ok(standby)
     }
 
     async fn sweep(&self) -> Result<(), ExecutorError> {
@@ -272,7 +287,7 @@ mod tests {
     }
 
     async fn play(request: ExecutionRequest) -> (Vec<u8>, Vec<(u32, i32)>, Outcome) {
-        let mut execution = FakeExecutor::new().start(request).await.unwrap();
+        let mut execution = FakeExecutor::new().prepare(request).await.unwrap().begin();
         let (mut output, mut codes) = (Vec::new(), Vec::new());
         loop {
             match execution.next().await.expect("the stream ends with Finished") {
@@ -311,9 +326,9 @@ mod tests {
         short.timeout = Duration::from_millis(5);
         assert_eq!(play(short).await.2, Outcome::TimedOut);
         let executor = FakeExecutor::new();
-        let mut execution = executor.start(request(1, &["print up", "stubborn"])).await.unwrap();
+        let mut execution = executor.prepare(request(1, &["print up", "stubborn"])).await.unwrap().begin();
         assert!(matches!(
-            executor.start(request(1, &["print"])).await,
+            executor.prepare(request(1, &["print"])).await,
             Err(ExecutorError::AlreadyRunning(_))
         ));
         execution.handle().cancel(Duration::from_millis(5));
@@ -322,7 +337,7 @@ mod tests {
             last = Some(event);
         }
         assert_eq!(last, Some(ExecutionEvent::Finished { outcome: Outcome::Cancelled, remains: None }));
-        drop(executor.start(request(2, &["hang"])).await.unwrap());
+        drop(executor.prepare(request(2, &["hang"])).await.unwrap().begin());
         executor.close().await;
     }
 
@@ -330,7 +345,7 @@ mod tests {
     async fn thousands_play_in_a_moment() {
         let executor = FakeExecutor::new();
         for number in 1..=5000 {
-            let mut execution = executor.start(request(number, &["print hello"])).await.unwrap();
+            let mut execution = executor.prepare(request(number, &["print hello"])).await.unwrap().begin();
             while execution.next().await.is_some() {}
         }
         executor.close().await;

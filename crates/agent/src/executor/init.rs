@@ -23,7 +23,7 @@ use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::{ExecutionEvent, ExecutorError, ResourceUse, Wish};
+use super::{Backstage, ExecutionEvent, ExecutorError, ResourceUse, Wish};
 
 /// The static init, built for the machine this agent is built for.
 static INIT_BINARY: &[u8] = include_bytes!(env!("SEALCI_INIT_BINARY"));
@@ -65,6 +65,9 @@ pub fn install(data_dir: &Path) -> Result<PathBuf, ExecutorError> {
 /// What an init runs in.
 #[async_trait]
 pub(super) trait Environment: Send {
+    /// Does what has to be done between the filling of the workspace and the first command.
+    async fn open_up(&mut self) -> Result<(), ExecutorError>;
+
     /// Ends everything in it, the init included, without asking. May be repeated.
     fn kill(&mut self);
 
@@ -82,29 +85,48 @@ pub(super) trait Environment: Send {
 /// An environment whose init waits for its `Start`.
 pub(super) struct Prepared {
     pub channel: UnixStream,
-    /// An encoded `Start`, and what comes before it.
-    pub opening: Vec<u8>,
+    /// An encoded `Start`.
+    pub start: Vec<u8>,
     pub environment: Box<dyn Environment>,
     pub timeout: Duration,
     pub grace: Duration,
 }
 
-/// The first frames from the host.
-pub(super) fn opening(start: wire::Start) -> Result<Vec<u8>, ExecutorError> {
-    let mut frames = Vec::new();
-    ToInit::Hello { version: wire::VERSION }.encode(&mut frames).map_err(ExecutorError::TooLarge)?;
-    ToInit::Start(start).encode(&mut frames).map_err(ExecutorError::TooLarge)?;
-    Ok(frames)
+/// Encodes what sets the commands going.
+pub(super) fn encoded(start: wire::Start) -> Result<Vec<u8>, ExecutorError> {
+    encode(&ToInit::Start(start)).map_err(ExecutorError::TooLarge)
 }
 
-/// Runs an environment to its end, and tells that last.
-pub(super) async fn drive(
-    prepared: Prepared,
-    events: mpsc::Sender<ExecutionEvent>,
-    wishes: watch::Receiver<Wish>,
-) {
-    let Prepared { channel, opening, mut environment, timeout, grace } = prepared;
-    let (reader, writer) = channel.into_split();
+fn encode(message: &ToInit) -> Result<Vec<u8>, WireError> {
+    let mut frame = Vec::new();
+    message.encode(&mut frame)?;
+    Ok(frame)
+}
+
+/// Waits until it may go, runs an environment to its end, and tells that last.
+pub(super) async fn drive(prepared: Prepared, backstage: Backstage) {
+    let Prepared { channel, start, mut environment, timeout, grace } = prepared;
+    let Backstage { go, events, wishes } = backstage;
+    let (reader, mut writer) = channel.into_split();
+    // It sets a helper on its way. Should it not arrive, that shows in what is heard.
+    if let Ok(hello) = encode(&ToInit::Hello { version: wire::VERSION }) {
+        let _ = writer.write_all(&hello).await;
+    }
+    let opened = match go.await {
+        Ok(()) => environment
+            .open_up()
+            .await
+            .map_err(|error| Outcome::Errored { cause: error.cause(), message: error.message() }),
+        // It is not to go any more.
+        Err(_) => Err(Outcome::Cancelled),
+    };
+    if let Err(outcome) = opened {
+        drop((reader, writer));
+        environment.kill();
+        let remains = environment.clear(false).await.err();
+        let _ = events.send(ExecutionEvent::Finished { outcome, remains }).await;
+        return;
+    }
     let mut conversation = Conversation {
         incoming: Incoming { reader, buffer: BytesMut::with_capacity(READ_BUFFER_BYTES) },
         writer,
@@ -116,7 +138,7 @@ pub(super) async fn drive(
         timeout,
         grace,
     };
-    let end = conversation.hold(&opening, &events).await;
+    let end = conversation.hold(&start, &events).await;
     let wish = *conversation.wishes.borrow();
     // The channel's end ends the init, if anything of it is left.
     drop(conversation);
@@ -184,8 +206,8 @@ struct Conversation<'a> {
 }
 
 impl Conversation<'_> {
-    async fn hold(&mut self, opening: &[u8], events: &mpsc::Sender<ExecutionEvent>) -> End {
-        match tokio::time::timeout_at(self.deadline, self.writer.write_all(opening)).await {
+    async fn hold(&mut self, start: &[u8], events: &mpsc::Sender<ExecutionEvent>) -> End {
+        match tokio::time::timeout_at(self.deadline, self.writer.write_all(start)).await {
             Ok(Ok(())) => {}
             // Its end shows when reading, after what it may still have said.
             Ok(Err(_)) => {}
@@ -289,9 +311,8 @@ impl Conversation<'_> {
             }
             Wish::Kill => (ToInit::Kill, END_PATIENCE),
         };
-        let mut frame = Vec::new();
-        let sent = message.encode(&mut frame).is_ok()
-            && self.writer.try_write(&frame).is_ok_and(|count| count == frame.len());
+        let sent = encode(&message)
+            .is_ok_and(|frame| self.writer.try_write(&frame).is_ok_and(|count| count == frame.len()));
         if sent {
             self.put_off(patience);
         } else {

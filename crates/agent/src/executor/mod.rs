@@ -15,7 +15,7 @@ mod environment;
 pub mod fake;
 pub mod init;
 pub mod process;
-mod rootless;
+pub mod rootless;
 pub mod sandbox;
 
 pub use environment::DEFAULT_PIDS;
@@ -31,20 +31,21 @@ use bytes::Bytes;
 use sealci_core::ids::AttemptId;
 use sealci_core::outcome::{Cause, Outcome};
 use sealci_core::plan::{ExecutorKind, Network, Resources};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// How many events wait for a slow reader. With the largest output frame this bounds an execution's memory.
 const EVENT_CAPACITY: usize = 8;
 
 /// What runs actions in one kind of environment.
 ///
-/// **Lifecycle.** [`Executor::start`] makes the environment and returns as soon as it runs by itself; everything
-/// afterwards, trouble included, comes through the [`Execution`]. An error from `start` means that nothing is left
+/// **Lifecycle.** [`Executor::prepare`] makes the environment, in which nothing of the action runs until
+/// [`Standby::begin`]; everything afterwards, trouble included, comes through the [`Execution`]. So the environment is made
+/// while the workspace is still being filled and the claim is under way. An error from `prepare` means that nothing is left
 /// behind. The environment is gone (no process, mount, namespace, cgroup) before `Finished` is told. The workspace and
-/// the scratch folder are the caller's: they exist before `start`, and are deleted by the caller after `Finished`.
+/// the scratch folder are the caller's: they exist before `prepare`, the workspace is filled before `begin`, and both are
+/// deleted by the caller after `Finished`.
 ///
-/// **Idempotence.** An attempt is started at most once per executor; a second start of it while the first lives is
-/// refused. [`Executor::sweep`] may run any number of times while nothing of this executor runs.
+/// **Idempotence.** An attempt is prepared at most once per executor; a second time while the first lives is refused. [`Executor::sweep`] may run any number of times while nothing of this executor runs.
 ///
 /// **Concurrency.** All methods may be called at the same time from any task. How many executions run at once is the
 /// caller's affair: an executor neither queues nor counts.
@@ -56,8 +57,13 @@ pub trait Executor: Send + Sync {
     /// Which kind of environment it makes.
     fn kind(&self) -> ExecutorKind;
 
-    /// Makes the environment and sets the commands going.
-    async fn start(&self, request: ExecutionRequest) -> Result<Execution, ExecutorError>;
+    /// Whether commands see the workspace. Where they do not, nothing needs to be checked out.
+    fn uses_workspace(&self) -> bool {
+        true
+    }
+
+    /// Makes the environment. Dropping the future takes down what is made so far.
+    async fn prepare(&self, request: ExecutionRequest) -> Result<Standby, ExecutorError>;
 
     /// Ends and removes what an earlier process of this agent left behind. To be called before the first start.
     async fn sweep(&self) -> Result<(), ExecutorError>;
@@ -150,6 +156,34 @@ pub enum ExecutionEvent {
     },
 }
 
+/// An environment that stands and waits. Dropping it takes it down; [`Executor::close`] waits for that.
+#[derive(Debug)]
+pub struct Standby {
+    execution: Execution,
+    go: oneshot::Sender<()>,
+}
+
+impl Standby {
+    /// Sets the commands going.
+    pub fn begin(self) -> Execution {
+        // Its task waits for this and nothing else; were it gone, the execution's events would say so by their end.
+        let _ = self.go.send(());
+        self.execution
+    }
+
+    /// Takes the environment down; returns what could not be taken down, for a person.
+    pub async fn abandon(self) -> Option<String> {
+        let Self { mut execution, go } = self;
+        drop(go);
+        while let Some(event) = execution.next().await {
+            if let ExecutionEvent::Finished { remains, .. } = event {
+                return remains;
+            }
+        }
+        None
+    }
+}
+
 /// A running action: its events, and the handle to end it.
 ///
 /// The stream holds back what writes into it: an execution whose events are not taken stands still, but for its timeout
@@ -226,11 +260,21 @@ impl Wish {
     }
 }
 
-/// The two ends of an execution: the owner's, and what the task that drives it tells and hears.
-fn execution() -> (Execution, mpsc::Sender<ExecutionEvent>, watch::Receiver<Wish>) {
+/// The driving task's end of an execution.
+struct Backstage {
+    /// An error: it will never go.
+    go: oneshot::Receiver<()>,
+    events: mpsc::Sender<ExecutionEvent>,
+    wishes: watch::Receiver<Wish>,
+}
+
+/// The two ends of an execution: its owner's, and that of the task that drives it.
+fn standby() -> (Standby, Backstage) {
     let (event_sender, events) = mpsc::channel(EVENT_CAPACITY);
     let (wish, wishes) = watch::channel(Wish::GoOn);
-    (Execution { events, handle: ExecutionHandle { wish } }, event_sender, wishes)
+    let (go, may_go) = oneshot::channel();
+    let execution = Execution { events, handle: ExecutionHandle { wish } };
+    (Standby { execution, go }, Backstage { go: may_go, events: event_sender, wishes })
 }
 
 /// Why an action's environment could not be made.

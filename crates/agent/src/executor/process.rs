@@ -12,13 +12,12 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use sealci_core::plan::ExecutorKind;
 use sealci_guest::wire;
-use tokio::process::Command;
 use tokio_util::task::TaskTracker;
 
 use super::cgroup::{Cgroups, Limits};
-use super::environment::{DEFAULT_PIDS, HostEnvironment, Running, blocking};
+use super::environment::{DEFAULT_PIDS, HostEnvironment, Running, blocking, stand_by};
 use super::init::{self, Prepared};
-use super::{Execution, ExecutionRequest, Executor, ExecutorError, execution};
+use super::{ExecutionRequest, Executor, ExecutorError, Standby};
 
 /// The executor without isolation.
 #[derive(Debug)]
@@ -50,16 +49,11 @@ impl Executor for ProcessExecutor {
         ExecutorKind::Process
     }
 
-    async fn start(&self, request: ExecutionRequest) -> Result<Execution, ExecutorError> {
+    async fn prepare(&self, request: ExecutionRequest) -> Result<Standby, ExecutorError> {
         let guard = self.running.enter(request.attempt)?;
         let (init, cgroups, pids) = (self.init.clone(), self.cgroups.clone(), self.pids);
-        let prepared = blocking(move || prepare(&init, cgroups.as_ref(), pids, request)).await?;
-        let (execution, events, wishes) = execution();
-        self.tasks.spawn(async move {
-            init::drive(prepared, events, wishes).await;
-            drop(guard);
-        });
-        Ok(execution)
+        let making = move || prepare(&init, cgroups.as_ref(), pids, request);
+        stand_by(&self.tasks, making, guard).await
     }
 
     async fn sweep(&self) -> Result<(), ExecutorError> {
@@ -84,11 +78,11 @@ fn prepare(
     let attempt = request.attempt.to_string();
     let (timeout, grace) = (request.timeout, request.grace);
     let limits = Limits::of(&request.resources, pids);
-    let opening = init::opening(start_message(request)?)?;
+    let start = init::encoded(start_message(request)?)?;
     let cgroup =
         cgroups.map(|groups| groups.create(&attempt, &limits)).transpose().map_err(ExecutorError::Cgroup)?;
-    let (channel, environment) = HostEnvironment::spawn(Command::new(init), cgroup, attempt)?;
-    Ok(Prepared { channel, opening, environment: Box::new(environment), timeout, grace })
+    let (channel, environment) = HostEnvironment::spawn(init, &[], cgroup, attempt)?;
+    Ok(Prepared { channel, start, environment: Box::new(environment), timeout, grace })
 }
 
 fn start_message(request: ExecutionRequest) -> Result<wire::Start, ExecutorError> {

@@ -4,8 +4,6 @@
 //! told TERM. So a kill is a TERM first, and the helper's end is what is waited for.
 
 use async_trait::async_trait;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use sealci_core::outcome::Limit;
 use sealci_sandbox::{PROBE_ARGUMENT, Probe};
 
@@ -45,11 +43,12 @@ pub(super) struct RootlessEnvironment(pub HostEnvironment);
 
 #[async_trait]
 impl Environment for RootlessEnvironment {
+    async fn open_up(&mut self) -> Result<(), ExecutorError> {
+        self.0.open_up().await
+    }
+
     fn kill(&mut self) {
-        // An error means that it is gone.
-        if let Some(pid) = self.0.pid().and_then(|pid| i32::try_from(pid).ok()) {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
-        }
+        self.0.terminate();
     }
 
     fn limit_reached(&self) -> Option<Limit> {

@@ -6,7 +6,7 @@
 //! `rootless`.
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,14 +17,13 @@ use sealci_guest::wire;
 use sealci_sandbox::{
     HELPER_COMMAND, IDS_PER_SANDBOX, NetworkSpec, Relay, RelayKind, SandboxSpec, Uplink, inside,
 };
-use tokio::process::Command;
 use tokio_util::task::TaskTracker;
 
 use super::cgroup::{Cgroups, Limits};
-use super::environment::{DEFAULT_PIDS, HostEnvironment, Running, blocking};
+use super::environment::{DEFAULT_PIDS, Gift, HostEnvironment, Running, blocking, stand_by};
 use super::init::{self, Environment, Prepared};
 use super::rootless::{self, RootlessEnvironment};
-use super::{Execution, ExecutionRequest, Executor, ExecutorError, execution};
+use super::{ExecutionRequest, Executor, ExecutorError, Standby};
 
 /// The ids that systemd leaves to containers; user databases keep clear of them.
 const ID_RANGE: std::ops::Range<u32> = 524_288..1_879_048_192;
@@ -79,6 +78,8 @@ pub struct SandboxExecutor {
     way_out: Result<WayOut, String>,
     rootless: bool,
     ids: IdRanges,
+    /// Whether mounts of the data folder's file system can map owners.
+    maps_owners: bool,
     tasks: TaskTracker,
     running: Running,
 }
@@ -122,6 +123,7 @@ impl SandboxExecutor {
             way_out,
             rootless,
             ids: IdRanges::default(),
+            maps_owners: !rootless && sealci_sandbox::maps_owners(data_dir, ID_RANGE.start),
             tasks: TaskTracker::new(),
             running: Running::default(),
         })
@@ -171,20 +173,15 @@ impl Executor for SandboxExecutor {
         ExecutorKind::Sandbox
     }
 
-    async fn start(&self, request: ExecutionRequest) -> Result<Execution, ExecutorError> {
+    async fn prepare(&self, request: ExecutionRequest) -> Result<Standby, ExecutorError> {
         let guard = self.running.enter(request.attempt)?;
         let ids = self.ids.take()?;
-        let (init, cgroups, options) = (self.init.clone(), self.cgroups.clone(), self.options.clone());
-        let network = self.network(request.network, ids.slot)?;
         let id_base = (!self.rootless).then(|| ids.base());
-        let prepared =
-            blocking(move || prepare(init, cgroups.as_ref(), options, id_base, network, request)).await?;
-        let (execution, events, wishes) = execution();
-        self.tasks.spawn(async move {
-            init::drive(prepared, events, wishes).await;
-            drop((guard, ids));
-        });
-        Ok(execution)
+        let network = self.network(request.network, ids.slot)?;
+        let (init, cgroups, options) = (self.init.clone(), self.cgroups.clone(), self.options.clone());
+        let maps_owners = self.maps_owners;
+        let making = move || prepare(init, cgroups.as_ref(), options, id_base, maps_owners, network, request);
+        stand_by(&self.tasks, making, (guard, ids)).await
     }
 
     async fn sweep(&self) -> Result<(), ExecutorError> {
@@ -203,6 +200,7 @@ fn prepare(
     cgroups: Option<&Cgroups>,
     options: SandboxOptions,
     id_base: Option<u32>,
+    maps_owners: bool,
     network: NetworkSpec,
     request: ExecutionRequest,
 ) -> Result<Prepared, ExecutorError> {
@@ -221,6 +219,7 @@ fn prepare(
         id_base: id_base.unwrap_or(0),
         rootless: id_base.is_none(),
         pids: options.pids,
+        maps_owners,
         // It is memory of the action's, and limited as such.
         layer_bytes: request.resources.memory_bytes,
         network,
@@ -229,17 +228,20 @@ fn prepare(
     let text = serde_json::to_vec(&spec).map_err(|error| ExecutorError::Unsupported(error.to_string()))?;
     fs::write(&description, text)
         .map_err(ExecutorError::io(format_args!("write {}", description.display())))?;
-    let opening = init::opening(start_message(request))?;
+    let gift = id_base.filter(|_| !maps_owners).map(|id| Gift { folder: request.workspace.clone(), id });
+    let start = init::encoded(start_message(request))?;
     let cgroup =
         cgroups.map(|groups| groups.create(&attempt, &limits)).transpose().map_err(ExecutorError::Cgroup)?;
-    let mut command = Command::new(&options.helper.program);
-    command.args(&options.helper.arguments).arg(&description);
-    let (channel, environment) = HostEnvironment::spawn(command, cgroup, attempt)?;
+    let mut arguments: Vec<&OsStr> = options.helper.arguments.iter().map(OsString::as_os_str).collect();
+    arguments.push(description.as_os_str());
+    let (channel, environment) =
+        HostEnvironment::spawn(&options.helper.program, &arguments, cgroup, attempt)?;
+    let environment = environment.give(gift);
     let environment: Box<dyn Environment> = match id_base {
         Some(_) => Box::new(environment),
         None => Box::new(RootlessEnvironment(environment)),
     };
-    Ok(Prepared { channel, opening, environment, timeout, grace })
+    Ok(Prepared { channel, start, environment, timeout, grace })
 }
 
 fn start_message(request: ExecutionRequest) -> wire::Start {

@@ -6,7 +6,7 @@ use sealci_agent::executor::{ExecutorError, ShellKind};
 use sealci_core::outcome::{Cause, Limit, Outcome};
 use sealci_core::plan::Resources;
 
-use crate::lab::{Lab, until_output};
+use crate::lab::{Lab, Record, until_output};
 
 fn failed(exit_code: i32) -> Outcome {
     Outcome::Failed { exit_code, limit: None }
@@ -236,10 +236,39 @@ pub async fn an_attempt_runs_once(lab: &Lab) {
     let again = request.clone();
     let mut execution = lab.start(request).await;
     until_output(&mut execution, "up").await;
-    match lab.executor.start(again).await {
+    match lab.executor.prepare(again).await {
         Err(ExecutorError::AlreadyRunning(_)) => {}
         other => panic!("{other:?}"),
     }
     execution.handle().kill();
     while execution.next().await.is_some() {}
+}
+
+pub async fn a_standby_sees_what_came_after_it(lab: &Lab) {
+    let request = lab.request(["cat late && echo mine >late && cat late"]);
+    let workspace = request.workspace.clone();
+    let standby = lab.executor.prepare(request).await.unwrap();
+    // Beside it, and by a rename, as git does.
+    std::fs::write(workspace.join("partial"), "filled later\n").unwrap();
+    std::fs::rename(workspace.join("partial"), workspace.join("late")).unwrap();
+    let record = Record::of(&mut standby.begin()).await;
+    assert_eq!(record.outcome(), &Outcome::Succeeded, "{}", record.text());
+    assert_eq!(record.text(), "filled later\nmine\n");
+}
+
+pub async fn an_abandoned_standby_leaves_nothing(lab: &Lab) {
+    let request = lab.request(["touch ran"]);
+    let standby = lab.executor.prepare(request.clone()).await.unwrap();
+    assert_eq!(standby.abandon().await, None);
+    for folder in &lab.cgroup_folders {
+        assert!(!folder.join(request.attempt.to_string()).exists());
+    }
+    // `close` waits for what was dropped without a word.
+    let dropped = lab.request(["touch ran"]);
+    drop(lab.executor.prepare(dropped.clone()).await.unwrap());
+    lab.executor.close().await;
+    for folder in &lab.cgroup_folders {
+        assert!(!folder.join(dropped.attempt.to_string()).exists());
+    }
+    assert!(!request.workspace.join("ran").exists() && !dropped.workspace.join("ran").exists());
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use sealci_agent::executor::cgroup::{Cgroups, Layout};
@@ -127,12 +128,28 @@ impl Lab {
         Some(Self { executor, folder, limits: false, cgroup_folders, instance, shown })
     }
 
+    /// `sandbox` on a file system that knows no mapped owners.
+    pub fn unmapped() -> Option<Self> {
+        let folder = TempDir::new().unwrap();
+        let mounted = Command::new("mount").args(["-t", "ramfs", "sealci-test"]).arg(folder.path()).status();
+        if !mounted.is_ok_and(|status| status.success()) {
+            eprintln!("SKIPPED: a file system can be mounted by root only");
+            return None;
+        }
+        let lab = Self::sandbox_in(folder, false, PIDS);
+        assert!(lab.is_none() || !sealci_sandbox::maps_owners(lab.as_ref()?.folder.path(), 1 << 20));
+        lab
+    }
+
     fn sandbox_with_network(network: bool) -> Option<Self> {
         Self::sandbox_with(network, PIDS)
     }
 
     pub fn sandbox_with(network: bool, pids: u64) -> Option<Self> {
-        let folder = TempDir::new().unwrap();
+        Self::sandbox_in(TempDir::new().unwrap(), network, pids)
+    }
+
+    fn sandbox_in(folder: TempDir, network: bool, pids: u64) -> Option<Self> {
         // As the agent's own folder is.
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
         let shown = TempDir::new().unwrap();
@@ -158,7 +175,7 @@ impl Lab {
     }
 
     pub async fn start(&self, request: ExecutionRequest) -> Execution {
-        self.executor.start(request).await.unwrap()
+        self.executor.prepare(request).await.unwrap().begin()
     }
 
     /// Runs a request to its end.
@@ -182,6 +199,8 @@ impl Drop for Lab {
         for folder in &self.cgroup_folders {
             let _ = std::fs::remove_dir(folder);
         }
+        // An error unless something is mounted there.
+        let _ = nix::mount::umount2(self.folder.path(), nix::mount::MntFlags::MNT_DETACH);
     }
 }
 

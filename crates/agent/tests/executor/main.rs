@@ -52,6 +52,8 @@ executors! {
     crate::behaviour::resource_use_is_told as resource_use_is_told,
     crate::behaviour::limits_are_named as limits_are_named,
     crate::behaviour::an_attempt_runs_once as an_attempt_runs_once,
+    crate::behaviour::a_standby_sees_what_came_after_it as a_standby_sees_what_came_after_it,
+    crate::behaviour::an_abandoned_standby_leaves_nothing as an_abandoned_standby_leaves_nothing,
     crate::ending::what_is_left_behind_is_gone as what_is_left_behind_is_gone,
     crate::ending::cancel_ends_with_grace as cancel_ends_with_grace,
     crate::ending::ignoring_term_does_not_help as ignoring_term_does_not_help,
@@ -97,6 +99,15 @@ executors! {
     crate::sealing::nothing_is_left as nothing_is_left,
     crate::sealing::a_failed_start_hurts_nobody as a_failed_start_hurts_nobody,
     crate::sealing::the_init_is_out_of_reach as the_init_is_out_of_reach,
+}
+
+// On a file system whose mounts cannot map owners.
+executors! {
+    unmapped;
+    crate::behaviour::a_standby_sees_what_came_after_it as a_standby_sees_what_came_after_it,
+    crate::sealing::nothing_of_the_host_is_changed as nothing_of_the_host_is_changed,
+    crate::sealing::there_are_no_privileges as there_are_no_privileges,
+    crate::sealing::common_tools_work as common_tools_work,
 }
 
 executors! {

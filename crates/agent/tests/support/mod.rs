@@ -394,7 +394,8 @@ impl Checkout for NoCheckout {
 }
 
 pub fn config(folder: &Path, url: &str) -> Config {
-    let executors: Vec<Arc<dyn sealci_agent::executor::Executor>> = vec![Arc::new(FakeExecutor::new())];
+    let executors: Vec<Arc<dyn sealci_agent::executor::Executor>> =
+        vec![Arc::new(FakeExecutor::new().with_workspace())];
     let mut config =
         Config::new("test".into(), folder.to_owned(), vec![url.to_owned()], executors, Arc::new(NoCheckout));
     config.enrolment_token = Some("let me in".to_owned().into());
