@@ -15,14 +15,24 @@ pub enum Capability {
     Root,
     /// User, mount, process and network namespaces.
     Namespaces,
+    /// An ordinary user's sandbox, and both programs that can give it a network.
+    Rootless,
     /// Packets can be filtered and translated.
     Netfilter,
     Kvm,
 }
 
 impl Capability {
-    pub const ALL: [Self; 7] =
-        [Self::Git, Self::Deny, Self::Postgres, Self::Root, Self::Namespaces, Self::Netfilter, Self::Kvm];
+    pub const ALL: [Self; 8] = [
+        Self::Git,
+        Self::Deny,
+        Self::Postgres,
+        Self::Root,
+        Self::Namespaces,
+        Self::Rootless,
+        Self::Netfilter,
+        Self::Kvm,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -31,6 +41,7 @@ impl Capability {
             Self::Postgres => "postgres",
             Self::Root => "root",
             Self::Namespaces => "namespaces",
+            Self::Rootless => "rootless",
             Self::Netfilter => "netfilter",
             Self::Kvm => "kvm",
         }
@@ -52,8 +63,15 @@ pub fn required(text: &str) -> Result<Vec<Capability>> {
 }
 
 /// A program that tests use, and the package that brings it.
-const PROGRAMS: &[(&str, &str)] =
-    &[("git", "git"), ("cc", "gcc"), ("nft", "nftables"), ("ip", "iproute2"), ("unshare", "util-linux")];
+const PROGRAMS: &[(&str, &str)] = &[
+    ("git", "git"),
+    ("cc", "gcc"),
+    ("nft", "nftables"),
+    ("ip", "iproute2"),
+    ("unshare", "util-linux"),
+    ("pasta", "passt"),
+    ("slirp4netns", "slirp4netns"),
+];
 
 /// The packages that are not there.
 pub fn missing_packages() -> Vec<&'static str> {
@@ -116,6 +134,10 @@ pub fn lacks(capability: Capability) -> Option<String> {
                 &["--user", "--map-root-user", "--mount", "--pid", "--net", "--fork", "true"],
             ),
             "namespaces cannot be made",
+        ),
+        Capability::Rootless => unless(
+            find("setpriv").is_some() && find("pasta").is_some() && find("slirp4netns").is_some(),
+            "setpriv, pasta or slirp4netns is not installed",
         ),
         Capability::Netfilter => unless(
             is_root() && (succeeds("nft", &["list", "tables"]) || succeeds("iptables", &["-S"])),
