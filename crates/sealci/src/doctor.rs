@@ -133,7 +133,7 @@ fn cgroups(facts: &Facts) -> Finding {
     let mend = if facts.is_root {
         "a container's cgroups are often read-only: start it with its own cgroup namespace, writable"
     } else {
-        "let systemd delegate one: systemd-run --user --scope -p Delegate=yes sealci agent …"
+        "limits of CPU and memory need root for now; all else works without"
     };
     Finding::lacks(
         "cgroups",
