@@ -17,6 +17,8 @@ pub enum Capability {
     Root,
     /// User, mount, process and network namespaces.
     Namespaces,
+    /// An ordinary user's sandbox, and both programs that can give it a network.
+    Rootless,
     /// Packets can be filtered and translated.
     Netfilter,
     Kvm,
@@ -25,12 +27,13 @@ pub enum Capability {
 }
 
 impl Capability {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Git,
         Self::Deny,
         Self::Postgres,
         Self::Root,
         Self::Namespaces,
+        Self::Rootless,
         Self::Netfilter,
         Self::Kvm,
         Self::Ssh,
@@ -43,6 +46,7 @@ impl Capability {
             Self::Postgres => "postgres",
             Self::Root => "root",
             Self::Namespaces => "namespaces",
+            Self::Rootless => "rootless",
             Self::Netfilter => "netfilter",
             Self::Kvm => "kvm",
             Self::Ssh => "ssh",
@@ -73,6 +77,8 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("unshare", "util-linux"),
     ("ssh", "openssh-client"),
     ("sshd", "openssh-server"),
+    ("pasta", "passt"),
+    ("slirp4netns", "slirp4netns"),
 ];
 
 /// The packages that are not there.
@@ -174,6 +180,10 @@ pub fn lacks(capability: Capability) -> Option<String> {
                 &["--user", "--map-root-user", "--mount", "--pid", "--net", "--fork", "true"],
             ),
             "namespaces cannot be made",
+        ),
+        Capability::Rootless => unless(
+            find("setpriv").is_some() && find("pasta").is_some() && find("slirp4netns").is_some(),
+            "setpriv, pasta or slirp4netns is not installed",
         ),
         Capability::Netfilter => unless(
             is_root() && (succeeds("nft", &["list", "tables"]) || succeeds("iptables", &["-S"])),

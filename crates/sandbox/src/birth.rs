@@ -70,7 +70,16 @@ impl Birth<'_> {
 
 /// Sends KILL to the process of a pidfd; one that is gone is fine.
 pub fn kill(pidfd: &OwnedFd) -> io::Result<()> {
-    match sys::signal_process(pidfd.as_raw_fd(), libc::SIGKILL) {
+    signal(pidfd, libc::SIGKILL)
+}
+
+/// Sends TERM to the process of a pidfd; one that is gone is fine.
+pub fn terminate(pidfd: &OwnedFd) -> io::Result<()> {
+    signal(pidfd, libc::SIGTERM)
+}
+
+fn signal(pidfd: &OwnedFd, signal: libc::c_int) -> io::Result<()> {
+    match sys::signal_process(pidfd.as_raw_fd(), signal) {
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
         result => result,
     }

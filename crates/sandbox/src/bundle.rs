@@ -25,8 +25,19 @@ const MASKED: [&str; 10] = [
 ];
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// The runtime specification (OCI runtime-spec 1.0.2).
-pub fn config(spec: &SandboxSpec, root: &Path, user_namespace: &Path) -> Value {
+/// The runtime specification (OCI runtime-spec 1.0.2). `processes` limits how many there are at a time, where no control
+/// group does.
+pub fn config(spec: &SandboxSpec, root: &Path, user_namespace: &Path, processes: Option<u64>) -> Value {
+    let mut terminals = vec!["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"];
+    if spec.ids() > 5 {
+        // The group `tty`, which the kernel refuses where it is not mapped.
+        terminals.push("gid=5");
+    }
+    // A core would be piped to the host's handler. The other limits are inherited: a hard one cannot be raised.
+    let mut limits = vec![json!({"type": "RLIMIT_CORE", "hard": 0, "soft": 0})];
+    if let Some(pids) = processes {
+        limits.push(json!({"type": "RLIMIT_NPROC", "hard": pids, "soft": pids}));
+    }
     json!({
         "ociVersion": "1.0.2",
         "hostname": spec.id.chars().take(63).collect::<String>(),
@@ -38,16 +49,14 @@ pub fn config(spec: &SandboxSpec, root: &Path, user_namespace: &Path) -> Value {
             "cwd": "/",
             "env": [],
             "capabilities": {"bounding": [], "effective": [], "inheritable": [], "permitted": [], "ambient": []},
-            // A core would be piped to the host's handler. The other limits are inherited: a hard one cannot be raised.
-            "rlimits": [{"type": "RLIMIT_CORE", "hard": 0, "soft": 0}],
+            "rlimits": limits,
             "noNewPrivileges": true,
         },
         "mounts": [
             {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
             {"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
              "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
-            {"destination": "/dev/pts", "type": "devpts", "source": "devpts",
-             "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]},
+            {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": terminals},
             {"destination": "/dev/shm", "type": "tmpfs", "source": "shm",
              "options": ["nosuid", "noexec", "nodev", "mode=1777"]},
         ],

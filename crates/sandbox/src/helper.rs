@@ -17,9 +17,10 @@ use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, Exec
 use crate::bundle;
 use crate::cgroups;
 use crate::network::Link;
+use crate::rootless::{self, RootlessError};
 use crate::seccomp::{Filters, SeccompError};
 use crate::spec::{NetworkSpec, SandboxSpec, inside};
-use crate::staging::{Stage, StagingError};
+use crate::staging::{self, Stage, StagingError};
 use crate::sys;
 
 /// Why there is no sandbox.
@@ -37,6 +38,8 @@ enum HelperError {
     Spec(#[source] serde_json::Error),
     #[error("cannot put the sandbox's files together")]
     Staging(#[from] StagingError),
+    #[error("cannot make a sandbox without root")]
+    Rootless(#[from] RootlessError),
     #[error("cannot prepare the filter of system calls")]
     Seccomp(#[from] SeccompError),
     #[error("cannot make the sandbox's container")]
@@ -62,7 +65,7 @@ pub fn helper_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 /// An error and all that led to it, in one line.
-fn chain(error: &dyn Error) -> String {
+pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
@@ -78,6 +81,9 @@ fn chain(error: &dyn Error) -> String {
 fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<i32, HelperError> {
     let mut arguments = arguments.into_iter();
     let (Some(path), None) = (arguments.next(), arguments.next()) else { return Err(HelperError::Usage) };
+    if path == rootless::PROBE_ARGUMENT {
+        return rootless::probe().map_err(io_error("tell what was found"));
+    }
     let text = fs::read(path).map_err(io_error("read the sandbox's description"))?;
     let spec: SandboxSpec = serde_json::from_slice(&text).map_err(HelperError::Spec)?;
     // A /dev/null from outside would be opened anew inside, and read-only at that.
@@ -87,13 +93,26 @@ fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<i32, HelperError
     let filters = Filters::compile()?;
     // The agent speaks once this process is in its control groups.
     sys::wait_readable(io::stdin().as_fd()).map_err(io_error("wait for the agent"))?;
-    part_from_host(&spec.network)?;
-    let user_namespace = sys::user_namespace(spec.id_base, crate::IDS_PER_SANDBOX)
-        .map_err(io_error("make a user namespace"))?;
-    let root = Stage::build(&spec, &user_namespace)?;
-    let namespace_path =
+    if spec.rootless {
+        if let Some(code) = rootless::enclose()? {
+            return Ok(code);
+        }
+        rootless::part_from_host(&spec)?;
+    } else {
+        part_from_host(&spec.network)?;
+    }
+    let user_namespace =
+        sys::user_namespace(spec.id_base, spec.ids()).map_err(io_error("make a user namespace"))?;
+    let mut root = Stage::build(&spec, &user_namespace)?;
+    let mut folder = spec.scratch.clone();
+    let mut namespace_path =
         PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), user_namespace.as_raw_fd()));
-    let pid = start_container(&spec, &root, &namespace_path, filters)?;
+    if spec.rootless {
+        root = rootless::leave_host(&staging::folder(&spec), &root)?;
+        folder = PathBuf::from("/");
+        namespace_path = rootless::name_namespace(&namespace_path)?;
+    }
+    let pid = start_container(&spec, &folder, &root, &namespace_path, filters)?;
 
     // The channel is the init's alone from here on, so that its end is the channel's.
     let null = File::open("/dev/null").map_err(io_error("open /dev/null"))?;
@@ -105,7 +124,7 @@ fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<i32, HelperError
 fn part_from_host(network: &NetworkSpec) -> Result<(), HelperError> {
     let link = match network {
         NetworkSpec::On { .. } => Some(Link::prepare().map_err(io_error("prepare the link to the host"))?),
-        NetworkSpec::Off => None,
+        NetworkSpec::Off | NetworkSpec::Relayed { .. } => None,
     };
     sys::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWNET).map_err(io_error("make namespaces"))?;
     // Whatever is mounted or detached from here on stays in this namespace.
@@ -121,16 +140,18 @@ fn part_from_host(network: &NetworkSpec) -> Result<(), HelperError> {
 
 fn start_container(
     spec: &SandboxSpec,
+    folder: &Path,
     root: &Path,
     user_namespace: &Path,
     filters: Filters,
 ) -> Result<i32, HelperError> {
-    let bundle = spec.scratch.join("bundle");
-    let state = spec.scratch.join("state");
+    let bundle = folder.join("bundle");
+    let state = folder.join("state");
     for folder in [&bundle, &state] {
         fs::create_dir(folder).map_err(io_error("make the container's folders"))?;
     }
-    let config = bundle::config(spec, root, user_namespace);
+    let processes = spec.rootless.then(|| rootless::process_limit(spec.pids));
+    let config = bundle::config(spec, root, user_namespace, processes);
     fs::write(bundle.join("config.json"), config.to_string())
         .map_err(io_error("write the container's description"))?;
     let container_error = |error| HelperError::Container(Box::new(error));

@@ -11,6 +11,8 @@
 //!   └────────────── channel: the helper's and the init's standard input ┘
 //! ```
 //!
+//! Without root the helper is two processes, and what root would be needed for happens in a user namespace; see `rootless`.
+//!
 //! Invariants: everything made here hangs on the helper's namespaces, so that its and the init's end takes it down, however
 //! they end; the init dies with the helper, and ends by itself when the agent closes the channel; nothing of the host is
 //! visible inside but what [`SandboxSpec`] and the short lists in `staging` name; what is inside has no capability, in any
@@ -22,12 +24,14 @@ mod bundle;
 mod cgroups;
 mod helper;
 mod network;
+mod rootless;
 mod seccomp;
 mod spec;
 mod staging;
 mod sys;
 
 pub use helper::helper_main;
-pub use network::{Uplink, UplinkError};
+pub use network::{Relay, RelayError, RelayKind, Uplink, UplinkError};
+pub use rootless::{PROBE_ARGUMENT, Probe};
 pub use spec::{HELPER_COMMAND, IDS_PER_SANDBOX, NetworkSpec, SandboxSpec, inside};
 pub use staging::{give_away, maps_owners};

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::network::Relay;
+
 /// The hidden subcommand with which a binary hands itself over to [`crate::helper_main`]. Its one argument is the path of a
 /// [`SandboxSpec`] as JSON.
 pub const HELPER_COMMAND: &str = "internal-sandbox";
@@ -38,8 +40,15 @@ pub struct SandboxSpec {
     pub scratch: PathBuf,
     /// More folders and files of the host, seen at the same place inside, read-only.
     pub extra_paths: Vec<PathBuf>,
-    /// The host's id of root inside; [`IDS_PER_SANDBOX`] from it on belong to this sandbox alone.
+    /// The host's id of root inside; [`IDS_PER_SANDBOX`] from it on belong to this sandbox alone. Without root it is 0:
+    /// the helper's own user is all there is, and root in its own eyes.
     pub id_base: u32,
+    /// Made by an ordinary user, with a user namespace around all that root would be needed for.
+    #[serde(default)]
+    pub rootless: bool,
+    /// Processes and threads at a time, where no control group of the agent's limits them.
+    #[serde(default)]
+    pub pids: u64,
     /// Whether mounts map owners. Where they cannot, whoever fills the workspace gives it to `id_base`.
     pub maps_owners: bool,
     /// How much the throw-away layer over the host's files may hold, in memory.
@@ -61,4 +70,27 @@ pub enum NetworkSpec {
         /// Whom to ask for names.
         resolvers: Vec<String>,
     },
+    /// Outwards, through a program that opens ordinary sockets of the agent's user; what there is without root.
+    Relayed {
+        relay: Relay,
+        /// Whom to ask for names.
+        resolvers: Vec<String>,
+    },
+}
+
+impl NetworkSpec {
+    /// Whom to ask for names; none where there is nobody to ask.
+    pub fn resolvers(&self) -> &[String] {
+        match self {
+            Self::Off => &[],
+            Self::On { resolvers, .. } | Self::Relayed { resolvers, .. } => resolvers,
+        }
+    }
+}
+
+impl SandboxSpec {
+    /// How many ids are mapped into it.
+    pub fn ids(&self) -> u32 {
+        if self.rootless { 1 } else { IDS_PER_SANDBOX }
+    }
 }

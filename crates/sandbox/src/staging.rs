@@ -12,7 +12,11 @@
 //!   lower/ upper/ work/
 //! ```
 //!
-//! Owners are mapped by the mounts (`MOUNT_ATTR_IDMAP`): what the host's root owns is root's inside, and the other way
+//! Without root the tree stands in the scratch, the host's folders are read-only without a layer on top (their owners are
+//! nobody inside, and nobody inside may act for them, so that there would be nothing to throw away), and nothing is mapped:
+//! what is lent is the user's own.
+//!
+//! With root, owners are mapped by the mounts (`MOUNT_ATTR_IDMAP`): what the host's root owns is root's inside, and the other way
 //! round, without a file being touched. Invariant: nothing here follows a path that an action could have made; the
 //! workspace and the scratch are mounted as they are and never walked.
 
@@ -101,6 +105,11 @@ impl<T> Doing<T> for io::Result<T> {
     }
 }
 
+/// Where the tree of a sandbox stands.
+pub fn folder(spec: &SandboxSpec) -> PathBuf {
+    if spec.rootless { spec.scratch.join("stage") } else { PathBuf::from(STAGE) }
+}
+
 /// The tree under construction.
 pub struct Stage<'a> {
     spec: &'a SandboxSpec,
@@ -112,7 +121,7 @@ pub struct Stage<'a> {
 impl<'a> Stage<'a> {
     /// Builds the whole tree; returns its root. This process must be in a mount namespace of its own, and private.
     pub fn build(spec: &'a SandboxSpec, user_namespace: &'a OwnedFd) -> Result<PathBuf, StagingError> {
-        let folder = PathBuf::from(STAGE);
+        let folder = folder(spec);
         fs::DirBuilder::new()
             .mode(0o755)
             .recursive(true)
@@ -213,7 +222,9 @@ impl<'a> Stage<'a> {
     fn shown_tree(&self, path: &Path) -> io::Result<OwnedFd> {
         let tree = sys::clone_tree(path, true)?;
         let attributes = libc::MOUNT_ATTR_RDONLY | NO_SETUID_NO_DEVICES;
-        let mapped = sys::set_attributes(&tree, true, attributes, Some(self.mapping.as_fd()));
+        // Without root what is not the user's own is nobody's inside, and mounts may not say otherwise.
+        let mapping = (!self.spec.rootless).then_some(self.mapping.as_fd());
+        let mapped = sys::set_attributes(&tree, true, attributes, mapping);
         // Somewhere below is a file system that cannot map: seen as it is, it is merely not root's inside.
         mapped.or_else(|_| sys::set_attributes(&tree, true, attributes, None))?;
         Ok(tree)
@@ -229,6 +240,9 @@ impl<'a> Stage<'a> {
         }
         if !metadata.is_dir() {
             return Ok(());
+        }
+        if self.spec.rootless {
+            return self.show_folder(&host, name);
         }
         let target = self.make(name)?;
         let [lower, upper, work] = ["lower", "upper", "work"].map(|kind| self.folder.join(kind).join(name));
@@ -264,7 +278,8 @@ impl<'a> Stage<'a> {
         let host_name = &self.spec.id;
         self.write("etc/hostname", format!("{host_name}\n").as_bytes())?;
         self.write("etc/hosts", format!("127.0.0.1 localhost {host_name}\n::1 localhost\n").as_bytes())?;
-        if let NetworkSpec::On { resolvers, .. } = &self.spec.network {
+        let resolvers = self.spec.network.resolvers();
+        if self.spec.network != NetworkSpec::Off {
             let text: String = resolvers.iter().map(|address| format!("nameserver {address}\n")).collect();
             self.write("etc/resolv.conf", text.as_bytes())?;
         }

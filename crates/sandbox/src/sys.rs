@@ -139,14 +139,129 @@ pub fn user_namespace(base: u32, count: u32) -> io::Result<OwnedFd> {
     opened.map(OwnedFd::from)
 }
 
+/// A network namespace in which nobody is, after `prepare` was run in it.
+///
+/// A child of this process makes it and ends; the namespace lives on in the descriptor. To be called in a process with
+/// one thread, in which `/proc` shows its own children.
+pub fn network_namespace(prepare: impl FnOnce() -> io::Result<()>) -> io::Result<OwnedFd> {
+    let (mut from_child, mut to_parent) = io::pipe()?;
+    let (mut from_parent, to_child) = io::pipe()?;
+    let Some(pid) = fork()? else {
+        drop((from_child, to_child));
+        let made = unshare(libc::CLONE_NEWNET).and_then(|()| prepare());
+        let code = made.err().map_or(0, |error| error.raw_os_error().unwrap_or(libc::EIO));
+        // Until the parent has opened the namespace: the other end closes.
+        let _ = to_parent.write_all(&code.to_ne_bytes()).and_then(|()| from_parent.read(&mut [0]));
+        exit_now(0)
+    };
+    drop((to_parent, from_parent));
+    let mut code = [0; 4];
+    let opened = from_child.read_exact(&mut code).and_then(|()| match i32::from_ne_bytes(code) {
+        0 => File::open(format!("/proc/{pid}/ns/net")),
+        code => Err(io::Error::from_raw_os_error(code)),
+    });
+    drop(to_child);
+    let _ = wait(pid);
+    opened.map(OwnedFd::from)
+}
+
+/// Moves this process into a namespace.
+pub fn enter(namespace: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: takes integers only; the descriptor is open.
+    check(unsafe { libc::setns(namespace.as_raw_fd(), 0) }.into()).map(drop)
+}
+
+/// Splits this process in two; none in the child. To be called in a process with one thread.
+pub fn fork() -> io::Result<Option<libc::pid_t>> {
+    // SAFETY: this process has one thread, so the child may do all that a process may.
+    let pid = check(unsafe { libc::fork() }.into())?;
+    // Process ids fit in 32 bits.
+    Ok((pid != 0).then_some(pid as libc::pid_t))
+}
+
+/// Ends this process at once, running nothing of what its ends usually run.
+pub fn exit_now(code: libc::c_int) -> ! {
+    // SAFETY: takes an integer and does not return.
+    unsafe { libc::_exit(code) }
+}
+
+/// The user and group as which this process acts.
+pub fn acting_ids() -> (u32, u32) {
+    // SAFETY: both take nothing and cannot fail.
+    unsafe { (libc::geteuid(), libc::getegid()) }
+}
+
+/// Keeps TERM and the news of a child's end for [`wait_or_end`]. Inherited by what is forked, until [`release_signals`].
+pub fn hold_signals() -> io::Result<()> {
+    change_mask(libc::SIG_BLOCK)
+}
+
+/// Undoes [`hold_signals`].
+pub fn release_signals() -> io::Result<()> {
+    change_mask(libc::SIG_UNBLOCK)
+}
+
+fn held_signals() -> libc::sigset_t {
+    // SAFETY: all zeroes is a valid sigset_t; the calls change only that one.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, libc::SIGTERM);
+        libc::sigaddset(&mut set, libc::SIGCHLD);
+        set
+    }
+}
+
+fn change_mask(how: libc::c_int) -> io::Result<()> {
+    let set = held_signals();
+    // SAFETY: `set` is a whole sigset_t, and no old one is asked for.
+    check(unsafe { libc::sigprocmask(how, &set, ptr::null_mut()) }.into()).map(drop)
+}
+
+/// Waits for a child's end as [`wait`] does; kills it when asked to end by TERM. Signals must be held.
+pub fn wait_or_end(pid: libc::pid_t) -> io::Result<i32> {
+    let set = held_signals();
+    loop {
+        let mut signal = 0;
+        // SAFETY: both pointers are to whole values that live over the call.
+        if unsafe { libc::sigwait(&set, &mut signal) } != 0 {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        if signal == libc::SIGTERM {
+            // SAFETY: takes integers only. The child is not waited for yet, so its id is its own.
+            unsafe { libc::kill(pid, libc::SIGKILL) };
+            return wait(pid);
+        }
+        let mut status = 0;
+        // SAFETY: the pointer is to an exclusively borrowed int.
+        if check(unsafe { libc::waitpid(pid, &mut status, libc::WNOHANG) }.into())? != 0 {
+            return Ok(exit_code(status));
+        }
+    }
+}
+
+/// Makes the folder in which this process stands its root, and lets go of the old one with all that is mounted there.
+pub fn pivot_here() -> io::Result<()> {
+    // SAFETY: both paths are static; the rest are integers.
+    unsafe {
+        check(libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr()))?;
+        // The old root lies on top of the new one.
+        check(libc::umount2(c".".as_ptr(), libc::MNT_DETACH).into())?;
+    }
+    std::env::set_current_dir("/")
+}
+
+fn exit_code(status: libc::c_int) -> i32 {
+    if libc::WIFSIGNALED(status) { 128 + libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) }
+}
+
 /// Waits for a child's end; 128 + n for signal n.
 pub fn wait(pid: libc::pid_t) -> io::Result<i32> {
     let mut status = 0;
     loop {
         // SAFETY: the pointer is to an exclusively borrowed int.
         match check(unsafe { libc::waitpid(pid, &mut status, 0) }.into()) {
-            Ok(_) if libc::WIFSIGNALED(status) => return Ok(128 + libc::WTERMSIG(status)),
-            Ok(_) => return Ok(libc::WEXITSTATUS(status)),
+            Ok(_) => return Ok(exit_code(status)),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }

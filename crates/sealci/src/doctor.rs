@@ -92,7 +92,11 @@ fn line(finding: &Finding, terminal: Terminal) -> String {
 const GIT_MIN: (u32, u32) = (2, 31);
 
 fn findings(facts: &Facts) -> Vec<Finding> {
-    let mut all = vec![git(facts), cgroups(facts), user_namespaces(facts), overlay(facts)];
+    let mut all = vec![git(facts), cgroups(facts), user_namespaces(facts)];
+    if facts.is_root {
+        // An ordinary user's sandbox has no layer over the host's programs.
+        all.push(overlay(facts));
+    }
     all.extend(network(facts));
     all.push(kvm(facts));
     all
@@ -129,7 +133,7 @@ fn cgroups(facts: &Facts) -> Finding {
     let mend = if facts.is_root {
         "a container's cgroups are often read-only: start it with its own cgroup namespace, writable"
     } else {
-        "let systemd delegate one: systemd-run --user --scope -p Delegate=yes sealci agent …"
+        "limits of CPU and memory need root for now; all else works without"
     };
     Finding::lacks(
         "cgroups",
@@ -142,14 +146,14 @@ fn cgroups(facts: &Facts) -> Finding {
 fn user_namespaces(facts: &Facts) -> Finding {
     let name = "user namespaces";
     if facts.user_namespaces {
-        return match (facts.is_root, facts.newuidmap) {
-            (false, false) => Finding::needs_package(
+        return match &facts.sealing_problem {
+            Some(problem) => Finding::lacks(
                 name,
-                Standing::Limited,
-                "work, for one user: an action sees itself as root only",
-                "uidmap",
+                Standing::Missing,
+                problem,
+                "what contains this machine forbids a part of it (a container's masked /proc, AppArmor): run as root",
             ),
-            _ => Finding::works(name, "work"),
+            None => Finding::works(name, "work"),
         };
     }
     let mend = match (facts.max_user_namespaces, facts.unprivileged_user_namespaces) {
@@ -171,6 +175,10 @@ fn overlay(facts: &Facts) -> Finding {
 fn network(facts: &Facts) -> Vec<Finding> {
     if !facts.is_root {
         let name = "network (rootless)";
+        if let Some(problem) = &facts.network_problem {
+            let mend = "mend that as root; until then only actions with `network: off` run";
+            return vec![Finding::lacks(name, Standing::Limited, problem, mend)];
+        }
         return vec![match (facts.pasta, facts.slirp4netns) {
             (true, _) => Finding::works(name, "pasta"),
             (false, true) => Finding::works(name, "slirp4netns"),
@@ -231,7 +239,8 @@ mod tests {
             user_namespaces: true,
             max_user_namespaces: Some(100),
             unprivileged_user_namespaces: None,
-            newuidmap: false,
+            sealing_problem: None,
+            network_problem: None,
             overlay: true,
             nft: true,
             iptables: false,
@@ -258,7 +267,7 @@ mod tests {
         assert_eq!(packages, ["git", "nftables", "iproute2"]);
         let rootless = Facts { is_root: false, ..good() };
         let packages: Vec<_> = findings(&rootless).iter().filter_map(|finding| finding.package).collect();
-        assert_eq!(packages, ["uidmap", "passt"]);
+        assert_eq!(packages, ["passt"]);
     }
 
     #[test]

@@ -83,15 +83,16 @@ pub async fn run(args: RunArgs, terminal: Terminal) -> Result<Exit, Failure> {
     })?;
     let Some(manifest) = Manifest::read(&args, terminal)? else { return Ok(Exit::Usage) };
     let plan = wanted(&args, manifest.plan.clone())?;
-    let is_root = nix::unistd::geteuid().is_root();
-    if !is_root && !args.allow_process {
-        return Err(Failure::usage("actions cannot be sealed here: the sandbox needs root for now").help(
-            "run it as root; or say --allow-process, and actions run as this user, with no isolation at all",
+    let sealing = serve::can_seal();
+    if let (Err(why), false) = (&sealing, args.allow_process) {
+        return Err(Failure::usage(format!("actions cannot be sealed here: {why}")).help(
+            "`sealci doctor` says what is missing; run it as root; or say --allow-process, and actions run as this \
+             user, with no isolation at all",
         ));
     }
     fit::check_executors(&plan, |kind| match kind {
         ExecutorKind::Process => args.allow_process,
-        ExecutorKind::Sandbox => is_root,
+        ExecutorKind::Sandbox => sealing.is_ok(),
         _ => false,
     })?;
     fit::check_machine(

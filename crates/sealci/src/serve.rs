@@ -14,7 +14,8 @@ use sealci_agent::Shutdown;
 use sealci_agent::executor::cgroup::{CgroupError, Cgroups, Layout};
 use sealci_agent::executor::fake::FakeExecutor;
 use sealci_agent::executor::process::ProcessExecutor;
-use sealci_agent::executor::sandbox::{SandboxExecutor, SandboxOptions};
+use sealci_agent::executor::rootless;
+use sealci_agent::executor::sandbox::{HelperCommand, SandboxExecutor, SandboxOptions};
 use sealci_agent::executor::{Executor, ExecutorError};
 use sealci_agent::mirror::MirrorCheckout;
 use sealci_core::plan::Resources;
@@ -275,21 +276,20 @@ pub fn executors(offer: &ExecutorOffer, own: &Path) -> Result<Vec<Arc<dyn Execut
         Failure::of_error(Exit::Infrastructure, format!("the executor `{name}` cannot be offered"), &error)
     };
     let cgroups = cgroups(own);
-    let sandbox = sandbox_is_possible(cgroups.as_ref().err());
     let mut executors: Vec<Arc<dyn Executor>> = Vec::new();
-    if let (Ok(()), Ok(cgroups)) = (&sandbox, &cgroups) {
-        let options = SandboxOptions { extra_paths: offer.sandbox_path.clone(), ..SandboxOptions::default() };
-        let sandbox = SandboxExecutor::new(own, cgroups.clone(), options)
-            .map_err(|error| unusable("sandbox", error))?;
+    if let Err(error) = &cgroups {
+        tracing::warn!(%error, "no limits of CPU and memory will hold: there are no control groups to use (`sealci doctor` says more)");
+    }
+    let sandbox = sandbox(offer, own, &cgroups).map(|sandbox| {
         if let Some(problem) = sandbox.network_problem() {
             tracing::warn!(problem, "actions in the sandbox have no network");
         }
         executors.push(Arc::new(sandbox));
+    });
+    if let Err(why) = &sandbox {
+        tracing::warn!(%why, "actions cannot be sealed here");
     }
     if offer.allow_process {
-        if let Err(error) = &cgroups {
-            tracing::warn!(%error, "no limits will hold: there are no control groups to use (`sealci doctor` says more)");
-        }
         let process = ProcessExecutor::new(own, cgroups.ok()).map_err(|error| unusable("process", error))?;
         executors.push(Arc::new(process));
     }
@@ -297,8 +297,9 @@ pub fn executors(offer: &ExecutorOffer, own: &Path) -> Result<Vec<Arc<dyn Execut
         executors.push(Arc::new(FakeExecutor::new()));
     }
     if let (true, Err(why)) = (executors.is_empty(), sandbox) {
-        return Err(Failure::usage(format!("this agent would offer no executor: no sandbox, {why}")).help(
-            "run it as root, or allow another: --allow-process runs actions as this user, with no isolation",
+        return Err(Failure::usage(format!("this agent would offer no executor: no sandbox, because {why}")).help(
+            "`sealci doctor` says what is missing; run it as root, or allow another executor: --allow-process runs \
+             actions as this user, with no isolation",
         ));
     }
     Ok(executors)
@@ -318,12 +319,27 @@ pub fn leave(own: &Path) {
     }
 }
 
-/// Whether actions can be sealed here, or why not.
-fn sandbox_is_possible(cgroups: Option<&impl std::fmt::Display>) -> Result<(), String> {
-    if !nix::unistd::geteuid().is_root() {
-        return Err("which needs root for now".to_owned());
+/// Seals actions, with root's means or an ordinary user's; or why that cannot be.
+fn sandbox(
+    offer: &ExecutorOffer,
+    own: &Path,
+    cgroups: &Result<Cgroups, CgroupError>,
+) -> Result<SandboxExecutor, String> {
+    let options = SandboxOptions { extra_paths: offer.sandbox_path.clone(), ..SandboxOptions::default() };
+    let made = match (nix::unistd::geteuid().is_root(), cgroups) {
+        (true, Ok(cgroups)) => SandboxExecutor::new(own, cgroups.clone(), options),
+        (true, Err(error)) => return Err(format!("there are no control groups to use: {error}")),
+        (false, cgroups) => SandboxExecutor::rootless(own, cgroups.as_ref().ok().cloned(), options),
+    };
+    made.map_err(|error| error.message())
+}
+
+/// Whether this user can seal actions here; for a decision that has to be made before there is a data folder.
+pub fn can_seal() -> Result<(), String> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(());
     }
-    cgroups.map_or(Ok(()), |error| Err(format!("because there are no control groups to use: {error}")))
+    rootless::probe(&HelperCommand::of_this_program()).map(drop).map_err(|error| error.message())
 }
 
 /// Tells this agent's control groups from another one's on the same machine, and is the same after a restart: the data

@@ -145,6 +145,12 @@ impl HostEnvironment {
         self.gift = gift;
         self
     }
+
+    /// Sends TERM to the init, or the helper around it.
+    pub fn terminate(&self) {
+        // An error means that it is gone.
+        let _ = birth::terminate(self.child.get_ref());
+    }
 }
 
 /// Starts the program; returns our end of its channel, its pidfd, and what reads its standard error.

@@ -15,6 +15,7 @@ mod environment;
 pub mod fake;
 pub mod init;
 pub mod process;
+pub mod rootless;
 pub mod sandbox;
 
 pub use environment::DEFAULT_PIDS;

@@ -2,7 +2,8 @@
 //!
 //! Each action has a helper process (`sealci_sandbox`), which makes its namespaces, mounts and filters, and puts the init
 //! in. What is made hangs on these processes and on the action's control group; so the end of the one and the removal of
-//! the other leave nothing, also after an agent that was killed.
+//! the other leave nothing, also after an agent that was killed. Without root it hangs on the helper's PID namespace; see
+//! `rootless`.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -13,13 +14,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use sealci_core::plan::{ExecutorKind, Network};
 use sealci_guest::wire;
-use sealci_sandbox::{HELPER_COMMAND, IDS_PER_SANDBOX, NetworkSpec, SandboxSpec, Uplink, inside};
+use sealci_sandbox::{
+    HELPER_COMMAND, IDS_PER_SANDBOX, NetworkSpec, Relay, RelayKind, SandboxSpec, Uplink, inside,
+};
 use tokio_util::task::TaskTracker;
 
 use super::cgroup::{Cgroups, Limits};
 use super::environment::{DEFAULT_PIDS, Gift, HostEnvironment, Running, blocking, stand_by};
-use super::init::{self, Prepared};
+use super::init::{self, Environment, Prepared};
+use super::rootless::{self, RootlessEnvironment};
 use super::{ExecutionRequest, Executor, ExecutorError, Standby};
+use crate::causes::with_causes;
 
 /// The ids that systemd leaves to containers; user databases keep clear of them.
 const ID_RANGE: std::ops::Range<u32> = 524_288..1_879_048_192;
@@ -49,6 +54,8 @@ pub struct SandboxOptions {
     pub pids: u64,
     /// Whether actions that ask for it reach outwards.
     pub network: bool,
+    /// What carries their traffic where the agent is not root's; none chooses by itself.
+    pub relay: Option<RelayKind>,
 }
 
 impl Default for SandboxOptions {
@@ -58,6 +65,7 @@ impl Default for SandboxOptions {
             extra_paths: Vec::new(),
             pids: DEFAULT_PIDS,
             network: true,
+            relay: None,
         }
     }
 }
@@ -66,9 +74,10 @@ impl Default for SandboxOptions {
 #[derive(Debug)]
 pub struct SandboxExecutor {
     init: PathBuf,
-    cgroups: Cgroups,
+    cgroups: Option<Cgroups>,
     options: SandboxOptions,
-    uplink: Result<Uplink, String>,
+    way_out: Result<WayOut, String>,
+    rootless: bool,
     ids: IdRanges,
     /// Whether mounts of the data folder's file system can map owners.
     maps_owners: bool,
@@ -80,19 +89,42 @@ impl SandboxExecutor {
     /// `data_dir` takes the init. This process must be root's. Where there can be no way outwards, all else works; see
     /// [`SandboxExecutor::network_problem`].
     pub fn new(data_dir: &Path, cgroups: Cgroups, options: SandboxOptions) -> Result<Self, ExecutorError> {
+        let way_out =
+            way_out(&options, || Uplink::open().map(WayOut::Link).map_err(|error| with_causes(&error)));
+        Self::with(data_dir, Some(cgroups), options, way_out, false)
+    }
+
+    /// As [`SandboxExecutor::new`], for an ordinary user: actions see the host's programs read-only, and without `cgroups`
+    /// nothing but the number of their processes is limited. Fails where this machine lets that user make no sandbox.
+    pub fn rootless(
+        data_dir: &Path,
+        cgroups: Option<Cgroups>,
+        options: SandboxOptions,
+    ) -> Result<Self, ExecutorError> {
+        let probe = rootless::probe(&options.helper)?;
+        let way_out = way_out(&options, || {
+            let relay = Relay::find(options.relay).map_err(|error| with_causes(&error))?;
+            probe.network.map_or(Ok(WayOut::Relay(relay)), Err)
+        });
+        Self::with(data_dir, cgroups, options, way_out, true)
+    }
+
+    fn with(
+        data_dir: &Path,
+        cgroups: Option<Cgroups>,
+        options: SandboxOptions,
+        way_out: Result<WayOut, String>,
+        rootless: bool,
+    ) -> Result<Self, ExecutorError> {
         let init = init::install(data_dir)?;
-        let uplink = if options.network {
-            Uplink::open().map_err(|error| crate::causes::with_causes(&error))
-        } else {
-            Err("this agent's configuration does not allow it".to_owned())
-        };
         Ok(Self {
             init,
             cgroups,
             options,
-            uplink,
+            way_out,
+            rootless,
             ids: IdRanges::default(),
-            maps_owners: sealci_sandbox::maps_owners(data_dir, ID_RANGE.start),
+            maps_owners: !rootless && sealci_sandbox::maps_owners(data_dir, ID_RANGE.start),
             tasks: TaskTracker::new(),
             running: Running::default(),
         })
@@ -100,13 +132,14 @@ impl SandboxExecutor {
 
     /// Why actions cannot reach outwards, where they cannot; for a person.
     pub fn network_problem(&self) -> Option<&str> {
-        self.uplink.as_ref().err().map(String::as_str)
+        self.way_out.as_ref().err().map(String::as_str)
     }
 
     fn network(&self, network: Network, slot: u32) -> Result<NetworkSpec, ExecutorError> {
-        let uplink = match (network, &self.uplink) {
+        let uplink = match (network, &self.way_out) {
             (Network::Off, _) => return Ok(NetworkSpec::Off),
-            (Network::On, Ok(uplink)) => uplink,
+            (Network::On, Ok(WayOut::Link(uplink))) => uplink,
+            (Network::On, Ok(WayOut::Relay(relay))) => return Ok(relay.link()),
             (Network::On, Err(problem)) => {
                 return Err(ExecutorError::Unsupported(format!(
                     "this agent has no network for sandboxes: {problem}; an action that needs none says `network: off`"
@@ -121,6 +154,20 @@ impl SandboxExecutor {
     }
 }
 
+/// How sandboxes reach outwards.
+#[derive(Debug)]
+enum WayOut {
+    Link(Uplink),
+    Relay(Relay),
+}
+
+fn way_out(
+    options: &SandboxOptions,
+    open: impl FnOnce() -> Result<WayOut, String>,
+) -> Result<WayOut, String> {
+    if options.network { open() } else { Err("this agent's configuration does not allow it".to_owned()) }
+}
+
 #[async_trait]
 impl Executor for SandboxExecutor {
     fn kind(&self) -> ExecutorKind {
@@ -130,16 +177,16 @@ impl Executor for SandboxExecutor {
     async fn prepare(&self, request: ExecutionRequest) -> Result<Standby, ExecutorError> {
         let guard = self.running.enter(request.attempt)?;
         let ids = self.ids.take()?;
-        let id_base = ids.base();
+        let id_base = (!self.rootless).then(|| ids.base());
         let network = self.network(request.network, ids.slot)?;
         let (init, cgroups, options) = (self.init.clone(), self.cgroups.clone(), self.options.clone());
         let maps_owners = self.maps_owners;
-        let making = move || prepare(init, &cgroups, options, id_base, maps_owners, network, request);
+        let making = move || prepare(init, cgroups.as_ref(), options, id_base, maps_owners, network, request);
         stand_by(&self.tasks, making, (guard, ids)).await
     }
 
     async fn sweep(&self) -> Result<(), ExecutorError> {
-        let cgroups = self.cgroups.clone();
+        let Some(cgroups) = self.cgroups.clone() else { return Ok(()) };
         blocking(move || cgroups.sweep().map_err(ExecutorError::Cgroup)).await
     }
 
@@ -151,9 +198,9 @@ impl Executor for SandboxExecutor {
 
 fn prepare(
     init: PathBuf,
-    cgroups: &Cgroups,
+    cgroups: Option<&Cgroups>,
     options: SandboxOptions,
-    id_base: u32,
+    id_base: Option<u32>,
     maps_owners: bool,
     network: NetworkSpec,
     request: ExecutionRequest,
@@ -170,7 +217,9 @@ fn prepare(
         workspace: request.workspace.clone(),
         scratch,
         extra_paths: options.extra_paths,
-        id_base,
+        id_base: id_base.unwrap_or(0),
+        rootless: id_base.is_none(),
+        pids: options.pids,
         maps_owners,
         // It is memory of the action's, and limited as such.
         layer_bytes: request.resources.memory_bytes,
@@ -180,14 +229,20 @@ fn prepare(
     let text = serde_json::to_vec(&spec).map_err(|error| ExecutorError::Unsupported(error.to_string()))?;
     fs::write(&description, text)
         .map_err(ExecutorError::io(format_args!("write {}", description.display())))?;
-    let gift = (!maps_owners).then(|| Gift { folder: request.workspace.clone(), id: id_base });
+    let gift = id_base.filter(|_| !maps_owners).map(|id| Gift { folder: request.workspace.clone(), id });
     let start = init::encoded(start_message(request))?;
-    let cgroup = cgroups.create(&attempt, &limits).map_err(ExecutorError::Cgroup)?;
+    let cgroup =
+        cgroups.map(|groups| groups.create(&attempt, &limits)).transpose().map_err(ExecutorError::Cgroup)?;
     let mut arguments: Vec<&OsStr> = options.helper.arguments.iter().map(OsString::as_os_str).collect();
     arguments.push(description.as_os_str());
     let (channel, environment) =
-        HostEnvironment::spawn(&options.helper.program, &arguments, Some(cgroup), attempt)?;
-    Ok(Prepared { channel, start, environment: Box::new(environment.give(gift)), timeout, grace })
+        HostEnvironment::spawn(&options.helper.program, &arguments, cgroup, attempt)?;
+    let environment = environment.give(gift);
+    let environment: Box<dyn Environment> = match id_base {
+        Some(_) => Box::new(environment),
+        None => Box::new(RootlessEnvironment(environment)),
+    };
+    Ok(Prepared { channel, start, environment, timeout, grace })
 }
 
 fn start_message(request: ExecutionRequest) -> wire::Start {

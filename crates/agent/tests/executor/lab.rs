@@ -19,7 +19,7 @@ use tempfile::TempDir;
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Enough for everything here, and a small fork bomb.
-const PIDS: u64 = 300;
+pub const PIDS: u64 = 300;
 
 /// An executor and room to work in.
 pub struct Lab {
@@ -108,6 +108,7 @@ impl Lab {
             extra_paths: vec![shown.path().to_owned()],
             pids,
             network,
+            relay: None,
         };
         let executor = Box::new(SandboxExecutor::new(folder.path(), cgroups, options).unwrap());
         assert_eq!(executor.network_problem().is_none(), network, "{:?}", executor.network_problem());
@@ -145,6 +146,19 @@ impl Drop for Lab {
         }
         // An error unless something is mounted there.
         let _ = nix::mount::umount2(self.folder.path(), nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+/// Says loudly what was not tested, and why; `cargo xtask test` lists it at its end. Fails where `SEALCI_REQUIRE` names the
+/// capability.
+pub fn skip(capability: &str, test: &str, why: &str) {
+    let required = std::env::var("SEALCI_REQUIRE").unwrap_or_default();
+    assert!(!required.split(',').any(|name| name.trim() == capability), "{test} needs {capability}: {why}");
+    eprintln!("SKIPPED: {test}: {why}");
+    if let Some(path) = std::env::var_os("SEALCI_SKIPS") {
+        use std::io::Write;
+        let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
+        writeln!(file.unwrap(), "{test}: {why}").unwrap();
     }
 }
 

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod as_user;
 mod behaviour;
 mod ending;
 mod lab;
@@ -35,7 +36,7 @@ macro_rules! executors {
 }
 
 executors! {
-    process, process_in_cgroup, sandbox;
+    process, process_in_cgroup, sandbox, rootless;
     crate::behaviour::exit_codes_are_the_shells as exit_codes_are_the_shells,
     crate::behaviour::one_shell_runs_all_commands as one_shell_runs_all_commands,
     crate::behaviour::a_failure_stops_what_follows as a_failure_stops_what_follows,
@@ -71,6 +72,22 @@ executors! {
 }
 
 executors! {
+    rootless_sealed;
+    crate::sealing::nothing_of_the_host_is_seen as nothing_of_the_host_is_seen,
+    crate::as_user::nothing_of_the_host_is_changed as nothing_of_the_host_is_changed,
+    crate::sealing::there_are_no_privileges as there_are_no_privileges,
+    crate::sealing::system_calls_are_filtered as system_calls_are_filtered,
+    crate::sealing::namespaces_are_its_own as namespaces_are_its_own,
+    crate::sealing::the_network_is_off as the_network_is_off,
+    crate::as_user::common_tools_work as common_tools_work,
+    crate::sealing::the_workspace_stays_the_agents as the_workspace_stays_the_agents,
+    crate::sealing::extra_paths_are_seen_read_only as extra_paths_are_seen_read_only,
+    crate::sealing::nothing_is_left as nothing_is_left,
+    crate::as_user::processes_are_counted as processes_are_counted,
+    crate::sealing::the_init_is_out_of_reach as the_init_is_out_of_reach,
+}
+
+executors! {
     sealed;
     crate::sealing::nothing_of_the_host_is_seen as nothing_of_the_host_is_seen,
     crate::sealing::nothing_of_the_host_is_changed as nothing_of_the_host_is_changed,
@@ -93,6 +110,14 @@ executors! {
     crate::sealing::nothing_of_the_host_is_changed as nothing_of_the_host_is_changed,
     crate::sealing::there_are_no_privileges as there_are_no_privileges,
     crate::sealing::common_tools_work as common_tools_work,
+}
+
+executors! {
+    rootless_pasta, rootless_slirp4netns;
+    crate::network::the_outside_is_reached_and_nothing_else as the_outside_is_reached_and_nothing_else,
+    crate::network::binding_to_an_interface_does_not_help as binding_to_an_interface_does_not_help,
+    crate::network::sandboxes_do_not_reach_each_other as sandboxes_do_not_reach_each_other,
+    crate::ending::nothing_outlives_a_killed_agent as nothing_outlives_a_killed_agent,
 }
 
 executors! {

@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sealci_agent::executor::{ExecutionRequest, ShellKind};
@@ -14,23 +15,42 @@ use crate::lab::{Lab, eventually, until_output};
 const PORT: u16 = 18_213;
 
 /// Another machine, as far as this one can tell: it has a public address, and a cloud's metadata address.
-struct Outside {
+pub struct Outside {
     name: String,
     host: Ipv4Addr,
     address: Ipv4Addr,
-    listener: Child,
+    /// None where the one who started this test keeps it.
+    listener: Option<Child>,
+    _alone: Option<MutexGuard<'static, ()>>,
 }
+
+/// There is one outside at a time: they all have the same metadata address, and the same port on the host.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// Tells a test that runs as an ordinary user of the outside that root has made: the host's address and the outside's.
+const GIVEN: &str = "SEALCI_TEST_OUTSIDE";
 
 const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
 impl Outside {
-    fn make() -> Option<Self> {
+    /// For a process that may make none itself.
+    pub fn variable(&self) -> (&'static str, String) {
+        (GIVEN, format!("{} {}", self.host, self.address))
+    }
+
+    pub fn make() -> Option<Self> {
+        if let Ok(given) = std::env::var(GIVEN) {
+            let (host, address) = given.split_once(' ').unwrap();
+            let (host, address) = (host.parse().unwrap(), address.parse().unwrap());
+            return Some(Self { name: String::new(), host, address, listener: None, _alone: None });
+        }
         for program in ["ip", "perl", "bash"] {
             if Command::new(program).arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
                 eprintln!("SKIPPED: `{program}` is missing (apt-get install iproute2 perl)");
                 return None;
             }
         }
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let number = std::process::id() % 200;
         let name = format!("outside{number}");
         let octet = u8::try_from(number).unwrap();
@@ -48,7 +68,7 @@ impl Outside {
         );
         let listener =
             Command::new("ip").args(["netns", "exec", &name, "perl", "-e", &server]).spawn().unwrap();
-        let outside = Self { name, host, address, listener };
+        let outside = Self { name, host, address, listener: Some(listener), _alone: Some(alone) };
         for address in [outside.address, METADATA] {
             eventually("the outside listens", || reaches(address));
         }
@@ -58,8 +78,9 @@ impl Outside {
 
 impl Drop for Outside {
     fn drop(&mut self) {
-        let _ = self.listener.kill();
-        let _ = self.listener.wait();
+        let Some(listener) = &mut self.listener else { return };
+        let _ = listener.kill();
+        let _ = listener.wait();
         let _ = Command::new("ip").args(["link", "del", &self.name]).status();
         let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
     }
@@ -139,5 +160,28 @@ pub async fn links_go_with_their_sandboxes(lab: &Lab) {
     for _ in 0..10 {
         let record = lab.run(online(lab, &["true".to_owned()])).await;
         assert_eq!(record.outcome(), &Outcome::Succeeded, "{}", record.text());
+    }
+}
+
+/// Routes are not asked for by a socket that is bound to an interface; the filter is.
+pub async fn binding_to_an_interface_does_not_help(lab: &Lab) {
+    let Some(outside) = Outside::make() else { return };
+    let _listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).unwrap();
+    let reach = |address: String| {
+        format!(
+            "timeout 1 perl -MSocket -e 'socket(S, PF_INET, SOCK_STREAM, 0) or die; \
+             setsockopt(S, SOL_SOCKET, 25, qq(eth0\\0)) or die qq(cannot bind: $!); \
+             connect(S, sockaddr_in({PORT}, inet_aton(qq({address})))) or die; print <S>' 2>&1 || echo nothing"
+        )
+    };
+    let forbidden =
+        ["127.0.0.1", "10.213.255.2", "10.213.255.3", "10.213.255.100", "0.0.0.1"].map(str::to_owned);
+    let forbidden = forbidden.into_iter().chain([outside.host.to_string(), METADATA.to_string()]);
+    let addresses: Vec<String> = [outside.address.to_string()].into_iter().chain(forbidden).collect();
+    let record = lab.run(online(lab, &addresses.iter().cloned().map(reach).collect::<Vec<_>>())).await;
+    assert_eq!(record.outcome(), &Outcome::Succeeded, "{}", record.text());
+    assert_eq!(record.output_of(0), format!("{}\n", outside.host));
+    for (index, address) in addresses.iter().enumerate().skip(1) {
+        assert!(record.output_of(index).ends_with("nothing\n"), "{address}: {}", record.output_of(index));
     }
 }

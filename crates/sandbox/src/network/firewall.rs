@@ -13,6 +13,16 @@
 //! }
 //! ```
 //!
+//! and, in the network namespace of a sandbox whose traffic is relayed:
+//!
+//! ```text
+//! table inet sealci {
+//!   chain output { type filter hook output; oifname "lo" accept; meta nfproto ipv6 drop; ip daddr { forbidden } drop }
+//! }
+//! ```
+//!
+//! Routes could not do the latter: a socket that is bound to an interface does not ask them.
+//!
 //! Numbers are those of linux/netfilter/nf_tables.h.
 
 use std::io;
@@ -22,7 +32,7 @@ use super::netlink::{Message, Socket};
 use super::{BLOCK_PREFIX_BITS, Block, INTERFACE_PREFIX};
 
 /// Where clouds tell a machine about itself, secrets included: link-local for most, and what the others took.
-const METADATA: [(Ipv4Addr, u32); 4] = [
+pub(super) const METADATA: [(Ipv4Addr, u32); 4] = [
     (Ipv4Addr::new(169, 254, 0, 0), 16),
     (Ipv4Addr::new(100, 100, 100, 200), 32),
     (Ipv4Addr::new(168, 63, 129, 16), 32),
@@ -90,6 +100,31 @@ pub fn install(block: &Block) -> io::Result<Socket> {
     batch.push(batch_edge(libc::NFNL_MSG_BATCH_END));
     socket.carry_out(batch)?;
     Ok(socket)
+}
+
+/// Forbids these networks, and IPv6, to everyone in this process's network namespace but over its loopback. Lasts as long as
+/// the namespace.
+pub fn confine(forbidden: &[(Ipv4Addr, u32)]) -> io::Result<()> {
+    let (table, chain_name) = ("sealci", "output");
+    let mut batch = vec![
+        batch_edge(libc::NFNL_MSG_BATCH_BEGIN),
+        message(libc::NFT_MSG_NEWTABLE).text(attribute::TABLE_NAME, table),
+        chain(table, chain_name, "filter", libc::NF_INET_LOCAL_OUT, libc::NF_IP_PRI_FILTER),
+    ];
+    let mut rules = vec![
+        // The whole name: its NUL is compared, too.
+        Rule::default().interface(libc::NFT_META_OIFNAME, libc::NFT_CMP_EQ, "lo\0").verdict(libc::NF_ACCEPT),
+        Rule::default().family(libc::NFPROTO_IPV6).verdict(libc::NF_DROP),
+    ];
+    rules.extend(forbidden.iter().map(|(network, bits)| {
+        Rule::default()
+            .family(libc::NFPROTO_IPV4)
+            .address(DESTINATION_OFFSET, *network, *bits)
+            .verdict(libc::NF_DROP)
+    }));
+    batch.extend(rules.into_iter().map(|rule| rule.into_message(table, chain_name)));
+    batch.push(batch_edge(libc::NFNL_MSG_BATCH_END));
+    Socket::netfilter()?.carry_out(batch)
 }
 
 /// struct nfgenmsg: family, version, resource (big-endian).

@@ -13,6 +13,7 @@
 mod firewall;
 mod link;
 mod netlink;
+pub mod relay;
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -21,6 +22,7 @@ use std::path::{Path, PathBuf};
 
 pub use link::Link;
 pub use netlink::Socket;
+pub use relay::{Relay, RelayError, RelayKind};
 
 use crate::spec::NetworkSpec;
 
@@ -146,7 +148,7 @@ impl Block {
 
 /// Name servers that a sandbox can reach. The host's own addresses are closed to it, and so is a resolver on the host's
 /// loopback; but what runs one there also writes down whom that asks.
-fn resolvers() -> Vec<String> {
+pub(crate) fn resolvers() -> Vec<String> {
     let files =
         ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf", "/run/NetworkManager/no-stub-resolv.conf"];
     files

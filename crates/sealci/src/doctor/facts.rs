@@ -5,6 +5,9 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use sealci_agent::executor::rootless;
+use sealci_agent::executor::sandbox::HelperCommand;
+
 /// Which control groups are mounted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cgroups {
@@ -26,7 +29,9 @@ pub struct Facts {
     pub max_user_namespaces: Option<u64>,
     /// Debian's own switch; none where the kernel has none.
     pub unprivileged_user_namespaces: Option<bool>,
-    pub newuidmap: bool,
+    /// Why an ordinary user's sandbox cannot be sealed, or have a network; tried as the agent does, not asked of root.
+    pub sealing_problem: Option<String>,
+    pub network_problem: Option<String>,
     pub overlay: bool,
     pub nft: bool,
     pub iptables: bool,
@@ -40,8 +45,10 @@ pub struct Facts {
 impl Facts {
     pub fn look() -> Self {
         let cgroups = cgroups(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default());
+        let is_root = effective_uid() == Some(0);
+        let (sealing_problem, network_problem) = if is_root { (None, None) } else { rootless_problems() };
         Self {
-            is_root: effective_uid() == Some(0),
+            is_root,
             git_version: output("git", &["--version"]).and_then(|text| version(&text)),
             cgroups,
             cgroups_writable: cgroups_writable(cgroups),
@@ -49,7 +56,8 @@ impl Facts {
             max_user_namespaces: number("/proc/sys/user/max_user_namespaces"),
             unprivileged_user_namespaces: number("/proc/sys/kernel/unprivileged_userns_clone")
                 .map(|n| n != 0),
-            newuidmap: is_installed("newuidmap"),
+            sealing_problem,
+            network_problem,
             overlay: knows_overlay(),
             nft: is_installed("nft"),
             iptables: is_installed("iptables"),
@@ -60,6 +68,13 @@ impl Facts {
                 .exists()
                 .then(|| fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok()),
         }
+    }
+}
+
+fn rootless_problems() -> (Option<String>, Option<String>) {
+    match rootless::probe(&HelperCommand::of_this_program()) {
+        Ok(found) => (None, found.network),
+        Err(error) => (Some(error.message()), None),
     }
 }
 

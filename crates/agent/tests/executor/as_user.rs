@@ -1,0 +1,176 @@
+//! Tests as an ordinary user: how they become one, and what a sandbox without root does differently.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use sealci_agent::executor::sandbox::{HelperCommand, SandboxExecutor, SandboxOptions};
+use sealci_core::outcome::Outcome;
+use sealci_sandbox::{Relay, RelayKind};
+use tempfile::TempDir;
+
+use crate::lab::{Lab, PIDS, skip};
+use crate::network::Outside;
+use crate::sealing::script;
+
+/// Nobody's on any machine.
+const USER: &str = "64999";
+/// Where this user finds the helper, when not where it was built.
+const HELPER: &str = "SEALCI_TEST_HELPER";
+
+impl Lab {
+    /// `sandbox` made by an ordinary user. As root this runs the same test once more as such a user, and has no lab.
+    pub fn rootless() -> Option<Self> {
+        Self::rootless_with(None)
+    }
+
+    /// [`Lab::rootless`], for the tests that try to break out of it.
+    pub fn rootless_sealed() -> Option<Self> {
+        Self::rootless_with(None)
+    }
+
+    /// [`Lab::rootless`] with a way outwards, by pasta.
+    pub fn rootless_pasta() -> Option<Self> {
+        Self::rootless_with(Some(RelayKind::Pasta))
+    }
+
+    /// [`Lab::rootless`] with a way outwards, by slirp4netns.
+    pub fn rootless_slirp4netns() -> Option<Self> {
+        Self::rootless_with(Some(RelayKind::Slirp4netns))
+    }
+
+    fn rootless_with(relay: Option<RelayKind>) -> Option<Self> {
+        let name = std::thread::current().name().unwrap_or_default().to_owned();
+        if let Err(why) = relay.map_or(Ok(()), |kind| Relay::find(Some(kind)).map(drop)) {
+            skip("rootless", &name, &why.to_string());
+            return None;
+        }
+        if nix::unistd::geteuid().is_root() {
+            run_as_user(&name, relay);
+            return None;
+        }
+        let folder = TempDir::new().unwrap();
+        let shown = TempDir::new().unwrap();
+        std::fs::write(shown.path().join("tool"), "a tool\n").unwrap();
+        let options = SandboxOptions {
+            helper: HelperCommand { program: helper(), arguments: Vec::new() },
+            extra_paths: vec![shown.path().to_owned()],
+            pids: PIDS,
+            network: relay.is_some(),
+            relay,
+        };
+        let executor = match SandboxExecutor::rootless(folder.path(), None, options) {
+            Ok(executor) => Box::new(executor),
+            Err(error) => {
+                skip("rootless", &name, &error.to_string());
+                return None;
+            }
+        };
+        assert_eq!(executor.network_problem().is_none(), relay.is_some(), "{:?}", executor.network_problem());
+        let (cgroup_folders, instance) = (Vec::new(), "none".to_owned());
+        Some(Self { executor, folder, limits: false, cgroup_folders, instance, shown })
+    }
+}
+
+fn helper() -> PathBuf {
+    std::env::var_os(HELPER).map_or_else(|| env!("CARGO_BIN_EXE_sealci-sandbox-helper").into(), PathBuf::from)
+}
+
+/// Runs this binary's test of this name as an ordinary user, to whom the folders that it was built in may be closed: a
+/// mount namespace shows it where it is open. `/dev/net/tun` is there for everyone, as udev makes it.
+fn run_as_user(name: &str, relay: Option<RelayKind>) {
+    let open = TempDir::new().unwrap();
+    std::fs::set_permissions(open.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    for file in ["test", "helper"] {
+        std::fs::write(open.path().join(file), b"").unwrap();
+    }
+    let outside = relay.and_then(|_| Outside::make());
+    let tunnel = if relay.is_some() {
+        "mkdir -p /dev/net && mount -t tmpfs -o mode=755 none /dev/net && mknod -m 666 /dev/net/tun c 10 200 &&"
+    } else {
+        ""
+    };
+    let text = format!(
+        "mount --bind \"$1\" \"$3/test\" && mount --bind \"$2\" \"$3/helper\" && {tunnel} \
+         exec setpriv --reuid {USER} --regid {USER} --clear-groups \
+         \"$3/test\" --exact \"$4\" --nocapture --test-threads=1"
+    );
+    let output = Command::new("unshare")
+        .args(["--mount", "sh", "-c", &text, "sh"])
+        .arg(std::env::current_exe().unwrap())
+        .arg(env!("CARGO_BIN_EXE_sealci-sandbox-helper"))
+        .args([open.path(), Path::new(name)])
+        .env(HELPER, open.path().join("helper"))
+        .envs(outside.as_ref().map(Outside::variable))
+        .env_remove("SEALCI_SKIPS")
+        .current_dir("/")
+        .output();
+    match output {
+        Ok(output) => {
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(output.status.success() && said.contains("1 passed"), "{}: {said}{text}", output.status);
+            if let Some(line) = text.lines().find(|line| line.starts_with("SKIPPED")) {
+                skip("rootless", name, line);
+            }
+        }
+        Err(error) => skip("rootless", name, &format!("`unshare` (apt-get install util-linux): {error}")),
+    }
+}
+
+/// Everything of the host is read-only, and what is not of the host is thrown away.
+pub async fn nothing_of_the_host_is_changed(lab: &Lab) {
+    let marker = format!("sealci-test-{}", crate::lab::random_action());
+    let record = script(
+        lab,
+        &format!(
+            "for d in / /usr /usr/bin /usr/local/bin /etc /var /opt /dev /run /proc /sys /home /lib/ /bin/ /etc/ssl /etc/alternatives; do \
+             {{ echo x >$d/{marker}; }} 2>/dev/null || true; done; \
+             rm -f /usr/bin/env 2>/dev/null || true; test -e /usr/bin/env; ! test -w /usr; echo x >>/etc/passwd; echo went on"
+        ),
+    )
+    .await;
+    assert_eq!(record.text(), "went on\n");
+    for folder in
+        ["/", "/usr", "/usr/bin", "/etc", "/var", "/opt", "/dev", "/run", "/home", "/lib", "/etc/ssl"]
+    {
+        assert!(!Path::new(folder).join(&marker).exists(), "{folder}");
+    }
+    for path in ["/proc/sys/kernel/hostname", "/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger"] {
+        let record = lab.run_commands([format!("echo x >{path}")]).await;
+        assert!(matches!(record.outcome(), Outcome::Failed { .. }), "{path}: {}", record.text());
+    }
+}
+
+pub async fn common_tools_work(lab: &Lab) {
+    let record = script(
+        lab,
+        "test \"$HOME\" = /root; cd; pwd; echo x >$TMPDIR/x; cat /var/tmp/x; stat -c %U:%G /workspace /etc/passwd /tmp / | sort -u; \
+         touch /dev/shm/x; echo x >/dev/null; head -c 4 /dev/urandom | wc -c; test -w /dev/full; \
+         cat /etc/hostname | wc -l; getent hosts localhost | wc -l",
+    )
+    .await;
+    assert_eq!(record.text(), "/root\nx\nroot:root\n4\n1\n1\n");
+    if Path::new("/usr/bin/git").exists() {
+        let record = script(lab, "cd /workspace && git init -q . && git -c user.name=a -c user.email=b commit -q --allow-empty -m x && git log --oneline | wc -l").await;
+        assert_eq!(record.text(), "1\n");
+    }
+    if Path::new("/usr/bin/cc").exists() {
+        let record = script(lab, "echo 'int puts(const char *); int main(void) { return puts(\"compiled\") < 0; }' >a.c && cc a.c -o a && ./a").await;
+        assert_eq!(record.text(), "compiled\n");
+    }
+    if Path::new("/usr/bin/script").exists() {
+        let record = script(lab, "script -qec 'tty >/dev/null && echo terminal' /dev/null").await;
+        assert_eq!(record.text().trim(), "terminal");
+    }
+}
+
+/// Their number is limited without a control group, for this action alone.
+pub async fn processes_are_counted(lab: &Lab) {
+    let mut request = lab.request(["i=0; while [ $i -lt 400 ]; do sleep 100 & i=$((i+1)); done; echo all"]);
+    request.timeout = Duration::from_secs(20);
+    let record = lab.run(request).await;
+    assert!(matches!(record.outcome(), Outcome::Failed { .. }), "{record:?}");
+    assert!(!record.text().contains("all\n"), "{}", record.text());
+}
