@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -87,6 +87,21 @@ impl Options {
             limits: Limits::default(),
         }
     }
+
+    /// The program's path. Looked up once and not at every call: only a path is started without a copy of this whole
+    /// process (vfork(2)). As it is named where it is not found, so that the call's error says that.
+    fn found_program(&self) -> PathBuf {
+        let path = self.environment.iter().find(|(name, _)| name == "PATH");
+        let is_program = |candidate: &PathBuf| {
+            std::fs::metadata(candidate)
+                .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+        };
+        path.filter(|_| self.program.components().count() == 1)
+            .and_then(|(_, path)| {
+                std::env::split_paths(path).map(|folder| folder.join(&self.program)).find(is_program)
+            })
+            .unwrap_or_else(|| self.program.clone())
+    }
 }
 
 /// The git command line, ready to be called. Cheap to clone.
@@ -97,8 +112,9 @@ pub struct Git {
 
 impl Git {
     /// Makes the home folder if it is missing; nobody else can read it.
-    pub fn new(options: Options) -> io::Result<Self> {
+    pub fn new(mut options: Options) -> io::Result<Self> {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&options.home)?;
+        options.program = options.found_program();
         Ok(Self { options: Arc::new(options) })
     }
 

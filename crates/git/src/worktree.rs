@@ -45,29 +45,22 @@ impl Git {
     ) -> Result<WorktreeSnapshot, SnapshotError> {
         /// Room for about a million paths.
         const MAX_LISTING_BYTES: usize = 128 << 20;
-        let inside = self.ask(folder, &["rev-parse", "--is-inside-work-tree"]).await;
-        let (paths, mut snapshot) = if inside.as_deref() == Some("true") {
-            let call = self.in_worktree(folder).args([
-                "ls-files",
-                "-z",
-                "-co",
-                "--exclude-standard",
-                "--deduplicate",
-            ]);
-            let bounds = call.query_bounds(MAX_LISTING_BYTES);
-            let listing = call.run(b"", &bounds).await;
-            let listing =
-                listing.map_err(|source| SnapshotError::List { path: folder.to_owned(), source })?;
-            let head = self.ask(folder, &["rev-parse", "--verify", "--quiet", "HEAD^{commit}"]).await;
-            let branch = self.ask(folder, &["symbolic-ref", "--quiet", "HEAD"]).await;
-            let snapshot = WorktreeSnapshot {
-                head: head.and_then(|head| head.parse().ok()),
-                r#ref: branch.and_then(|branch| branch.parse().ok()),
-                files: 0,
-            };
-            (Some(listing), snapshot)
-        } else {
-            (None, WorktreeSnapshot::default())
+        let listing = self.in_worktree(folder).args([
+            "ls-files",
+            "-z",
+            "-co",
+            "--exclude-standard",
+            "--deduplicate",
+        ]);
+        let bounds = listing.query_bounds(MAX_LISTING_BYTES);
+        let (place, listing) = tokio::join!(self.place(folder), listing.run(b"", &bounds));
+        let (paths, mut snapshot) = match place {
+            Some(snapshot) => {
+                let listing =
+                    listing.map_err(|source| SnapshotError::List { path: folder.to_owned(), source })?;
+                (Some(listing), snapshot)
+            }
+            None => (None, WorktreeSnapshot::default()),
         };
         let (folder, into) = (folder.to_owned(), into.to_owned());
         let copying = tokio::task::spawn_blocking(move || match paths {
@@ -91,7 +84,31 @@ impl Git {
         call.args([OsStr::new("-C"), folder.as_os_str()])
     }
 
-    /// One line from git about a working tree, or nothing.
+    /// Where a folder stands in its repository; none where it is in no working tree.
+    async fn place(&self, folder: &Path) -> Option<WorktreeSnapshot> {
+        const HEAD: [&str; 3] = ["HEAD^{commit}", "--symbolic-full-name", "HEAD"];
+        let inside = ["rev-parse", "--is-inside-work-tree"];
+        let mut snapshot = WorktreeSnapshot::default();
+        // Usually one process tells all: yes, the commit, and the branch, or `HEAD` where there is none.
+        if let Some(answer) = self.ask(folder, &[&inside[..], &HEAD].concat()).await {
+            let mut lines = answer.lines();
+            if lines.next() != Some("true") {
+                return None;
+            }
+            snapshot.head = lines.next().and_then(|head| head.parse().ok());
+            snapshot.r#ref = lines.next().filter(|name| *name != "HEAD").and_then(|name| name.parse().ok());
+            return Some(snapshot);
+        }
+        // Before the first commit there is no HEAD to be shown.
+        if self.ask(folder, &inside).await.as_deref() != Some("true") {
+            return None;
+        }
+        let branch = self.ask(folder, &["symbolic-ref", "--quiet", "HEAD"]).await;
+        snapshot.r#ref = branch.and_then(|branch| branch.parse().ok());
+        Some(snapshot)
+    }
+
+    /// What git says about a working tree; none where it fails.
     async fn ask(&self, folder: &Path, question: &[&str]) -> Option<String> {
         let call = self.in_worktree(folder).args(question);
         let bounds = call.query_bounds(1 << 12);

@@ -18,6 +18,9 @@ impl MigratorTrait for Migrator {
     }
 }
 
+/// A migration is made whole or not at all, on SQLite too, where the library does not do so by itself.
+const WHOLE: Option<bool> = Some(true);
+
 struct First;
 
 impl MigrationName for First {
@@ -28,6 +31,10 @@ impl MigrationName for First {
 
 #[async_trait::async_trait]
 impl MigrationTrait for First {
+    fn use_transaction(&self) -> Option<bool> {
+        WHOLE
+    }
+
     #[allow(elided_lifetimes_in_paths)] // the trait's own signature elides it, and the two must agree
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         create_table(manager, pipelines::Entity).await?;
@@ -81,6 +88,10 @@ impl MigrationName for OpenLogs {
 
 #[async_trait::async_trait]
 impl MigrationTrait for OpenLogs {
+    fn use_transaction(&self) -> Option<bool> {
+        WHOLE
+    }
+
     #[allow(elided_lifetimes_in_paths)] // the trait's own signature elides it, and the two must agree
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         let index = Index::create()
@@ -97,4 +108,16 @@ async fn create_table<E: EntityTrait>(manager: &SchemaManager<'_>, entity: E) ->
     let connection = manager.get_connection();
     let schema = Schema::new(connection.get_database_backend());
     manager.create_table(schema.create_table_from_entity(entity)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_migration_can_be_left_half_made() {
+        for migration in Migrator::migrations() {
+            assert_eq!(migration.use_transaction(), Some(true), "{}", migration.name());
+        }
+    }
 }

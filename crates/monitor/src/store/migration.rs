@@ -20,6 +20,9 @@ impl MigratorTrait for Migrator {
     }
 }
 
+/// A migration is made whole or not at all, on SQLite too, where the library does not do so by itself.
+const WHOLE: Option<bool> = Some(true);
+
 struct First;
 
 impl MigrationName for First {
@@ -32,6 +35,10 @@ impl MigrationName for First {
 #[allow(elided_lifetimes_in_paths)]
 #[async_trait::async_trait]
 impl MigrationTrait for First {
+    fn use_transaction(&self) -> Option<bool> {
+        WHOLE
+    }
+
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         let number = |name: &'static str| {
             ColumnDef::new(name).big_integer().not_null().auto_increment().primary_key().to_owned()
@@ -106,5 +113,17 @@ impl MigrationTrait for First {
             .col("sequence")
             .to_owned();
         manager.create_index(order).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_migration_can_be_left_half_made() {
+        for migration in Migrator::migrations() {
+            assert_eq!(migration.use_transaction(), Some(true), "{}", migration.name());
+        }
     }
 }
