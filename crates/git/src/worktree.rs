@@ -45,13 +45,8 @@ impl Git {
     ) -> Result<WorktreeSnapshot, SnapshotError> {
         /// Room for about a million paths.
         const MAX_LISTING_BYTES: usize = 128 << 20;
-        let listing = self.in_worktree(folder).args([
-            "ls-files",
-            "-z",
-            "-co",
-            "--exclude-standard",
-            "--deduplicate",
-        ]);
+        let listing =
+            self.in_worktree(folder).args(["ls-files", "-z", "-co", "--exclude-standard", "--deduplicate"]);
         let bounds = listing.query_bounds(MAX_LISTING_BYTES);
         let (place, listing) = tokio::join!(self.place(folder), listing.run(b"", &bounds));
         let (paths, mut snapshot) = match place {

@@ -91,8 +91,6 @@ fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<i32, HelperError
 
     sys::reset_umask();
     let filters = Filters::compile()?;
-    // The agent speaks once this process is in its control groups.
-    sys::wait_readable(io::stdin().as_fd()).map_err(io_error("wait for the agent"))?;
     if spec.rootless {
         if let Some(code) = rootless::enclose()? {
             return Ok(code);
@@ -104,11 +102,12 @@ fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<i32, HelperError
     let user_namespace =
         sys::user_namespace(spec.id_base, spec.ids()).map_err(io_error("make a user namespace"))?;
     let mut root = Stage::build(&spec, &user_namespace)?;
-    let mut folder = spec.scratch.clone();
+    // In memory, and gone with the helper's mounts.
+    let mut folder = staging::folder(&spec);
     let mut namespace_path =
         PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), user_namespace.as_raw_fd()));
     if spec.rootless {
-        root = rootless::leave_host(&staging::folder(&spec), &root)?;
+        root = rootless::leave_host(&folder, &root)?;
         folder = PathBuf::from("/");
         namespace_path = rootless::name_namespace(&namespace_path)?;
     }

@@ -292,18 +292,6 @@ pub fn redirect(source: BorrowedFd<'_>, target: libc::c_int) -> io::Result<()> {
     check(unsafe { libc::dup2(source.as_raw_fd(), target) }.into()).map(drop)
 }
 
-/// Waits until there is something to read, or the other end is closed.
-pub fn wait_readable(fd: BorrowedFd<'_>) -> io::Result<()> {
-    let mut watch = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    loop {
-        // SAFETY: the pointer is to one exclusively borrowed pollfd.
-        match check(unsafe { libc::poll(&mut watch, 1, -1) }.into()) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            result => return result.map(drop),
-        }
-    }
-}
-
 /// A socket to one of the kernel's netlink families.
 pub fn netlink(family: libc::c_int) -> io::Result<OwnedFd> {
     // SAFETY: takes integers only.

@@ -27,7 +27,7 @@ use sealci_agent::executor::Executor;
 use sealci_controller::dispatch::{Created, NewPipeline};
 use sealci_core::event::{EventKind, Revision};
 use sealci_core::manifest::{self, ManifestSource};
-use sealci_core::plan::{ExecutorKind, Plan};
+use sealci_core::plan::{ExecutorKind, Network, Plan};
 use sealci_core::repository::RepositoryIdentity;
 use sealci_git::WorktreeSnapshot;
 use sealci_service::shutdown::Signals;
@@ -239,6 +239,8 @@ type Executors = Vec<Arc<dyn Executor>>;
 /// Makes what runs the plan's actions here.
 async fn offering(args: &RunArgs, folder: &Path, plan: Plan) -> Result<Executors, Failure> {
     let offer = ExecutorOffer {
+        // The way outwards is only made where somebody will go it.
+        network: plan.actions.iter().any(|action| action.environment.network == Network::On),
         sandbox_path: args.sandbox_path.clone(),
         allow_process: args.allow_process,
         allow_fake: false,

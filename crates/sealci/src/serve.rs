@@ -240,6 +240,7 @@ pub fn prepare_agent(args: &AgentServeArgs, shutdown: Shutdown) -> Result<Servic
         sandbox_path: args.sandbox_path.clone(),
         allow_process: args.allow_process,
         allow_fake: args.allow_fake,
+        network: true,
     };
     let mut config = sealci_agent::Config::new(
         name,
@@ -268,6 +269,8 @@ pub struct ExecutorOffer {
     pub sandbox_path: Vec<PathBuf>,
     pub allow_process: bool,
     pub allow_fake: bool,
+    /// Whether sealed actions that ask for it reach outwards.
+    pub network: bool,
 }
 
 /// What runs actions, the default first: sealed where this machine lets us, else only what was allowed.
@@ -281,7 +284,7 @@ pub fn executors(offer: &ExecutorOffer, own: &Path) -> Result<Vec<Arc<dyn Execut
         tracing::warn!(%error, "no limits of CPU and memory will hold: there are no control groups to use (`sealci doctor` says more)");
     }
     let sandbox = sandbox(offer, own, &cgroups).map(|sandbox| {
-        if let Some(problem) = sandbox.network_problem() {
+        if let Some(problem) = sandbox.network_problem().filter(|_| offer.network) {
             tracing::warn!(problem, "actions in the sandbox have no network");
         }
         executors.push(Arc::new(sandbox));
@@ -325,7 +328,11 @@ fn sandbox(
     own: &Path,
     cgroups: &Result<Cgroups, CgroupError>,
 ) -> Result<SandboxExecutor, String> {
-    let options = SandboxOptions { extra_paths: offer.sandbox_path.clone(), ..SandboxOptions::default() };
+    let options = SandboxOptions {
+        extra_paths: offer.sandbox_path.clone(),
+        network: offer.network,
+        ..SandboxOptions::default()
+    };
     let made = match (nix::unistd::geteuid().is_root(), cgroups) {
         (true, Ok(cgroups)) => SandboxExecutor::new(own, cgroups.clone(), options),
         (true, Err(error)) => return Err(format!("there are no control groups to use: {error}")),

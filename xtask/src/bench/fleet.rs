@@ -26,6 +26,7 @@ pub struct AgentShape {
 pub struct Fleet {
     /// First here, so that they end before the folder goes.
     agents: Vec<Service>,
+    monitor: Option<Service>,
     controller: Service,
     _scheduler: Service,
     pub server: Server,
@@ -47,6 +48,7 @@ impl Fleet {
         let repository = Repository::make(&folder.0.join("repository"))?;
         let mut fleet = Self {
             agents: Vec::new(),
+            monitor: None,
             controller,
             _scheduler: scheduler,
             server,
@@ -71,6 +73,18 @@ impl Fleet {
         command.args(["--cpu-millis", &(shape.at_once * 1000).to_string()]);
         command.args(["--memory-bytes", &(shape.at_once << 30).to_string()]);
         Service::spawn(command, &self.folder.0.join(format!("{name}.log")))
+    }
+
+    /// Starts a monitor that polls so often; returns the way to it.
+    pub fn start_monitor(&mut self, binary: &Path, poll_interval: Duration) -> Result<Server> {
+        let controller = format!("http://{}", self.server.address);
+        let poll_ms = poll_interval.as_millis().to_string();
+        let arguments =
+            ["--controller", &controller, "--poll-ms", &poll_ms, "--allow-file", "--allow-local-addresses"];
+        let (monitor, url) = Service::listening(binary, "monitor", &self.folder.0, &arguments)?;
+        self.monitor = Some(monitor);
+        let address = url.trim_start_matches("http://").trim_end_matches('/').to_owned();
+        Ok(Server { address, token: self.server.token.clone() })
     }
 
     fn wait_for_agents(&self, count: usize) -> Result<()> {

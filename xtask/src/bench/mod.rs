@@ -8,6 +8,7 @@ mod fleet;
 mod floors;
 mod host;
 mod latency;
+mod push;
 mod rates;
 mod table;
 
@@ -26,7 +27,7 @@ pub struct Bench {
 }
 
 /// The measurements, in their order.
-pub const NAMES: [&str; 5] = ["latency", "run", "sandbox", "fake", "log"];
+pub const NAMES: [&str; 6] = ["latency", "push", "run", "sandbox", "fake", "log"];
 
 pub fn run(wanted: &[&str]) -> Result<bool> {
     if let Some(unknown) = wanted.iter().find(|name| !NAMES.contains(name)) {
@@ -42,6 +43,7 @@ pub fn run(wanted: &[&str]) -> Result<bool> {
         eprintln!("{name} …");
         match *name {
             "latency" => latency::measure(&bench, &floors, &mut table)?,
+            "push" => push::measure(&bench, &mut table)?,
             "run" => latency::measure_run(&bench, &floors, &mut table)?,
             "sandbox" => rates::measure_sandbox(&bench, &mut table)?,
             "fake" => rates::measure_fake(&bench, &mut table)?,

@@ -95,7 +95,6 @@ pub fn measure_sandbox(bench: &Bench, table: &mut Table) -> Result<()> {
 }
 
 pub fn measure_fake(bench: &Bench, table: &mut Table) -> Result<()> {
-    // More at once would only have more processes of git in one another's way.
     let shape = AgentShape { at_once: 2 };
     let mut fleet = Fleet::start(bench.programs.path("sealci")?, 20, shape)?;
     let manifest = manifest("fake", "print hello");

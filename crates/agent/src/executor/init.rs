@@ -54,7 +54,7 @@ pub fn install(data_dir: &Path) -> Result<PathBuf, ExecutorError> {
         file.write_all(INIT_BINARY)?;
         // Whatever the umask is.
         file.set_permissions(fs::Permissions::from_mode(0o755))?;
-        file.sync_all()?;
+        // Not synced: what a crash leaves of it is found to be broken at the next start.
         drop(file);
         fs::rename(&partial, &path)
     };
