@@ -1,7 +1,7 @@
 //! Builds the tree that becomes `/` inside, in the helper's own mount namespace.
 //!
 //! ```text
-//! /run/sealci/stage/  a tmpfs of its own
+//! /run/sealci/        a tmpfs of its own, over whatever the host keeps there
 //!   root/             → /
 //!     usr             overlay: the host's /usr below, upper/usr on top
 //!     bin, lib, …     the host's symlinks, or overlays like /usr
@@ -31,7 +31,7 @@ use crate::sys;
 
 /// Where the tree stands, in the helper's own mount namespace. On its way there everyone may go: part of libcontainer
 /// does as root inside, who has no business in the agent's folders.
-const STAGE: &str = "/run/sealci/stage";
+const STAGE: &str = "/run/sealci";
 
 /// Folders of the host's programs; those that are symlinks stay symlinks.
 const PROGRAM_FOLDERS: [&str; 7] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"];

@@ -100,6 +100,7 @@ executors! {
     crate::sealing::extra_paths_are_seen_read_only as extra_paths_are_seen_read_only,
     crate::sealing::nothing_is_left as nothing_is_left,
     crate::sealing::a_failed_start_hurts_nobody as a_failed_start_hurts_nobody,
+    crate::sealing::a_fresh_machine_will_do as a_fresh_machine_will_do,
     crate::sealing::the_init_is_out_of_reach as the_init_is_out_of_reach,
 }
 

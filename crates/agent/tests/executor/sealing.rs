@@ -358,3 +358,25 @@ pub async fn the_init_is_out_of_reach(lab: &Lab) {
     let record = lab.run_commands(["echo x >/proc/1/mem"]).await;
     assert!(matches!(record.outcome(), Outcome::Failed { .. }), "{}", record.text());
 }
+
+/// On a machine where nobody made `/run/sealci` yet, whatever the mask.
+pub async fn a_fresh_machine_will_do(lab: &Lab) {
+    const TEST: &str = "SEALCI_TEST_FRESH";
+    if std::env::var_os(TEST).is_some() {
+        let record = lab.run_commands(["echo sealed"]).await;
+        assert_eq!(record.text(), "sealed\n", "{:?}", record.outcome);
+        return;
+    }
+    let name = std::thread::current().name().unwrap_or_default().to_owned();
+    let fresh = std::process::Command::new("unshare")
+        .args(["--mount", "sh", "-c"])
+        .arg("umask 077 && mount -t tmpfs -o mode=755 none /run && exec \"$@\"")
+        .arg("sh")
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", &name, "--nocapture", "--test-threads=1"])
+        .env(TEST, "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&fresh.stdout).into_owned() + &String::from_utf8_lossy(&fresh.stderr);
+    assert!(fresh.status.success() && text.contains("1 passed"), "{text}");
+}
