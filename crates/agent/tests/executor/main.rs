@@ -107,6 +107,7 @@ executors! {
 // On a file system whose mounts cannot map owners.
 executors! {
     unmapped;
+    crate::sealing::the_workspace_stays_the_agents as the_workspace_stays_the_agents,
     crate::behaviour::a_standby_sees_what_came_after_it as a_standby_sees_what_came_after_it,
     crate::sealing::nothing_of_the_host_is_changed as nothing_of_the_host_is_changed,
     crate::sealing::there_are_no_privileges as there_are_no_privileges,

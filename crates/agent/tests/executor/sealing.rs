@@ -144,7 +144,8 @@ pub async fn there_are_no_privileges(lab: &Lab) {
         "cat /proc/1/environ",
         "readlink /proc/1/fd/0",
         "readlink /proc/1/exe",
-        "cat /proc/kcore",
+        // Absent on some kernels, and masked as an empty file on the others.
+        "grep -q . /proc/kcore",
     ] {
         let record = lab.run_commands([forbidden]).await;
         assert!(matches!(record.outcome(), Outcome::Failed { .. }), "{forbidden}: {}", record.text());
@@ -276,7 +277,10 @@ pub async fn the_workspace_stays_the_agents(lab: &Lab) {
     assert_eq!(record.text(), "given\n");
     assert_eq!(std::fs::read_to_string(workspace.join("given")).unwrap(), "changed\n");
     assert_eq!(std::fs::read_to_string(workspace.join("a/b/c")).unwrap(), "new\n");
-    assert_eq!(std::fs::metadata(workspace.join("a/b/c")).unwrap().uid(), owner);
+    // Where mounts cannot map owners root's agent gives the workspace away.
+    let is_given_away =
+        nix::unistd::geteuid().is_root() && !sealci_sandbox::maps_owners(lab.folder.path(), 1 << 20);
+    assert!(is_given_away || std::fs::metadata(workspace.join("a/b/c")).unwrap().uid() == owner);
 }
 
 pub async fn extra_paths_are_seen_read_only(lab: &Lab) {

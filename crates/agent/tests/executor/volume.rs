@@ -56,7 +56,7 @@ pub async fn many_run_side_by_side(lab: &Lab) {
     }
     for (index, mut execution) in executions.into_iter().enumerate() {
         let record = Record::of(&mut execution).await;
-        assert_eq!(record.text(), format!("{index}\n"));
+        assert_eq!(record.text(), format!("{index}\n"), "{:?}", record.outcome());
         match record.outcome() {
             Outcome::Succeeded => assert_eq!(index, 0),
             Outcome::Failed { exit_code, .. } => assert_eq!(*exit_code, index as i32),
