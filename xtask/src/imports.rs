@@ -15,6 +15,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("sealci-core", &[]),
     ("sealci-service", &[]),
     ("sealci-guest", &[]),
+    ("sealci-image", &[]),
     ("sealci-vmm", &[]),
     ("sealci-api", &["sealci-core"]),
     ("sealci-proto", &["sealci-core"]),
@@ -25,7 +26,15 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("sealci-scheduler", &["sealci-core", "sealci-proto", "sealci-service"]),
     (
         "sealci-agent",
-        &["sealci-core", "sealci-proto", "sealci-git", "sealci-service", "sealci-guest", "sealci-sandbox"],
+        &[
+            "sealci-core",
+            "sealci-proto",
+            "sealci-git",
+            "sealci-service",
+            "sealci-guest",
+            "sealci-sandbox",
+            "sealci-image",
+        ],
     ),
     ("sealci-release-agent", &["sealci-core", "sealci-proto", "sealci-api", "sealci-git", "sealci-service"]),
     (
