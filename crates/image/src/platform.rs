@@ -103,6 +103,6 @@ mod tests {
                 .map(|(_, offer)| *offer);
             assert_eq!(found, best, "{own}");
         }
-        assert_eq!(Platform::this_machine().fitness(&Platform::this_machine()).is_some(), true);
+        assert!(Platform::this_machine().fitness(&Platform::this_machine()).is_some());
     }
 }

@@ -34,8 +34,11 @@ impl Told {
     }
 }
 
+/// Work that goes on for as long as somebody waits.
+type UnderWay<T> = (WeakShared<Work<T>>, Told);
+
 pub(super) struct Flights<T: Clone> {
-    under_way: Mutex<HashMap<String, (WeakShared<Work<T>>, Told)>>,
+    under_way: Mutex<HashMap<String, UnderWay<T>>>,
 }
 
 impl<T: Clone> Default for Flights<T> {

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::OwnedSemaphorePermit;
+
 use super::files::LayerFolder;
 use super::flight::Told;
 use super::resolve::{LayerSource, Resolved, megabytes};
@@ -89,9 +91,9 @@ impl Inner {
             LayerSource::Local { .. } => None,
         };
         let fetched = started.elapsed();
-        let _place = self.unpacks.acquire().await.map_err(|_| ImageError::Closed)?;
+        let place = self.unpacks.clone().acquire_owned().await.map_err(|_| ImageError::Closed)?;
         let unpacking = Instant::now();
-        let folder = self.unpack_layer(resolved, index, partial).await?;
+        let folder = self.unpack_layer(resolved, index, partial, place).await?;
         let of = format!("{what} ({}): ", megabytes(layer.bytes()));
         let unpacked = format!("unpacked in {:.1} s", unpacking.elapsed().as_secs_f64());
         told.tell(match &layer.source {
@@ -128,10 +130,16 @@ impl Inner {
         resolved: &Arc<Resolved>,
         index: usize,
         partial: Option<Partial>,
+        place: OwnedSemaphorePermit,
     ) -> Result<Arc<LayerFolder>, ImageError> {
         let gone = CancelOnDrop::default();
         let (inner, resolved, cancelled) = (self.clone(), resolved.clone(), gone.0.clone());
-        let folder = blocking(move || inner.unpack_blocking(&resolved, index, partial, &cancelled)).await;
+        let folder = blocking(move || {
+            let folder = inner.unpack_blocking(&resolved, index, partial, &cancelled);
+            drop(place);
+            folder
+        })
+        .await;
         drop(gone);
         folder
     }

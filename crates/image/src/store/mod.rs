@@ -79,7 +79,8 @@ struct Inner {
     /// Layers that somebody here uses: all share one lock.
     in_use: Mutex<HashMap<Digest, Weak<LayerFolder>>>,
     downloads: Semaphore,
-    unpacks: Semaphore,
+    /// Places for threads that unpack: they have them until they end, which may be after nobody waits any more.
+    unpacks: Arc<Semaphore>,
     /// Whether a layer was made since the last settling.
     is_unsettled: AtomicBool,
 }
@@ -104,7 +105,7 @@ impl ImageStore {
             fetching: Flights::default(),
             in_use: Mutex::default(),
             downloads: Semaphore::new(at_once),
-            unpacks: Semaphore::new(at_once),
+            unpacks: Arc::new(Semaphore::new(at_once)),
             is_unsettled: AtomicBool::new(false),
             options,
         };
@@ -185,10 +186,12 @@ impl ImageStore {
         blocking(move || inner.settle()).await
     }
 
-    /// Waits for what goes on behind pulls.
+    /// Waits for what goes on behind pulls, and for threads that nobody waits for any more. It can be used again afterwards.
     pub async fn close(&self) {
         let mut behind = std::mem::take(&mut *self.behind.lock().unwrap_or_else(PoisonError::into_inner));
         while behind.join_next().await.is_some() {}
+        let all = u32::try_from(self.inner.options.layers_at_once.max(1)).unwrap_or(u32::MAX);
+        drop(self.inner.unpacks.acquire_many(all).await);
     }
 
     /// Bytes that all layers take on disk, about.

@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 
 use flate2::bufread::MultiGzDecoder;
 
-use super::{RATIO_FROM_BYTES, UnpackError, UnpackLimits, is_cancelled};
+use super::{UnpackError, UnpackLimits, is_cancelled};
 use crate::digest::{Digest, Hasher};
 
 /// Memory that a zstd frame may ask for: 32 MiB, which all levels but the two `--ultra` ones above 20 keep to.
@@ -127,12 +127,12 @@ impl<'a, R: Read> Meter<'a, R> {
     }
 
     fn judge(&self) -> Option<UnpackError> {
-        let UnpackLimits { layer_bytes, ratio, .. } = *self.limits;
+        let UnpackLimits { layer_bytes, ratio, ratio_from_bytes, .. } = *self.limits;
         if is_cancelled(self.cancelled) {
             Some(UnpackError::Cancelled)
         } else if self.bytes > layer_bytes {
             Some(UnpackError::TooLarge { what: "it unpacks to too many bytes", bound: layer_bytes })
-        } else if self.bytes > RATIO_FROM_BYTES && self.bytes / ratio.max(1) > self.read_bytes.get().max(1) {
+        } else if self.bytes > ratio_from_bytes && self.bytes / ratio.max(1) > self.read_bytes.get().max(1) {
             Some(UnpackError::TooLarge { what: "it unpacks to too many times its size", bound: ratio })
         } else {
             None

@@ -39,16 +39,15 @@ pub struct UnpackLimits {
     pub entries: u64,
     /// Folders within one another.
     pub depth: usize,
-    /// How often a layer may hold what its blob holds, once it is past [`RATIO_FROM_BYTES`].
+    /// How often a layer may hold what its blob holds.
     pub ratio: u64,
+    /// Below this a layer may be all zeros.
+    pub ratio_from_bytes: u64,
 }
-
-/// Below this a layer may be all zeros.
-pub const RATIO_FROM_BYTES: u64 = 1 << 30;
 
 impl Default for UnpackLimits {
     fn default() -> Self {
-        Self { layer_bytes: 20 << 30, entries: 2_000_000, depth: 200, ratio: 2000 }
+        Self { layer_bytes: 20 << 30, entries: 2_000_000, depth: 200, ratio: 2000, ratio_from_bytes: 1 << 30 }
     }
 }
 

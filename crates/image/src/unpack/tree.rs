@@ -500,12 +500,11 @@ enum Whiteout<'a> {
 }
 
 fn whiteout<'a>(path: &[u8], place: &Place<'a>) -> Result<Option<Whiteout<'a>>, UnpackError> {
-    let above = place.folder.split(|byte| *byte == b'/');
-    for part in above.filter(|part| part.starts_with(WHITEOUT)) {
-        if part.starts_with(b".wh..wh.") {
-            return Ok(Some(Whiteout::Ignored));
-        }
-        return Err(refused(path, "it lies in a whiteout"));
+    let mut above = place.folder.split(|byte| *byte == b'/');
+    match above.find(|part| part.starts_with(WHITEOUT)) {
+        Some(part) if part.starts_with(b".wh..wh.") => return Ok(Some(Whiteout::Ignored)),
+        Some(_) => return Err(refused(path, "it lies in a whiteout")),
+        None => {}
     }
     let Some(name) = place.name.strip_prefix(WHITEOUT) else { return Ok(None) };
     Ok(Some(match name {

@@ -71,6 +71,17 @@ pub async fn obtain_noted(
     (result, notes)
 }
 
+/// Bytes that no packing makes smaller.
+pub fn noise(bytes: usize, mut seed: u64) -> Vec<u8> {
+    let next = || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        (seed >> 32) as u8
+    };
+    std::iter::repeat_with(next).take(bytes).collect()
+}
+
 /// How a layer's archive is packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Packing {

@@ -2,5 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod as_user;
+mod hostile;
+mod keeping;
 mod lab;
+mod lying;
 mod registry;
+mod scripted;
