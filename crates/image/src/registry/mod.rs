@@ -116,7 +116,12 @@ impl RegistryClient {
         let path = format!("manifests/{}", reference.version());
         let small =
             Small { reference, what: "its manifest", path, expected: None, bound: 0, method: Method::HEAD };
-        Ok(self.anywhere(&small).await?.stated)
+        match self.anywhere(&small).await {
+            Ok(answer) => Ok(answer.stated),
+            // Some know no such request; the manifest itself is asked for then.
+            Err(ImageError::Refused { status: 400 | 405 | 501, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// A manifest or index by `version`: a tag, or a digest, which it then has.

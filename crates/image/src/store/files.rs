@@ -17,6 +17,7 @@
 //!   syncfs(2), a layer is believed only within the boot it was made in. So no pull waits for the disk.
 
 use std::fs::{self, File};
+use std::io::ErrorKind::{AlreadyExists, DirectoryNotEmpty};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -215,7 +216,8 @@ impl Files {
         Err(io::Error::other("somebody removes the folders of the image store"))
     }
 
-    /// Makes an unpacked layer one of the store's. If another process was faster, theirs is taken.
+    /// Makes an unpacked layer one of the store's. If another process was faster, theirs is taken. None if somebody removes it
+    /// again and again.
     pub fn finish(
         &self,
         mut staging: Staging,
@@ -235,20 +237,22 @@ impl Files {
             File::create(staging.path.join("durable"))?;
         }
         let path = self.layer_path(diff_id);
-        match fs::rename(&staging.path, &path) {
-            Ok(()) => {
-                Ok(staging.lock.take().map(|lock| LayerFolder { path: path.join("fs"), facts, _lock: lock }))
+        for _ in 0..10 {
+            match fs::rename(&staging.path, &path) {
+                Ok(()) => {
+                    let lock = staging.lock.take();
+                    return Ok(lock.map(|lock| LayerFolder { path: path.join("fs"), facts, _lock: lock }));
+                }
+                Err(error) if matches!(error.kind(), DirectoryNotEmpty | AlreadyExists) => {
+                    // Theirs may have been removed again meanwhile.
+                    if let Some(theirs) = self.layer(diff_id)? {
+                        return Ok(Some(theirs));
+                    }
+                }
+                Err(error) => return Err(error),
             }
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
-                ) =>
-            {
-                self.layer(diff_id)
-            }
-            Err(error) => Err(error),
         }
+        Ok(None)
     }
 
     /// Waits until all layers made so far are on the disk, and marks them so.

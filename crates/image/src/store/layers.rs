@@ -177,7 +177,6 @@ impl Inner {
         let unpacked = result.map_err(|error| self.layer_error(resolved, index, error))?;
         let finished = self.files.finish(staging, &layer.diff_id, unpacked).map_err(disk)?;
         self.is_unsettled.store(true, Ordering::Release);
-        // Another process may have finished it, and removed it again at once: then it is a full disk's doing.
         let folder = finished
             .ok_or_else(|| disk(std::io::Error::other("a layer was removed as soon as it was made")))?;
         Ok(self.keep_in_use(&layer.diff_id, folder))
@@ -194,6 +193,10 @@ impl Inner {
                 tracing::debug!(entry, "no attributes");
                 ImageError::FileSystem { folder: self.files.folder.clone() }
             }
+            // Of the disk, not of the layer.
+            UnpackError::Write { source, .. } | UnpackError::Read(source) if is_the_disks(&source) => {
+                ImageError::Storage { path: self.files.folder.clone(), source }
+            }
             UnpackError::TooLarge { what, bound } => ImageError::TooLarge {
                 what: format!("layer {} of `{}` ({what})", index + 1, resolved.image),
                 bytes: bound + 1,
@@ -207,6 +210,14 @@ impl Inner {
             },
         }
     }
+}
+
+/// Errors that no layer can cause.
+fn is_the_disks(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    let codes =
+        [Errno::IO, Errno::ROFS, Errno::ACCESS, Errno::PERM, Errno::NFILE, Errno::MFILE, Errno::STALE];
+    codes.into_iter().any(|code| error.raw_os_error() == Some(code.raw_os_error()))
 }
 
 /// Tells a thread that nobody waits for it any more.

@@ -17,6 +17,7 @@
 //! them. Without root everything is the user's, and folders keep `u+rwx`, so that they can be removed again.
 
 mod compress;
+mod names;
 mod tape;
 mod tree;
 

@@ -296,7 +296,7 @@ pub fn write_layout(folder: &Path, images: &[(&str, &MadeImage)]) {
 pub struct Registry {
     server: Child,
     pub host: String,
-    pub folder: TempDir,
+    _folder: TempDir,
 }
 
 impl Registry {
@@ -330,7 +330,7 @@ impl Registry {
         };
         // Its log is read to the end, so that it never waits.
         std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-        Some(Self { server, host, folder })
+        Some(Self { server, host, _folder: folder })
     }
 
     /// Pushes an image with `skopeo`.

@@ -415,3 +415,24 @@ async fn what_cannot_be_reached_is_said() {
         assert!(error.contains(part) && error.contains(host), "{error}");
     }
 }
+
+#[tokio::test]
+async fn a_tag_whose_image_is_gone_everywhere_is_asked_for_anew() {
+    let (first, second) = (small("first"), small("second"));
+    let registry = served(&first).await;
+    let lab = Lab::new(registry.options());
+    drop(obtain(&lab.store, &registry.name("a:1")).await.unwrap());
+    lab.store.close().await;
+    // The layer is lost here and there.
+    let layer = lab.names("layers").remove(0);
+    std::fs::remove_dir_all(lab.path().join("layers").join(layer)).unwrap();
+    registry.forget();
+    registry.serve("a", "1", &second);
+    let (image, notes) = obtain_noted(&lab.store, &registry.name("a:1"), PullPolicy::IfMissing).await;
+    assert_eq!(read(&image.unwrap(), 0, "a"), "second");
+    assert!(notes.iter().any(|note| note.contains("asking anew")), "{notes:?}");
+    // A pinned one never becomes another.
+    let pinned = format!("{}@{}", registry.name("a"), first.manifest.digest);
+    let error = obtain(&lab.store, &pinned).await.unwrap_err();
+    assert!(matches!(error, ImageError::NotFound { .. }), "{error}");
+}

@@ -140,6 +140,13 @@ impl Scripted {
         index.digest
     }
 
+    /// Has nothing any more.
+    pub fn forget(&self) {
+        let mut content = self.content.lock().unwrap();
+        content.manifests.clear();
+        content.blobs.clear();
+    }
+
     /// What happens to the next requests for blobs.
     pub fn faults(&self, faults: impl IntoIterator<Item = Fault>) {
         self.content.lock().unwrap().faults = faults.into_iter().collect();
