@@ -11,8 +11,8 @@
 //!     durable        it was on the disk when this was made
 //! trash/HEX.N        what is being removed
 //! ```
-//! - Locks are flock(2): the kernel gives them back when their holder dies, however it dies. Nobody waits for one: a layer that
-//!   another process is just fetching is fetched twice, and the second to finish finds the first's.
+//! - Locks are flock(2): the kernel gives them back when their holder dies, however it dies. Nobody waits for
+//!   another's work: a layer that another process is just fetching is fetched twice, and the second to finish takes the first's.
 //! - A file or folder gets its name when it is whole (rename(2)). Against power loss: until `durable` is there, which is made after
 //!   syncfs(2), a layer is believed only within the boot it was made in. So no pull waits for the disk.
 
@@ -153,11 +153,11 @@ impl Files {
         let shared = self.folder.join("partial").join(digest.hex());
         let own =
             self.folder.join("partial").join(format!("{}.{:016x}", digest.hex(), rand::random::<u64>()));
-        for path in [&shared, &shared, &own] {
+        for (path, is_shared) in [(&shared, true), (&shared, true), (&own, false)] {
             let mut options = File::options();
             let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
             if lock(&file, FlockOperation::NonBlockingLockExclusive) && is_at(&file, path)? {
-                return Ok(Partial { file, path: path.clone() });
+                return Ok(Partial { file, path: path.clone(), is_shared });
             }
         }
         Err(io::Error::other("somebody removes the files of the image store"))
@@ -169,10 +169,12 @@ impl Files {
 
     /// A layer that is whole, locked against removal. One that is not to be believed is removed.
     pub fn layer(&self, diff_id: &Digest) -> io::Result<Option<LayerFolder>> {
+        self.layer_locked(diff_id, FlockOperation::NonBlockingLockShared)
+    }
+
+    fn layer_locked(&self, diff_id: &Digest, operation: FlockOperation) -> io::Result<Option<LayerFolder>> {
         let path = self.layer_path(diff_id);
-        let Some(lock) = locked_folder(&path, FlockOperation::NonBlockingLockShared)? else {
-            return Ok(None);
-        };
+        let Some(lock) = locked_folder(&path, operation)? else { return Ok(None) };
         match self.facts(&path) {
             Some(facts) => Ok(Some(LayerFolder { path: path.join("fs"), facts, _lock: lock })),
             None => {
@@ -199,7 +201,15 @@ impl Files {
         let trash = self.folder.join("trash").join(format!("{name}.{:016x}", rand::random::<u64>()));
         fs::rename(path, &trash)?;
         drop(lock);
-        fs::remove_dir_all(&trash)?;
+        // Somebody who sweeps may be at it as well.
+        while let Err(error) = fs::remove_dir_all(&trash) {
+            if error.kind() != io::ErrorKind::NotFound {
+                return Err(error);
+            }
+            if !trash.exists() {
+                break;
+            }
+        }
         Ok(true)
     }
 
@@ -244,8 +254,8 @@ impl Files {
                     return Ok(lock.map(|lock| LayerFolder { path: path.join("fs"), facts, _lock: lock }));
                 }
                 Err(error) if matches!(error.kind(), DirectoryNotEmpty | AlreadyExists) => {
-                    // Theirs may have been removed again meanwhile.
-                    if let Some(theirs) = self.layer(diff_id)? {
+                    // Theirs may be about to be removed: its lock is waited for, which is held for one rename.
+                    if let Some(theirs) = self.layer_locked(diff_id, FlockOperation::LockShared)? {
                         return Ok(Some(theirs));
                     }
                 }

@@ -134,14 +134,10 @@ impl ImageStore {
         let name = wanted.reference.to_string();
         let resolved = inner.resolve(wanted, notes).await?;
         let may_fetch = wanted.pull != PullPolicy::Never || !resolved.is_remote();
-        let mut missing = 0;
-        let mut held = HashMap::new();
-        for layer in &resolved.layers {
-            match inner.layer_on_disk(&layer.diff_id).await? {
-                Some(folder) => drop(held.insert(layer.diff_id.clone(), folder)),
-                None if may_fetch => missing += 1,
-                None => return Err(ImageError::NotOnDisk { image: name }),
-            }
+        let mut held = inner.layers_on_disk(&resolved).await?;
+        let missing = resolved.layers.iter().filter(|layer| !held.contains_key(&layer.diff_id)).count();
+        if missing > 0 && !may_fetch {
+            return Err(ImageError::NotOnDisk { image: name });
         }
         if missing > 0 {
             notes.note(&resolved.announcement(&held));
