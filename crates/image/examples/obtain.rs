@@ -15,8 +15,8 @@ async fn main() -> Result<(), Failure> {
     let [folder, reference, rest @ ..] = &arguments[..] else {
         return Err("obtain FOLDER REFERENCE [INSECURE-REGISTRY]".into());
     };
-    let mut options = StoreOptions::default();
-    options.images_folder = Some(std::env::current_dir()?);
+    let images_folder = Some(std::env::current_dir()?);
+    let mut options = StoreOptions { images_folder, ..StoreOptions::default() };
     options.registries.insecure.extend(rest.iter().cloned());
     let started = Instant::now();
     let store = ImageStore::open(Path::new(folder), options)?;
