@@ -262,17 +262,16 @@ impl RegistryClient {
                 reason: "its name makes no address".to_owned(),
             })
         })?;
-        let mut authorization = self.known_authorization(endpoint);
-        for is_second in [false, true] {
-            let response = self.follow(endpoint, ask, url.clone(), authorization.as_ref()).await?;
-            if response.status() != StatusCode::UNAUTHORIZED || is_second {
-                return self.judge(endpoint, ask, response).await;
-            }
-            let challenge = response.headers().get_all(WWW_AUTHENTICATE).iter().cloned().collect::<Vec<_>>();
-            drop(response);
-            authorization = Some(self.authorize(endpoint, ask.image, &challenge).await?);
+        let known = self.known_authorization(endpoint);
+        let first = self.follow(endpoint, ask, url.clone(), known.as_ref()).await?;
+        if first.status() != StatusCode::UNAUTHORIZED {
+            return self.judge(endpoint, ask, first).await;
         }
-        unreachable!("the second answer is judged")
+        let challenges: Vec<_> = first.headers().get_all(WWW_AUTHENTICATE).iter().cloned().collect();
+        drop(first);
+        let authorization = self.authorize(endpoint, ask.image, &challenges).await?;
+        let second = self.follow(endpoint, ask, url, Some(&authorization)).await?;
+        self.judge(endpoint, ask, second).await
     }
 
     async fn follow(
