@@ -139,13 +139,17 @@ impl Files {
     }
 
     fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        let temporary = self.folder.join("staging").join(format!("file.{:016x}", rand::random::<u64>()));
-        let write = || {
+        for _ in 0..10 {
+            let temporary = self.folder.join("staging").join(format!("file.{:016x}", rand::random::<u64>()));
             let mut file = File::options().write(true).create_new(true).mode(0o600).open(&temporary)?;
-            file.write_all(bytes)?;
-            fs::rename(&temporary, path)
-        };
-        write().inspect_err(|_| drop(fs::remove_file(&temporary)))
+            // Somebody who sweeps may have come between.
+            if !lock(&file, FlockOperation::NonBlockingLockShared) || !is_at(&file, &temporary)? {
+                continue;
+            }
+            let written = file.write_all(bytes).and_then(|()| fs::rename(&temporary, path));
+            return written.inspect_err(|_| drop(fs::remove_file(&temporary)));
+        }
+        Err(swept())
     }
 
     /// The file for a blob to come, locked. Where another process is at it, one of our own.
@@ -160,7 +164,7 @@ impl Files {
                 return Ok(Partial { file, path: path.clone(), is_shared });
             }
         }
-        Err(io::Error::other("somebody removes the files of the image store"))
+        Err(swept())
     }
 
     pub fn layer_path(&self, diff_id: &Digest) -> PathBuf {
@@ -223,7 +227,7 @@ impl Files {
             fs::DirBuilder::new().mode(0o700).create(path.join("fs"))?;
             return Ok(Staging { path, lock: Some(lock) });
         }
-        Err(io::Error::other("somebody removes the folders of the image store"))
+        Err(swept())
     }
 
     /// Makes an unpacked layer one of the store's. If another process was faster, theirs is taken. None if somebody removes it
@@ -302,8 +306,9 @@ impl Files {
                 if let Ok(Some(_lock)) = locked_folder(&path, FlockOperation::NonBlockingLockExclusive) {
                     let _ = fs::remove_dir_all(&path);
                 }
-            } else if is_older(&path, Duration::from_secs(600)) {
-                // Written within a moment, or never.
+            } else if File::open(&path)
+                .is_ok_and(|file| lock(&file, FlockOperation::NonBlockingLockExclusive))
+            {
                 let _ = fs::remove_file(&path);
             }
         }
@@ -360,6 +365,11 @@ fn entries(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
 fn is_older(path: &Path, age: Duration) -> bool {
     let changed = fs::symlink_metadata(path).and_then(|metadata| metadata.modified());
     changed.is_ok_and(|changed| changed.elapsed().is_ok_and(|elapsed| elapsed > age))
+}
+
+/// What was just made was gone before it could be locked, again and again.
+fn swept() -> io::Error {
+    io::Error::other("somebody removes the files of the image store as they are made")
 }
 
 fn lock(file: impl std::os::fd::AsFd, operation: FlockOperation) -> bool {

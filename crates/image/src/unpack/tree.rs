@@ -76,7 +76,7 @@ impl Tree {
             folders: BTreeMap::from([(Vec::new(), whole)]),
             folder_bytes: 0,
             limits,
-            as_root: rustix::process::geteuid().is_root(),
+            as_root: rustix::process::geteuid().is_root() && has_all_ids(),
             buffer: vec![0; WRITE_BYTES],
             file_bytes: 0,
             disk_bytes: 4096,
@@ -481,6 +481,19 @@ fn write_error(path: &[u8], source: io::Error) -> UnpackError {
 fn times((tv_sec, nanos): (i64, u32)) -> Timestamps {
     let time = Timespec { tv_sec, tv_nsec: nanos.into() };
     Timestamps { last_access: time, last_modification: time }
+}
+
+/// Whether files can be given to any id of a layer. Root of a user namespace may have a few only, and is no better off than others.
+fn has_all_ids() -> bool {
+    let covers = |path| {
+        let Ok(map) = std::fs::read_to_string(path) else { return true };
+        map.lines().any(|line| {
+            let mut numbers = line.split_whitespace().map(str::parse::<u64>);
+            let (first, _, count) = (numbers.next(), numbers.next(), numbers.next());
+            matches!((first, count), (Some(Ok(0)), Some(Ok(count))) if count > MOST_ID)
+        })
+    };
+    covers("/proc/self/uid_map") && covers("/proc/self/gid_map")
 }
 
 fn clamped(id: u64) -> u32 {
