@@ -123,7 +123,11 @@ impl Files {
     pub fn keep_record(&self, record: &Record) -> io::Result<()> {
         let path = self.record_path(&record.reference);
         if self.record(&record.reference).as_ref() == Some(record) {
-            return File::open(path)?.set_modified(SystemTime::now());
+            match File::open(&path).and_then(|file| file.set_modified(SystemTime::now())) {
+                // Given up by another process a moment ago.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                touched => return touched,
+            }
         }
         self.write(&path, &serde_json::to_vec(record)?)
     }
@@ -306,10 +310,8 @@ impl Files {
                 if let Ok(Some(_lock)) = locked_folder(&path, FlockOperation::NonBlockingLockExclusive) {
                     let _ = fs::remove_dir_all(&path);
                 }
-            } else if File::open(&path)
-                .is_ok_and(|file| lock(&file, FlockOperation::NonBlockingLockExclusive))
-            {
-                let _ = fs::remove_file(&path);
+            } else {
+                remove_unlocked(&path);
             }
         }
         let is_ours = |path: &PathBuf| {
@@ -319,10 +321,8 @@ impl Files {
         for path in entries(&self.folder.join("partial")).filter(is_ours) {
             // One with a number can only be gone on with by who made it.
             let is_numbered = path.extension().is_some();
-            if (is_numbered || is_older(&path, PARTIAL_LIFE))
-                && File::open(&path).is_ok_and(|file| lock(&file, FlockOperation::NonBlockingLockExclusive))
-            {
-                let _ = fs::remove_file(&path);
+            if is_numbered || is_older(&path, PARTIAL_LIFE) {
+                remove_unlocked(&path);
             }
         }
     }
@@ -374,6 +374,17 @@ fn swept() -> io::Error {
 
 fn lock(file: impl std::os::fd::AsFd, operation: FlockOperation) -> bool {
     rustix::fs::flock(file, operation).is_ok()
+}
+
+/// Removes a file that nobody is at. Locked until it is gone: whoever makes one locks it before he relies on it.
+fn remove_unlocked(path: &Path) {
+    if let Ok(file) = File::open(path)
+        && lock(&file, FlockOperation::NonBlockingLockExclusive)
+        && is_at(&file, path).unwrap_or(false)
+    {
+        let _ = fs::remove_file(path);
+        drop(file);
+    }
 }
 
 /// Whether the file still has this name.

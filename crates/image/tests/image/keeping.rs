@@ -328,7 +328,8 @@ async fn stores_of_several_processes_share_a_folder() {
         let store = store.unwrap();
         all.spawn(async move {
             for name in ["a", "b", "c", "b", "a"] {
-                let image = obtain(&store, &format!("oci:it:{name}")).await.unwrap();
+                let image = obtain(&store, &format!("oci:it:{name}")).await;
+                let image = image.unwrap_or_else(|error| panic!("{error:?}"));
                 assert_eq!(read(&image, image.layers.len() - 1, name).len(), 2 * MIB);
                 drop(image);
                 store.collect().await.unwrap();
