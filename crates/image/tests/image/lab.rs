@@ -399,6 +399,18 @@ impl Lab {
     }
 }
 
+impl Drop for Lab {
+    fn drop(&mut self) {
+        // What goes on behind a pull may still make a file in a folder that is being removed.
+        for _ in 0..1000 {
+            if std::fs::remove_dir_all(self.folder.path()).is_ok() {
+                return;
+            }
+            std::thread::yield_now();
+        }
+    }
+}
+
 /// What is in a layer.
 pub fn read(image: &Image, layer: usize, path: &str) -> String {
     std::fs::read_to_string(image.layers[layer].join(path)).unwrap()
