@@ -92,6 +92,22 @@ pub fn set_attributes(
     check(result).map(drop)
 }
 
+/// Mounts a tree from [`clone_tree`] on the folder or file that a descriptor stands for.
+pub fn attach_tree_to(tree: &OwnedFd, target: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: both paths are empty and static; the rest are integers.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            target.as_raw_fd(),
+            c"".as_ptr(),
+            libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH,
+        )
+    };
+    check(result).map(drop)
+}
+
 /// Mounts a tree from [`clone_tree`].
 pub fn attach_tree(tree: &OwnedFd, target: &Path) -> io::Result<()> {
     let target = text(target.as_os_str())?;
@@ -111,9 +127,17 @@ pub fn attach_tree(tree: &OwnedFd, target: &Path) -> io::Result<()> {
 
 /// Makes a user namespace in which `count` ids from 0 on are the host's from `base` on.
 ///
+/// To be called in a process with one thread; see [`mapped_namespace`].
+pub fn user_namespace(base: u32, count: u32) -> io::Result<OwnedFd> {
+    let map = format!("0 {base} {count}");
+    mapped_namespace(&map, &map)
+}
+
+/// Makes a user namespace with these maps of user and group ids, written as user_namespaces(7) says.
+///
 /// A child of this process makes it and ends; the namespace lives on in the descriptor. To be called in a process with
 /// one thread.
-pub fn user_namespace(base: u32, count: u32) -> io::Result<OwnedFd> {
+pub fn mapped_namespace(users: &str, groups: &str) -> io::Result<OwnedFd> {
     let (mut from_child, mut to_parent) = io::pipe()?;
     let (mut from_parent, mut to_child) = io::pipe()?;
     // SAFETY: this process has one thread, so the child may do all that a process may.
@@ -128,9 +152,8 @@ pub fn user_namespace(base: u32, count: u32) -> io::Result<OwnedFd> {
     }
     drop(to_parent);
     let opened = from_child.read_exact(&mut [0]).and_then(|()| {
-        let map = format!("0 {base} {count}");
-        fs::write(format!("/proc/{pid}/uid_map"), &map)?;
-        fs::write(format!("/proc/{pid}/gid_map"), &map)?;
+        fs::write(format!("/proc/{pid}/uid_map"), users)?;
+        fs::write(format!("/proc/{pid}/gid_map"), groups)?;
         File::open(format!("/proc/{pid}/ns/user"))
     });
     let _ = to_child.write_all(b".");
@@ -189,6 +212,24 @@ pub fn exit_now(code: libc::c_int) -> ! {
 pub fn acting_ids() -> (u32, u32) {
     // SAFETY: both take nothing and cannot fail.
     unsafe { (libc::geteuid(), libc::getegid()) }
+}
+
+/// Has this thread make files as this user and group, and keeps it allowed to go everywhere all the same.
+pub fn act_on_files_as(id: u32) -> io::Result<()> {
+    // SAFETY: all take integers only. They tell the id before, and -1 changes nothing.
+    let ids = unsafe {
+        libc::setfsgid(id);
+        libc::setfsuid(id);
+        [libc::setfsgid(libc::gid_t::MAX), libc::setfsuid(libc::uid_t::MAX)]
+    };
+    // Ids of the kernel's are compared bit by bit, whatever their sign.
+    if ids.iter().any(|now| *now as u32 != id) {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    // Another user than root loses what lets root act on everybody's files (capabilities(7)).
+    caps::read(None, caps::CapSet::Permitted)
+        .and_then(|permitted| caps::set(None, caps::CapSet::Effective, &permitted))
+        .map_err(io::Error::other)
 }
 
 /// Keeps TERM and the news of a child's end for [`wait_or_end`]. Inherited by what is forked, until [`release_signals`].

@@ -113,8 +113,8 @@ pub(super) struct HostEnvironment {
 #[derive(Debug)]
 pub(super) struct Gift {
     pub folder: PathBuf,
-    /// The user's and the group's id.
-    pub id: u32,
+    pub user: u32,
+    pub group: u32,
 }
 
 impl HostEnvironment {
@@ -203,9 +203,9 @@ fn watched(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 #[async_trait]
 impl Environment for HostEnvironment {
     async fn open_up(&mut self) -> Result<(), ExecutorError> {
-        let Some(Gift { folder, id }) = self.gift.take() else { return Ok(()) };
+        let Some(Gift { folder, user, group }) = self.gift.take() else { return Ok(()) };
         blocking(move || {
-            sealci_sandbox::give_away(&folder, id)
+            sealci_sandbox::give_away(&folder, user, group)
                 .map_err(ExecutorError::io(format_args!("change the owners below {}", folder.display())))
         })
         .await

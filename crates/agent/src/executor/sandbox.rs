@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use sealci_core::plan::{ExecutorKind, Network};
 use sealci_guest::wire;
 use sealci_sandbox::{
-    HELPER_COMMAND, IDS_PER_SANDBOX, NetworkSpec, Relay, RelayKind, SandboxSpec, Uplink, inside,
+    HELPER_COMMAND, IDS_PER_SANDBOX, NetworkSpec, Relay, RelayKind, RootSpec, SandboxSpec, Uplink, inside,
 };
 use tokio_util::task::TaskTracker;
 
@@ -216,20 +216,27 @@ fn prepare(
         init,
         workspace: request.workspace.clone(),
         scratch,
-        extra_paths: options.extra_paths,
+        root: RootSpec::Host {
+            extra_paths: options.extra_paths,
+            // It is memory of the action's, and limited as such.
+            layer_bytes: request.resources.memory_bytes,
+        },
         id_base: id_base.unwrap_or(0),
         rootless: id_base.is_none(),
         pids: options.pids,
         maps_owners,
-        // It is memory of the action's, and limited as such.
-        layer_bytes: request.resources.memory_bytes,
         network,
+        names: Vec::new(),
     };
     let description = request.scratch.join("sandbox.json");
     let text = serde_json::to_vec(&spec).map_err(|error| ExecutorError::Unsupported(error.to_string()))?;
     fs::write(&description, text)
         .map_err(ExecutorError::io(format_args!("write {}", description.display())))?;
-    let gift = id_base.filter(|_| !maps_owners).map(|id| Gift { folder: request.workspace.clone(), id });
+    let gift = id_base.filter(|_| !maps_owners).map(|id| Gift {
+        folder: request.workspace.clone(),
+        user: id,
+        group: id,
+    });
     let start = init::encoded(start_message(request))?;
     let cgroup =
         cgroups.map(|groups| groups.create(&attempt, &limits)).transpose().map_err(ExecutorError::Cgroup)?;

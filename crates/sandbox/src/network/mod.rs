@@ -25,6 +25,7 @@ pub use netlink::Socket;
 pub use relay::{Relay, RelayError, RelayKind};
 
 use crate::spec::NetworkSpec;
+use crate::sys;
 
 /// Where the blocks' locks are, for all agents of a machine.
 const LOCK_FOLDER: &str = "/run/sealci";
@@ -35,6 +36,8 @@ const FIRST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 213, 0, 0);
 const BLOCKS: u32 = 32;
 const ADDRESSES_PER_BLOCK: u32 = 2048;
 const BLOCK_PREFIX_BITS: u32 = 21;
+/// The lowest port for everybody, of this process's network namespace (Linux 4.11).
+const UNPRIVILEGED_PORTS: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
 
 /// Why sandboxes have no way outwards.
@@ -88,6 +91,14 @@ impl Uplink {
 fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> UplinkError {
     let path = path.to_owned();
     move |source| UplinkError::Io { doing, path, source }
+}
+
+/// Brings the loopback of this process's network namespace up, and lets everybody in it listen on any port: what is
+/// privileged about the lower ones is privileged on the host.
+pub fn arrange() -> io::Result<()> {
+    // Where that may not be said, or is not known, they stay root's.
+    let _ = fs::write(UNPRIVILEGED_PORTS, "0");
+    sys::raise_loopback()
 }
 
 /// One agent's addresses.
