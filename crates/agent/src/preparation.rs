@@ -108,6 +108,11 @@ impl Preparation<'_> {
         let executor = self.means.executor(&spec.executor)?;
         let source =
             spec.source.as_ref().ok_or_else(|| Failure::unsupported("the action has no source".into()))?;
+        let has_files = !spec.caches.is_empty() || !spec.uses.is_empty() || !spec.junit.is_empty();
+        if has_files || spec.artifacts.is_some() || !spec.services.is_empty() {
+            let text = "this agent's release has no services, caches, artifacts and reports; leave them out of the action";
+            return Err(Failure::unsupported(text.into()));
+        }
         Ok((executor, self.request(spec)?, source))
     }
 

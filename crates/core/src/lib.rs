@@ -12,3 +12,4 @@ pub mod outcome;
 pub mod pipeline;
 pub mod plan;
 pub mod repository;
+pub mod template;

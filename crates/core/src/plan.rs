@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::template::Template;
+
 /// A manifest, checked and made explicit: defaults filled in, names resolved, the graph acyclic.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
@@ -29,6 +31,24 @@ pub struct PlannedAction {
     /// From the start of the first command.
     pub timeout: Duration,
     pub allow_failure: AllowFailure,
+    /// Whose artifacts stand in the workspace: indices into [`Plan::actions`], each an ancestor by `needs` that has some.
+    pub uses: Vec<usize>,
+    /// What runs beside the action. Names are unique.
+    pub services: Vec<Service>,
+    pub caches: Vec<Cache>,
+    pub artifacts: Option<Artifacts>,
+    pub reports: Reports,
+}
+
+impl PlannedAction {
+    /// Whether anything of it is kept by, or brought from, the controller's storage.
+    pub fn uses_storage(&self) -> bool {
+        !self.uses.is_empty()
+            || !self.services.is_empty()
+            || !self.caches.is_empty()
+            || self.artifacts.is_some()
+            || !self.reports.junit.is_empty()
+    }
 }
 
 /// The shell in which an action's commands run.
@@ -61,8 +81,7 @@ impl Shell {
 /// What an action asks of the machine that runs it: `configuration` in the manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Environment {
-    /// An OCI image reference.
-    pub container: Option<String>,
+    pub container: Option<Container>,
     /// None: `container` where an image is named, else the agent's default.
     pub executor: Option<ExecutorKind>,
     /// An agent must offer each of these.
@@ -71,11 +90,171 @@ pub struct Environment {
     pub network: Network,
 }
 
+impl Default for Environment {
+    /// What an action gets that says nothing.
+    fn default() -> Self {
+        Self {
+            container: None,
+            executor: None,
+            labels: BTreeMap::new(),
+            resources: Resources::DEFAULT,
+            network: Network::default(),
+        }
+    }
+}
+
 impl Environment {
     /// The executor that an agent must offer; none where any agent's default will do.
     pub fn required_executor(&self) -> Option<ExecutorKind> {
         self.executor.or(self.container.as_ref().map(|_| ExecutorKind::Container))
     }
+}
+
+/// The image in which something runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Container {
+    /// An OCI image reference; its grammar is checked by who pulls it.
+    pub image: String,
+    pub pull: Pull,
+    pub entrypoint: Entrypoint,
+    /// `user`, `uid`, `user:group` or `uid:gid`; none: the image's.
+    pub user: Option<String>,
+}
+
+impl Container {
+    /// The image as it is.
+    pub fn of(image: impl Into<String>) -> Self {
+        Self { image: image.into(), pull: Pull::default(), entrypoint: Entrypoint::default(), user: None }
+    }
+}
+
+/// When an image's registry is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pull {
+    /// When the agent does not have the image.
+    #[default]
+    IfMissing,
+    Always,
+    Never,
+}
+
+impl Pull {
+    /// All there are, in the order in which people are shown them.
+    pub const ALL: [Self; 3] = [Self::IfMissing, Self::Always, Self::Never];
+
+    /// The name in manifests and on every wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::IfMissing => "if-missing",
+            Self::Always => "always",
+            Self::Never => "never",
+        }
+    }
+
+    /// Reads [`Pull::as_str`].
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|pull| pull.as_str() == name)
+    }
+}
+
+/// What stands in front of what a container runs.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Entrypoint {
+    /// Nothing for an action, whose shell is started as it is; the image's for a service.
+    #[default]
+    Default,
+    /// The image's own.
+    Image,
+    /// These words; none: nothing.
+    Words(Vec<String>),
+}
+
+/// A container beside an action, in the same network: reached at `localhost` and by its name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// A host name of one label, in lower case.
+    pub name: String,
+    pub container: Container,
+    /// Words behind the entrypoint; none: the image's.
+    pub command: Option<Vec<String>>,
+    pub env: BTreeMap<String, String>,
+    /// None: it counts as ready when it runs.
+    pub ready: Option<Ready>,
+}
+
+/// How a service shows that it can be used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    /// Run by the container's `sh` until it succeeds.
+    pub command: String,
+    pub timeout: Duration,
+}
+
+/// Files that later pipelines find again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cache {
+    pub key: Template,
+    /// What keys may begin with where `key` itself is not there, the most wanted first. The newest of those is taken.
+    pub restore: Vec<Template>,
+    /// Files, folders and patterns: in the workspace, below `~/`, or absolute.
+    pub paths: Vec<String>,
+}
+
+/// Files that are kept of an action.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Artifacts {
+    /// Files, folders and patterns, as those of a cache; one that begins with `!` leaves out.
+    pub paths: Vec<String>,
+    pub when: When,
+    /// None: as long as the installation keeps them.
+    pub keep: Option<Duration>,
+}
+
+/// After which end of the commands something is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum When {
+    #[default]
+    Succeeded,
+    Failed,
+    Always,
+}
+
+impl When {
+    /// All there are, in the order in which people are shown them.
+    pub const ALL: [Self; 3] = [Self::Succeeded, Self::Failed, Self::Always];
+
+    /// The name in manifests and on every wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Always => "always",
+        }
+    }
+
+    /// Reads [`When::as_str`].
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|when| when.as_str() == name)
+    }
+
+    /// Whether it is done after commands that succeeded or did not.
+    pub fn holds(self, succeeded: bool) -> bool {
+        match self {
+            Self::Succeeded => succeeded,
+            Self::Failed => !succeeded,
+            Self::Always => true,
+        }
+    }
+}
+
+/// What is read of the files that an action leaves.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Reports {
+    /// Patterns of JUnit's XML files.
+    pub junit: Vec<String>,
 }
 
 /// What runs an action.

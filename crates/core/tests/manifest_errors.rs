@@ -85,7 +85,6 @@ fn keys_that_are_wrong_or_to_come() {
         (a("matrix: {a: [1]}"), Kind::NotOffered, 4, 5, "`matrix` is not offered yet", "each combination"),
         (a("if: event.kind == 'push'"), Kind::NotOffered, 4, 5, "`if` is not offered yet", "in the commands"),
         (a("configuration: {resources: {disk: 1GiB}}"), Kind::NotOffered, 4, 33, "`disk`", "leave it out"),
-        (a("configuration: {container: {image: y, pull: always}}"), Kind::NotOffered, 4, 43, "`pull`", ""),
         (
             a("configuration: {network: {allow: []}}"),
             Kind::NotOffered,
@@ -103,22 +102,8 @@ fn keys_that_are_wrong_or_to_come() {
             "monitor",
         ),
     ]);
-    for key in [
-        "if",
-        "matrix",
-        "services",
-        "secrets",
-        "cache",
-        "artifacts",
-        "reports",
-        "retry",
-        "uses",
-        "approval",
-        "exclusive",
-        "priority",
-        "finally",
-        "extends",
-    ] {
+    for key in ["if", "matrix", "secrets", "retry", "approval", "exclusive", "priority", "finally", "extends"]
+    {
         assert_each(&[(a(&format!("{key}: x")), Kind::NotOffered, 4, 5, "is not offered yet", "")]);
     }
     for key in ["on", "concurrency", "defaults", "release", "include"] {
@@ -128,12 +113,98 @@ fn keys_that_are_wrong_or_to_come() {
 }
 
 #[test]
+fn images_and_services_that_mean_nothing() {
+    let a = action;
+    let c = |fields: &str| action(&format!("configuration: {{container: {{image: y, {fields}}}}}"));
+    let s = |fields: &str| action(&format!("services: {{db: {{container: y, {fields}}}}}"));
+    assert_each(&[
+        (c("pull: sometimes"), Kind::Value, 4, 49, "`sometimes` is not one of", "`never`"),
+        (c("pull: alwys"), Kind::Value, 4, 49, "`alwys`", "did you mean `always`?"),
+        (c("entrypoint: sh"), Kind::Value, 4, 55, "neither a list nor `image`", "a list of words"),
+        (c("entrypoint: [{a: b}]"), Kind::Shape, 4, 56, "lists texts; this is a mapping", ""),
+        (c("user: a b"), Kind::Value, 4, 49, "`a b` is no user", "`1000:1000`"),
+        (a("services: [db]"), Kind::Shape, 4, 15, "wants a mapping of names to services", ""),
+        (a("services: {db: postgres}"), Kind::Shape, 4, 20, "wants a mapping with `container`", ""),
+        (a("services: {db: {}}"), Kind::Missing, 4, 16, "the service `db` has no `container`", "postgres:16"),
+        (
+            a("services: {DB: {container: x}}"),
+            Kind::Value,
+            4,
+            16,
+            "`DB` is no name of a host",
+            "small letters",
+        ),
+        (a("services: {localhost: {container: x}}"), Kind::Value, 4, 16, "is the action itself", ""),
+        (s("image: z"), Kind::UnknownKey, 4, 35, "`image` is no key of a service", "belongs in `container`"),
+        (s("ready: pg_isready"), Kind::Shape, 4, 42, "wants a mapping with `command`", ""),
+        (s("ready: {timeout: 3s}"), Kind::Missing, 4, 35, "`ready` has no `command`", "pg_isready"),
+        (s("ready: {command: x, timeout: 0s}"), Kind::Value, 4, 64, "no time at all", ""),
+        (s("command: run"), Kind::Shape, 4, 44, "wants a list of words", ""),
+        (s("env: {CI: x}"), Kind::Reserved, 4, 41, "`CI` is set by SealCI", ""),
+        (
+            a("configuration: {executor: process}\nservices: {db: {container: x}}"),
+            Kind::Value,
+            5,
+            5,
+            "nothing can run beside it",
+            "`sandbox` or `container`",
+        ),
+    ]);
+    let many: String = (0..17).map(|i| format!("  s{i}: {{container: x}}\n")).collect();
+    let errors = errors(a(&format!("services:\n{many}")));
+    assert!(errors.to_string().contains("17 services, at most 16"), "{errors}");
+}
+
+#[test]
+fn files_that_cannot_be_meant() {
+    let a = action;
+    let p = |path: &str| action(&format!("artifacts: {{paths: [{path}]}}"));
+    let k = |key: &str| action(&format!("cache: [{{key: {key}, paths: [x]}}]"));
+    assert_each(&[
+        (p("../x"), Kind::Value, 4, 25, "`../x` leads out by `..`", "from the workspace"),
+        (p("a/../../x"), Kind::Value, 4, 25, "leads out", ""),
+        (p("/"), Kind::Value, 4, 25, "`/` is everything", "name a folder"),
+        (p("~root/x"), Kind::Value, 4, 25, "another user's home", ""),
+        (p("\"a\\u202Eb\""), Kind::Value, 4, 25, "do not show", ""),
+        (p("\"\""), Kind::Value, 4, 25, "1 to 1024 bytes", ""),
+        (p("[a]"), Kind::Shape, 4, 25, "`paths` lists texts; this is a list", ""),
+        (p("\"${{ event.ref }}\""), Kind::NotOffered, 4, 25, "expressions", ""),
+        (a("artifacts: {paths: []}"), Kind::Missing, 4, 24, "the list of paths is empty", ""),
+        (a("artifacts: {}"), Kind::Missing, 4, 5, "`artifacts` has no `paths`", ""),
+        (a("artifacts: {paths: [x], when: later}"), Kind::Value, 4, 35, "`later` is not one of", "`always`"),
+        (a("artifacts: {paths: [x], keep: 4000d}"), Kind::Value, 4, 35, "too long", "`3650d`"),
+        (a("artifacts: [x]"), Kind::Shape, 4, 16, "wants a mapping with `paths`", ""),
+        (a("reports: {junit: x.xml}"), Kind::Shape, 4, 22, "wants a list of paths", ""),
+        (a("reports: {tap: [x]}"), Kind::UnknownKey, 4, 15, "`tap` is no key of `reports`", "takes `junit`"),
+        (a("cache: {key: x}"), Kind::Shape, 4, 12, "wants a list of caches", ""),
+        (a("cache: [x]"), Kind::Shape, 4, 13, "a cache is a mapping", ""),
+        (a("cache: [{paths: [x]}]"), Kind::Missing, 4, 13, "the cache has no `key`", "Cargo.lock"),
+        (a("cache: [{key: x}]"), Kind::Missing, 4, 13, "the cache has no `paths`", ""),
+        (k("\"\""), Kind::Value, 4, 19, "1 to 1024 bytes", ""),
+        (k("\"${{ hash(x) }}\""), Kind::Value, 4, 19, "in quotes", "hash('Cargo.lock')"),
+        (k("\"${{ matrix.x }}\""), Kind::Value, 4, 19, "`matrix.x` is no expression", "event.branch"),
+        (a("uses: build"), Kind::Shape, 4, 11, "wants a list: `uses: [build]`", ""),
+        (a("uses: [b]"), Kind::UnknownAction, 4, 12, "there is no action `b`", ""),
+        (a("uses: [a]"), Kind::Value, 4, 12, "does not wait for it", "`needs`"),
+    ]);
+    let two = |second: &str| {
+        format!("name: n\nactions:\n  a: {{commands: [x]}}\n  b: {{commands: [x], {second}}}\n")
+    };
+    assert_each(&[
+        (two("uses: [a]"), Kind::Value, 4, 29, "`a` has no `artifacts`", "artifacts: {paths"),
+        (two("needs: [], uses: [a]"), Kind::Value, 4, 40, "`b` uses `a`, and does not wait", "add `a`"),
+    ]);
+    let twice = "name: n\nactions:\n  a: {commands: [x], artifacts: {paths: [x]}}\n  b: {commands: [x], uses: [a, a]}\n";
+    assert_each(&[(twice.into(), Kind::Duplicate, 4, 32, "`a` is used twice", "")]);
+}
+
+#[test]
 fn values_that_say_nothing_their_key_understands() {
     let a = action;
     assert_each(&[
         (a("timeout: 20x"), Kind::Value, 4, 14, "`timeout`: `20x` is no duration", "`1h30m`"),
         (a("timeout: 30"), Kind::Value, 4, 14, "`30`", "add the unit: `30s`"),
-        (a("timeout: 8d"), Kind::Value, 4, 14, "longer than seven days", "`7d`"),
+        (a("timeout: 8d"), Kind::Value, 4, 14, "`8d` is too long", "`7d`"),
         (a("timeout: 0s"), Kind::Value, 4, 14, "no time at all", "`1s`"),
         (
             a("timeout: [1m]"),

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use sealci_core::manifest::{ManifestSource, parse};
-use sealci_core::plan::{AllowFailure, ExecutorKind, Network, Plan, Resources, Shell};
+use sealci_core::plan::{
+    AllowFailure, Container, Entrypoint, ExecutorKind, Network, Plan, Pull, Ready, Resources, Shell, When,
+};
 
 fn plan(text: impl AsRef<[u8]>) -> Plan {
     match parse(&ManifestSource { name: ".sealci/pipeline.yaml", text: text.as_ref() }) {
@@ -40,7 +42,7 @@ actions:
     assert_eq!(plan.name, "hello");
     let [build, test] = plan.actions.as_slice() else { panic!("{plan:?}") };
     assert_eq!((build.name.as_str(), test.name.as_str()), ("build", "test"));
-    assert_eq!(build.environment.container.as_deref(), Some("debian:bookworm"));
+    assert_eq!(build.environment.container, Some(Container::of("debian:bookworm")));
     assert_eq!(build.environment.required_executor(), Some(ExecutorKind::Container));
     assert_eq!(build.commands, ["cat /etc/os-release", "test \"$(id -u)\" = 0"]);
     assert_eq!(test.commands, ["echo \"an action has its own tree: files pass only as artifacts\""]);
@@ -75,7 +77,7 @@ actions:
     );
     let action = &plan.actions[0];
     assert_eq!(action.env, map(&[("LEVEL", "action"), ("RUST_BACKTRACE", "1")]));
-    assert_eq!(action.environment.container.as_deref(), Some("rust:1.90"));
+    assert_eq!(action.environment.container, Some(Container::of("rust:1.90")));
     assert_eq!(action.environment.executor, Some(ExecutorKind::Docker));
     assert_eq!(action.environment.labels, map(&[("arch", "x86_64"), ("gpu", "true")]));
     assert_eq!(action.environment.resources, Resources { cpu_millis: 500, memory_bytes: 3 << 29 });
@@ -84,6 +86,72 @@ actions:
     assert_eq!(action.shell, Shell::Bash);
     assert_eq!(action.timeout, Duration::from_secs(5400));
     assert_eq!(action.allow_failure, AllowFailure::ExitCodes(vec![1, 77]));
+}
+
+#[test]
+fn images_services_and_files_arrive_in_the_plan() {
+    let plan = plan(
+        r#"
+name: files
+actions:
+  build:
+    configuration:
+      container: {image: "rust:1.90", pull: always, entrypoint: [env, A=1], user: "1000:build"}
+    services:
+      db:
+        container: "postgres:16"
+        command: [postgres, -c, fsync=off]
+        env: {POSTGRES_PASSWORD: x}
+        ready: {command: pg_isready, timeout: 30s}
+      queue: {container: {image: redis, entrypoint: []}, ready: {command: redis-cli ping}}
+      plain: {container: {image: x, entrypoint: image, pull: never}}
+    cache:
+      - {key: "cargo-${{ hash('Cargo.lock') }}", restore: ["cargo-"], paths: [~/.cargo, target]}
+    commands: [cargo test]
+    artifacts: {paths: [target/release/sealci, "!**/*.d"], when: always, keep: 30d}
+    reports: {junit: ["target/nextest/**/junit.xml"]}
+  between: {commands: [x]}
+  deploy:
+    uses: [build]
+    artifacts: {paths: [x]}
+    commands: [ls .sealci/artifacts/build]
+"#,
+    );
+    let [build, between, deploy] = plan.actions.as_slice() else { panic!("{plan:?}") };
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+    let container = build.environment.container.as_ref().unwrap();
+    let expected = Container {
+        image: "rust:1.90".into(),
+        pull: Pull::Always,
+        entrypoint: Entrypoint::Words(words(&["env", "A=1"])),
+        user: Some("1000:build".into()),
+    };
+    assert_eq!(container, &expected);
+    let [db, queue, plain] = build.services.as_slice() else { panic!("{build:?}") };
+    assert_eq!((db.name.as_str(), &db.container), ("db", &Container::of("postgres:16")));
+    assert_eq!(db.command, Some(words(&["postgres", "-c", "fsync=off"])));
+    assert_eq!(db.env, map(&[("POSTGRES_PASSWORD", "x")]));
+    let ready =
+        |command: &str, seconds| Ready { command: command.into(), timeout: Duration::from_secs(seconds) };
+    assert_eq!(db.ready, Some(ready("pg_isready", 30)));
+    assert_eq!(queue.container.entrypoint, Entrypoint::Words(Vec::new()));
+    assert_eq!(queue.ready, Some(ready("redis-cli ping", 60)));
+    assert_eq!((&plain.container.entrypoint, plain.container.pull), (&Entrypoint::Image, Pull::Never));
+    assert_eq!((&plain.command, &plain.ready), (&None, &None));
+    let [cache] = build.caches.as_slice() else { panic!("{build:?}") };
+    assert_eq!(cache.key.as_str(), "cargo-${{ hash('Cargo.lock') }}");
+    assert_eq!(cache.restore.iter().map(ToString::to_string).collect::<Vec<_>>(), ["cargo-"]);
+    assert_eq!(cache.paths, ["~/.cargo", "target"]);
+    let artifacts = build.artifacts.as_ref().unwrap();
+    assert_eq!(artifacts.paths, ["target/release/sealci", "!**/*.d"]);
+    assert_eq!((artifacts.when, artifacts.keep), (When::Always, Some(Duration::from_secs(30 * 86_400))));
+    assert_eq!(build.reports.junit, ["target/nextest/**/junit.xml"]);
+    assert!(build.uses_storage() && !between.uses_storage() && deploy.uses_storage());
+    assert_eq!(deploy.uses, [0]);
+    let deploys = deploy.artifacts.as_ref().unwrap();
+    assert_eq!((deploys.when, deploys.keep), (When::Succeeded, None));
+    let stored = serde_json::to_string(&plan).unwrap();
+    assert_eq!(serde_json::from_str::<Plan>(&stored).unwrap(), plan);
 }
 
 #[test]

@@ -1,9 +1,14 @@
 //! Converts between the wire and the core. What comes from the wire is checked here, once.
 
+use std::time::Duration;
+
 use sealci_core::attempt::{AttemptState, JournalEntry};
 use sealci_core::ids::AttemptId;
 use sealci_core::outcome::{Cause, Limit, Outcome};
-use sealci_core::plan::{Network, Resources};
+use sealci_core::plan::{
+    Artifacts, Cache, Container, Entrypoint, Network, Pull, Ready, Resources, Service, When,
+};
+use sealci_core::template::Template;
 
 use crate::agent::{self, event, outcome};
 
@@ -76,6 +81,123 @@ impl From<agent::Network> for Network {
             agent::Network::Off | agent::Network::Unspecified => Self::Off,
         }
     }
+}
+
+impl From<&Container> for agent::Container {
+    fn from(container: &Container) -> Self {
+        use agent::container::Entrypoint as Wire;
+        let entrypoint = match &container.entrypoint {
+            Entrypoint::Default => None,
+            Entrypoint::Image => Some(Wire::ImageEntrypoint(agent::ImageEntrypoint {})),
+            Entrypoint::Words(words) => Some(Wire::Words(agent::Words { words: words.clone() })),
+        };
+        Self {
+            image: container.image.clone(),
+            pull: container.pull.as_str().to_owned(),
+            entrypoint,
+            user: container.user.clone().unwrap_or_default(),
+        }
+    }
+}
+
+impl TryFrom<&agent::Container> for Container {
+    type Error = Malformed;
+
+    fn try_from(wire: &agent::Container) -> Result<Self, Malformed> {
+        use agent::container::Entrypoint as Wire;
+        let entrypoint = match &wire.entrypoint {
+            None => Entrypoint::Default,
+            Some(Wire::ImageEntrypoint(_)) => Entrypoint::Image,
+            Some(Wire::Words(words)) => Entrypoint::Words(words.words.clone()),
+        };
+        let pull =
+            Pull::parse(&wire.pull).ok_or_else(|| Malformed(format!("nothing is pulled `{}`", wire.pull)))?;
+        let user = Some(wire.user.clone()).filter(|user| !user.is_empty());
+        Ok(Self { image: wire.image.clone(), pull, entrypoint, user })
+    }
+}
+
+impl From<&Service> for agent::Service {
+    fn from(service: &Service) -> Self {
+        let ready = |ready: &Ready| agent::Ready {
+            command: ready.command.clone(),
+            timeout_ms: milliseconds(ready.timeout),
+        };
+        Self {
+            name: service.name.clone(),
+            container: Some((&service.container).into()),
+            command: service.command.clone().map(|words| agent::Words { words }),
+            env: service.env.clone().into_iter().collect(),
+            ready: service.ready.as_ref().map(ready),
+        }
+    }
+}
+
+impl TryFrom<&agent::Service> for Service {
+    type Error = Malformed;
+
+    fn try_from(wire: &agent::Service) -> Result<Self, Malformed> {
+        let container = wire.container.as_ref().ok_or_else(|| Malformed::missing("service.container"))?;
+        let ready = |ready: &agent::Ready| Ready {
+            command: ready.command.clone(),
+            timeout: Duration::from_millis(ready.timeout_ms),
+        };
+        Ok(Self {
+            name: wire.name.clone(),
+            container: container.try_into()?,
+            command: wire.command.as_ref().map(|command| command.words.clone()),
+            env: wire.env.clone().into_iter().collect(),
+            ready: wire.ready.as_ref().map(ready),
+        })
+    }
+}
+
+impl From<&Cache> for agent::Cache {
+    fn from(cache: &Cache) -> Self {
+        Self {
+            key: cache.key.to_string(),
+            restore: cache.restore.iter().map(ToString::to_string).collect(),
+            paths: cache.paths.clone(),
+        }
+    }
+}
+
+impl TryFrom<&agent::Cache> for Cache {
+    type Error = Malformed;
+
+    fn try_from(wire: &agent::Cache) -> Result<Self, Malformed> {
+        let template = |text: &String| Template::parse(text).map_err(|error| Malformed(error.to_string()));
+        Ok(Self {
+            key: template(&wire.key)?,
+            restore: wire.restore.iter().map(template).collect::<Result<_, _>>()?,
+            paths: wire.paths.clone(),
+        })
+    }
+}
+
+impl From<&Artifacts> for agent::Artifacts {
+    fn from(artifacts: &Artifacts) -> Self {
+        Self {
+            paths: artifacts.paths.clone(),
+            when: artifacts.when.as_str().to_owned(),
+            keep_ms: artifacts.keep.map_or(0, milliseconds),
+        }
+    }
+}
+
+impl TryFrom<&agent::Artifacts> for Artifacts {
+    type Error = Malformed;
+
+    fn try_from(wire: &agent::Artifacts) -> Result<Self, Malformed> {
+        let when = When::parse(&wire.when)
+            .ok_or_else(|| Malformed(format!("no artifacts are kept when `{}`", wire.when)))?;
+        let keep = (wire.keep_ms > 0).then(|| Duration::from_millis(wire.keep_ms));
+        Ok(Self { paths: wire.paths.clone(), when, keep })
+    }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// What an attempt held by an agent says of itself.
@@ -191,6 +313,35 @@ mod tests {
         assert!(Outcome::try_from(&agent::Outcome { kind: Some(odd) }).is_err());
         assert!(AttemptId::try_from(&agent::AttemptRef { action_id: "x".into(), number: 1 }).is_err());
         assert!(attempt_id(&None).is_err());
+    }
+
+    #[test]
+    fn what_goes_beside_an_action_survives_the_wire() {
+        for entrypoint in [Entrypoint::Default, Entrypoint::Image, Entrypoint::Words(vec!["sh".into()])] {
+            let container = Container { entrypoint, user: Some("0:0".into()), ..Container::of("x") };
+            let service = Service {
+                name: "db".into(),
+                container,
+                command: Some(Vec::new()),
+                env: [("A".to_owned(), "b".to_owned())].into(),
+                ready: Some(Ready { command: "true".into(), timeout: Duration::from_secs(3) }),
+            };
+            assert_eq!(Service::try_from(&agent::Service::from(&service)), Ok(service));
+        }
+        let cache = Cache {
+            key: Template::parse("a-${{ hash('b') }}").unwrap(),
+            restore: vec![Template::parse("a-").unwrap()],
+            paths: vec!["c".into()],
+        };
+        assert_eq!(Cache::try_from(&agent::Cache::from(&cache)), Ok(cache));
+        for keep in [None, Some(Duration::from_secs(1))] {
+            let artifacts = Artifacts { paths: vec!["a".into()], when: When::Failed, keep };
+            assert_eq!(Artifacts::try_from(&agent::Artifacts::from(&artifacts)), Ok(artifacts));
+        }
+        assert!(Container::try_from(&agent::Container { pull: "now".into(), ..Default::default() }).is_err());
+        assert!(Service::try_from(&agent::Service::default()).is_err());
+        assert!(Cache::try_from(&agent::Cache { key: "${{".into(), ..Default::default() }).is_err());
+        assert!(Artifacts::try_from(&agent::Artifacts::default()).is_err());
     }
 
     #[test]

@@ -109,7 +109,7 @@ impl Driver {
             tracing::error!(agent.id = %agent, %error, "cannot hand over a repository's credentials");
             Vec::new()
         });
-        let granted = ClaimGranted { token: token.0, sealed_secrets: Vec::new(), sealed_credentials };
+        let granted = ClaimGranted { token: token.0, sealed_credentials, ..Default::default() };
         claim_answer::Answer::Granted(granted)
     }
 

@@ -7,7 +7,7 @@ use sealci_core::attempt::AttemptState;
 use sealci_core::ids::AttemptId;
 use sealci_core::pipeline::ActionState;
 use sealci_git::Credentials;
-use sealci_proto::agent::{ActionSpec, Cancel, Network, Source};
+use sealci_proto::agent::{ActionSpec, Cancel, Network, Source, Used};
 use sealci_proto::scheduler::{Requirements, Want, WantClaimed, WantGone, WantQueued, Wants, want};
 
 use super::driver::Config;
@@ -124,7 +124,7 @@ fn spec(live: &Live, index: usize, config: &Config) -> ActionSpec {
             .required_executor()
             .map(|kind| kind.as_str().to_owned())
             .unwrap_or_default(),
-        container: plan.environment.container.clone().unwrap_or_default(),
+        container: plan.environment.container.as_ref().map(Into::into),
         commands: plan.commands.clone(),
         shell: plan.shell.as_str().to_owned(),
         env: plan.env.clone().into_iter().collect::<BTreeMap<_, _>>().into_iter().collect(),
@@ -133,5 +133,15 @@ fn spec(live: &Live, index: usize, config: &Config) -> ActionSpec {
         grace_ms: milliseconds(config.limits.grace),
         network: Network::from(plan.environment.network).into(),
         log_quota_bytes: config.limits.log_quota_bytes,
+        services: plan.services.iter().map(Into::into).collect(),
+        caches: plan.caches.iter().map(Into::into).collect(),
+        uses: plan.uses.iter().map(|used| used_action(live, *used)).collect(),
+        artifacts: plan.artifacts.as_ref().map(Into::into),
+        junit: plan.reports.junit.clone(),
     }
+}
+
+/// Names an action of the pipeline whose artifacts another one uses.
+fn used_action(live: &Live, index: usize) -> Used {
+    Used { action_name: live.plans[index].name.clone(), action_id: live.actions[index].id.to_string() }
 }

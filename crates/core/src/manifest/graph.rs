@@ -39,6 +39,60 @@ pub(super) fn resolve(actions: &[DraftAction<'_>], complaints: &mut Complaints) 
     edges.into_iter().map(needs_of).collect()
 }
 
+/// Whose artifacts each action uses, as indices, ascending. What it uses must be over before it starts, so it must need it,
+/// if by others; and have artifacts.
+pub(super) fn resolve_uses(
+    actions: &[DraftAction<'_>],
+    needs: &[Vec<usize>],
+    complaints: &mut Complaints,
+) -> Vec<Vec<usize>> {
+    let index = actions.iter().enumerate().map(|(index, action)| (action.name, index)).collect();
+    let mut names = Names { actions, index, suggestions: 0 };
+    let mut uses = Vec::with_capacity(actions.len());
+    for (this, action) in actions.iter().enumerate() {
+        let ancestors = if action.uses.is_empty() { Vec::new() } else { ancestors_of(this, needs) };
+        let mut used = Vec::with_capacity(action.uses.len());
+        for (name, span) in &action.uses {
+            let Some(&to) = names.index.get(name) else {
+                let message = format!("there is no action {}", quoted(name));
+                let mend = names.suggest(name, action.name);
+                complaints.add(ManifestErrorKind::UnknownAction, *span, message, mend);
+                continue;
+            };
+            if used.contains(&to) {
+                let message = format!("{} is used twice", quoted(name));
+                complaints.add(ManifestErrorKind::Duplicate, *span, message, "name it once");
+            } else if to == this || !ancestors[to] {
+                let message =
+                    format!("{} uses {}, and does not wait for it", quoted(action.name), quoted(name));
+                let mend = format!("add {} to its `needs`", quoted(name));
+                complaints.add(ManifestErrorKind::Value, *span, message, mend);
+            } else if !actions[to].has_artifacts() {
+                let message = format!("{} has no `artifacts`", quoted(name));
+                let mend = "say there what it keeps: `artifacts: {paths: [target/report]}`";
+                complaints.add(ManifestErrorKind::Value, *span, message, mend);
+            } else {
+                used.push(to);
+            }
+        }
+        used.sort_unstable();
+        uses.push(used);
+    }
+    uses
+}
+
+/// Which actions are over before this one starts.
+fn ancestors_of(this: usize, needs: &[Vec<usize>]) -> Vec<bool> {
+    let mut found = vec![false; needs.len()];
+    let mut left = needs[this].clone();
+    while let Some(next) = left.pop() {
+        if !std::mem::replace(&mut found[next], true) {
+            left.extend(&needs[next]);
+        }
+    }
+    found
+}
+
 /// What the actions are called.
 struct Names<'a, 'n> {
     actions: &'a [DraftAction<'n>],

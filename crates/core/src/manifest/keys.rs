@@ -19,23 +19,21 @@ pub(super) const PIPELINE: Section = Section {
 };
 pub(super) const ACTION: Section = Section {
     what: "an action",
-    offered: &["needs", "configuration", "env", "commands", "shell", "timeout", "allow-failure"],
-    later: &[
-        "if",
-        "matrix",
+    offered: &[
+        "needs",
+        "configuration",
         "services",
-        "secrets",
+        "env",
         "cache",
+        "uses",
+        "commands",
+        "shell",
         "artifacts",
         "reports",
-        "retry",
-        "uses",
-        "approval",
-        "exclusive",
-        "priority",
-        "finally",
-        "extends",
+        "timeout",
+        "allow-failure",
     ],
+    later: &["if", "matrix", "secrets", "retry", "approval", "exclusive", "priority", "finally", "extends"],
 };
 pub(super) const CONFIGURATION: Section = Section {
     what: "`configuration`",
@@ -43,15 +41,36 @@ pub(super) const CONFIGURATION: Section = Section {
     later: &[],
 };
 pub(super) const CONTAINER: Section =
-    Section { what: "`container`", offered: &["image"], later: &["pull", "entrypoint", "user"] };
+    Section { what: "`container`", offered: &["image", "pull", "entrypoint", "user"], later: &[] };
+pub(super) const SERVICE: Section =
+    Section { what: "a service", offered: &["container", "command", "env", "ready"], later: &[] };
+pub(super) const READY: Section = Section { what: "`ready`", offered: &["command", "timeout"], later: &[] };
+pub(super) const CACHE: Section =
+    Section { what: "a cache", offered: &["key", "restore", "paths"], later: &[] };
+pub(super) const ARTIFACTS: Section =
+    Section { what: "`artifacts`", offered: &["paths", "when", "keep"], later: &[] };
+pub(super) const REPORTS: Section = Section { what: "`reports`", offered: &["junit"], later: &[] };
 pub(super) const RESOURCES: Section =
     Section { what: "`resources`", offered: &["cpu", "memory"], later: &["disk"] };
 pub(super) const NETWORK: Section = Section { what: "`network`", offered: &[], later: &["allow"] };
 
-const SECTIONS: [&Section; 6] = [&PIPELINE, &ACTION, &CONFIGURATION, &CONTAINER, &RESOURCES, &NETWORK];
+/// Where a key has several places, the first one names it.
+const SECTIONS: [&Section; 11] = [
+    &PIPELINE,
+    &ACTION,
+    &CONFIGURATION,
+    &CONTAINER,
+    &RESOURCES,
+    &NETWORK,
+    &SERVICE,
+    &READY,
+    &CACHE,
+    &ARTIFACTS,
+    &REPORTS,
+];
 
 /// What other systems call what we have.
-const ELSEWHERE: [(&str, &str); 17] = [
+const ELSEWHERE: [(&str, &str); 21] = [
     ("after", "needs"),
     ("depends_on", "needs"),
     ("dependencies", "needs"),
@@ -69,6 +88,10 @@ const ELSEWHERE: [(&str, &str); 17] = [
     ("allow_failure", "allow-failure"),
     ("timeout-minutes", "timeout"),
     ("mem", "memory"),
+    ("restore-keys", "restore"),
+    ("fallback_keys", "restore"),
+    ("expire_in", "keep"),
+    ("retention-days", "keep"),
 ];
 
 /// How to leave out a key that is not offered yet.

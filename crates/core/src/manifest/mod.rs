@@ -18,11 +18,14 @@
 //! The parser is used directly (`granit-parser`, the one inside serde-saphyr): a derived reader ends at the first error
 //! and resolves scalars to types before anyone can see what was written, and neither fits the above.
 
+mod environment;
 mod error;
+mod files;
 mod graph;
 mod keys;
 mod read;
 mod reader;
+mod services;
 mod source;
 mod tree;
 mod values;
@@ -50,6 +53,12 @@ pub const MAX_VARIABLES: usize = 256;
 pub const MAX_ENV_BYTES: usize = 32 << 10;
 /// Labels of an action.
 pub const MAX_LABELS: usize = 64;
+/// Entries of the other lists: paths, patterns, words.
+pub const MAX_ITEMS: usize = 128;
+/// Services of an action, and caches.
+pub const MAX_BESIDE: usize = 16;
+/// Bytes of a path or pattern, and of a cache's key as written.
+pub const MAX_PATH_BYTES: usize = 1024;
 /// Block collections, and flow collections, within one another. The language itself needs seven.
 const MAX_NESTING: usize = 16;
 /// Keys and values of a manifest, containers included: bounds the tree's memory.
@@ -76,5 +85,6 @@ fn plan_of(text: &str, complaints: &mut Complaints) -> Option<Plan> {
     let root = tree::build(text, complaints)?;
     let draft = read::pipeline(&root, text, complaints)?;
     let needs = graph::resolve(&draft.actions, complaints);
-    complaints.is_empty().then(|| draft.into_plan(needs))
+    let uses = graph::resolve_uses(&draft.actions, &needs, complaints);
+    complaints.is_empty().then(|| draft.into_plan(needs, uses))
 }

@@ -10,8 +10,10 @@ use super::reader::{Reader, find};
 use super::source::{Span, quoted};
 use super::tree::{Content, Entry, Node};
 use super::values::{self, Refusal};
-use super::{MAX_ACTIONS, MAX_COMMANDS, MAX_ENV_BYTES, MAX_LABELS, MAX_VARIABLES};
-use crate::plan::{AllowFailure, Environment, ExecutorKind, Network, Plan, PlannedAction, Resources, Shell};
+use super::{MAX_ACTIONS, MAX_COMMANDS, MAX_ENV_BYTES, MAX_VARIABLES};
+use crate::plan::{
+    AllowFailure, Artifacts, Cache, Environment, Plan, PlannedAction, Reports, Service, Shell,
+};
 
 /// How long an action may take that says nothing about it.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60 * 60);
@@ -28,6 +30,8 @@ pub(super) struct DraftAction<'n> {
     pub(super) name: &'n str,
     pub(super) name_span: Span,
     pub(super) needs: Needs<'n>,
+    /// Names of the actions whose artifacts it wants.
+    pub(super) uses: Vec<(&'n str, Span)>,
     body: Body,
 }
 
@@ -49,14 +53,36 @@ struct Body {
     environment: Option<Environment>,
     timeout: Option<Duration>,
     allow_failure: AllowFailure,
+    services: Vec<Service>,
+    caches: Vec<Cache>,
+    artifacts: Option<Artifacts>,
+    reports: Reports,
+}
+
+impl DraftAction<'_> {
+    /// Whether it keeps any files for others.
+    pub(super) fn has_artifacts(&self) -> bool {
+        self.body.artifacts.is_some()
+    }
 }
 
 impl Draft<'_> {
-    /// The plan, with the needs of each action.
-    pub(super) fn into_plan(self, needs: Vec<Vec<usize>>) -> Plan {
+    /// The plan, with what each action needs and uses.
+    pub(super) fn into_plan(self, needs: Vec<Vec<usize>>, uses: Vec<Vec<usize>>) -> Plan {
         let Self { name, env, actions } = self;
-        let planned = |(action, needs): (DraftAction<'_>, Vec<usize>)| {
-            let Body { commands, shell, env: own, environment, timeout, allow_failure } = action.body;
+        let planned = |((action, needs), uses): ((DraftAction<'_>, Vec<usize>), Vec<usize>)| {
+            let Body {
+                commands,
+                shell,
+                env: own,
+                environment,
+                timeout,
+                allow_failure,
+                services,
+                caches,
+                artifacts,
+                reports,
+            } = action.body;
             let mut env = env.clone();
             env.extend(own);
             PlannedAction {
@@ -65,22 +91,17 @@ impl Draft<'_> {
                 commands,
                 shell,
                 env,
-                environment: environment.unwrap_or_else(default_environment),
+                environment: environment.unwrap_or_default(),
                 timeout: timeout.unwrap_or(DEFAULT_TIMEOUT),
                 allow_failure,
+                uses,
+                services,
+                caches,
+                artifacts,
+                reports,
             }
         };
-        Plan { name, actions: actions.into_iter().zip(needs).map(planned).collect() }
-    }
-}
-
-fn default_environment() -> Environment {
-    Environment {
-        container: None,
-        executor: None,
-        labels: BTreeMap::new(),
-        resources: Resources::DEFAULT,
-        network: Network::default(),
+        Plan { name, actions: actions.into_iter().zip(needs).zip(uses).map(planned).collect() }
     }
 }
 
@@ -128,7 +149,7 @@ impl Reader<'_> {
         Some(text.to_owned())
     }
 
-    fn env(&mut self, entry: &Entry<'_>) -> BTreeMap<String, String> {
+    pub(super) fn env(&mut self, entry: &Entry<'_>) -> BTreeMap<String, String> {
         let Some(entries) = self.mapping(entry, "a mapping of variables to texts") else {
             return BTreeMap::new();
         };
@@ -180,7 +201,13 @@ impl Reader<'_> {
         let (name, name_span): (&'n str, _) = (&entry.key, entry.key_span);
         self.taken(name_span, values::name(name));
         let Some(entries) = self.mapping(entry, "a mapping with `commands`") else {
-            return DraftAction { name, name_span, needs: Needs::Unreadable, body: Body::default() };
+            return DraftAction {
+                name,
+                name_span,
+                needs: Needs::Unreadable,
+                uses: Vec::new(),
+                body: Body::default(),
+            };
         };
         let fields = self.fields(entries, &keys::ACTION);
         let needs = find(fields, "needs").map_or(Needs::Previous, |entry| self.needs(entry));
@@ -194,26 +221,47 @@ impl Reader<'_> {
                 Vec::new()
             }
         };
+        let environment = find(fields, "configuration").and_then(|entry| self.configuration(entry));
+        let executor = environment.as_ref().and_then(|environment| environment.executor);
         let body = Body {
             commands,
             shell: find(fields, "shell").and_then(|entry| self.shell(entry)).unwrap_or_default(),
             env: find(fields, "env").map(|entry| self.env(entry)).unwrap_or_default(),
-            environment: find(fields, "configuration").and_then(|entry| self.configuration(entry)),
+            environment,
             timeout: find(fields, "timeout")
                 .and_then(|entry| self.parsed(entry, "a duration (`20m`)", values::timeout)),
             allow_failure: find(fields, "allow-failure")
                 .and_then(|entry| self.allow_failure(entry))
                 .unwrap_or_default(),
+            services: find(fields, "services")
+                .map(|entry| self.services(entry, executor))
+                .unwrap_or_default(),
+            caches: find(fields, "cache").map(|entry| self.caches(entry)).unwrap_or_default(),
+            artifacts: find(fields, "artifacts").and_then(|entry| self.artifacts(entry)),
+            reports: find(fields, "reports").map(|entry| self.reports(entry)).unwrap_or_default(),
         };
-        DraftAction { name, name_span, needs, body }
+        let uses = find(fields, "uses").map(|entry| self.names(entry)).unwrap_or_default();
+        DraftAction { name, name_span, needs, uses, body }
     }
 
     fn needs<'n>(&mut self, entry: &'n Entry<'_>) -> Needs<'n> {
-        let wanted = match &entry.value.content {
-            Content::Text(name) => format!("a list: `needs: [{}]`", quoted(name).trim_matches('`')),
-            _ => "a list of actions (`[]` to start at once)".to_owned(),
+        let before = self.complaints.len();
+        let names = self.names(entry);
+        let is_list = matches!(entry.value.content, Content::Sequence(_));
+        if is_list || self.complaints.len() == before { Needs::Listed(names) } else { Needs::Unreadable }
+    }
+
+    /// The names of actions in a list.
+    fn names<'n>(&mut self, entry: &'n Entry<'_>) -> Vec<(&'n str, Span)> {
+        let key = quoted(&entry.key);
+        let wanted = match (&entry.value.content, &*entry.key) {
+            (Content::Text(name), _) => {
+                format!("a list: `{}: [{}]`", key.trim_matches('`'), quoted(name).trim_matches('`'))
+            }
+            (_, "needs") => "a list of actions (`[]` to start at once)".to_owned(),
+            _ => "a list of actions".to_owned(),
         };
-        let Some(items) = self.list(entry, &wanted) else { return Needs::Unreadable };
+        let Some(items) = self.list(entry, &wanted) else { return Vec::new() };
         let mut names = Vec::with_capacity(items.len());
         for item in items {
             match &item.content {
@@ -222,12 +270,12 @@ impl Reader<'_> {
                 }
                 Content::Refused => {}
                 content => {
-                    let message = format!("`needs` lists names of actions; {}", content.describe());
+                    let message = format!("{key} lists names of actions; {}", content.describe());
                     self.complain(ManifestErrorKind::Shape, item.span, message, "write the action's name");
                 }
             }
         }
-        Needs::Listed(names)
+        names
     }
 
     fn commands(&mut self, entry: &Entry<'_>) -> Vec<String> {
@@ -335,107 +383,6 @@ impl Reader<'_> {
             }
         }
         Some(AllowFailure::ExitCodes(codes))
-    }
-
-    fn configuration(&mut self, entry: &Entry<'_>) -> Option<Environment> {
-        let entries = self.mapping(entry, "a mapping")?;
-        let fields = self.fields(entries, &keys::CONFIGURATION);
-        let container = find(fields, "container").and_then(|entry| self.container(entry));
-        let executor = find(fields, "executor").and_then(|entry| self.executor(entry, container.is_some()));
-        Some(Environment {
-            container,
-            executor,
-            labels: find(fields, "labels").map(|entry| self.labels(entry)).unwrap_or_default(),
-            resources: find(fields, "resources").map_or(Resources::DEFAULT, |entry| self.resources(entry)),
-            network: find(fields, "network").and_then(|entry| self.network(entry)).unwrap_or_default(),
-        })
-    }
-
-    fn container(&mut self, entry: &Entry<'_>) -> Option<String> {
-        let image = |text: &str| values::image(text).map(|()| text.to_owned());
-        let Content::Mapping(entries) = &entry.value.content else {
-            return self.parsed(entry, "an image (`debian:bookworm`)", image);
-        };
-        let fields = self.fields(entries, &keys::CONTAINER);
-        let Some(entry) = find(fields, "image") else {
-            let mend = "write `container: debian:bookworm`, or add `image`";
-            self.complain(ManifestErrorKind::Missing, entry.key_span, "`container` names no `image`", mend);
-            return None;
-        };
-        self.parsed(entry, "an image (`debian:bookworm`)", image)
-    }
-
-    fn executor(&mut self, entry: &Entry<'_>, has_image: bool) -> Option<ExecutorKind> {
-        let names = ExecutorKind::ALL.map(ExecutorKind::as_str);
-        let executor = self.parsed(entry, "the name of an executor", |text| {
-            ExecutorKind::parse(text).ok_or_else(|| {
-                let mend = match keys::nearest(text, names.into_iter()) {
-                    Some(near) => format!("did you mean `{near}`?"),
-                    None => format!("write one of {}", names.join(", ")),
-                };
-                Refusal::new(format!("no executor is called {}", quoted(text)), mend)
-            })
-        })?;
-        if has_image && matches!(executor, ExecutorKind::Process | ExecutorKind::Sandbox) {
-            let message = format!(
-                "the executor `{}` runs without an image, but `container` names one",
-                executor.as_str()
-            );
-            let mend = "remove one of the two";
-            self.complain(ManifestErrorKind::Value, entry.value.span, message, mend);
-        }
-        Some(executor)
-    }
-
-    fn labels(&mut self, entry: &Entry<'_>) -> BTreeMap<String, String> {
-        let Some(entries) = self.mapping(entry, "a mapping of labels to texts") else {
-            return BTreeMap::new();
-        };
-        if let Some(over) = entries.get(MAX_LABELS) {
-            let message = format!("{} labels, at most {MAX_LABELS} are taken", entries.len());
-            self.complain(ManifestErrorKind::Limit, over.key_span, message, "remove some");
-            return BTreeMap::new();
-        }
-        let mut labels = BTreeMap::new();
-        for label in entries {
-            let name = &label.key;
-            let named = self.taken(label.key_span, values::label_name(name));
-            let value = self.parsed(label, "a text", |text| values::label_value(text).map(|()| text));
-            if let (Some(()), Some(value)) = (named, value) {
-                labels.insert(name.clone().into_owned(), value.to_owned());
-            }
-        }
-        labels
-    }
-
-    fn resources(&mut self, entry: &Entry<'_>) -> Resources {
-        let Some(entries) = self.mapping(entry, "a mapping with `cpu` and `memory`") else {
-            return Resources::DEFAULT;
-        };
-        let fields = self.fields(entries, &keys::RESOURCES);
-        let cpu = find(fields, "cpu")
-            .and_then(|entry| self.parsed(entry, "a number of CPUs (`1`, `500m`)", values::cpu_millis));
-        let memory = find(fields, "memory")
-            .and_then(|entry| self.parsed(entry, "an amount of memory (`2GiB`)", values::memory_bytes));
-        Resources {
-            cpu_millis: cpu.unwrap_or(Resources::DEFAULT.cpu_millis),
-            memory_bytes: memory.unwrap_or(Resources::DEFAULT.memory_bytes),
-        }
-    }
-
-    fn network(&mut self, entry: &Entry<'_>) -> Option<Network> {
-        if let Content::Mapping(entries) = &entry.value.content {
-            let before = self.complaints.len();
-            self.fields(entries, &keys::NETWORK);
-            if self.complaints.len() > before {
-                return None;
-            }
-        }
-        self.parsed(entry, "`on` or `off`", |text| match text {
-            "on" => Ok(Network::On),
-            "off" => Ok(Network::Off),
-            _ => Err(Refusal::new(format!("{} is neither on nor off", quoted(text)), "write `on` or `off`")),
-        })
     }
 }
 

@@ -1,6 +1,7 @@
 //! Reads what any value can be: a text, a list, a mapping, a section with known keys. Each reader complains where it gives
 //! nothing, so that its caller just goes on.
 
+use super::MAX_ITEMS;
 use super::error::{Complaints, ManifestErrorKind};
 use super::keys::{self, Section};
 use super::source::{Span, quoted};
@@ -76,6 +77,64 @@ impl Reader<'_> {
             return None;
         }
         Some(text)
+    }
+
+    /// The value of a text that is one of few.
+    pub(super) fn one_of<T: Copy>(&mut self, entry: &Entry<'_>, choices: &[(&'static str, T)]) -> Option<T> {
+        let names: Vec<String> = choices.iter().map(|(name, _)| format!("`{name}`")).collect();
+        let wanted = format!("one of {}", names.join(", "));
+        self.parsed(entry, &wanted, |text| {
+            choices.iter().find(|(name, _)| *name == text).map(|(_, value)| *value).ok_or_else(|| {
+                let mend = match keys::nearest(text, choices.iter().map(|(name, _)| *name)) {
+                    Some(near) => format!("did you mean `{near}`?"),
+                    None => format!("write {wanted}"),
+                };
+                Refusal::new(format!("{} is not {wanted}", quoted(text)), mend)
+            })
+        })
+    }
+
+    /// The texts of a list, without those that hold what no value may.
+    pub(super) fn words(&mut self, entry: &Entry<'_>, wanted: &str) -> Option<Vec<String>> {
+        self.items(entry, wanted, |text| Ok(text.to_owned()))
+    }
+
+    /// What `parse` takes of the texts of a list.
+    pub(super) fn items<T>(
+        &mut self,
+        entry: &Entry<'_>,
+        wanted: &str,
+        parse: impl Fn(&str) -> Result<T, Refusal>,
+    ) -> Option<Vec<T>> {
+        let mut taken = Vec::new();
+        for (text, span) in self.texts(entry, wanted)? {
+            if let Some(text) = self.plain(text, span) {
+                taken.extend(self.taken(span, parse(text)));
+            }
+        }
+        Some(taken)
+    }
+
+    /// The texts of a list, each as it was written.
+    pub(super) fn texts<'n>(&mut self, entry: &'n Entry<'_>, wanted: &str) -> Option<Vec<(&'n str, Span)>> {
+        let items = self.list(entry, wanted)?;
+        if let Some(over) = items.get(MAX_ITEMS) {
+            let message = format!("{} entries, at most {MAX_ITEMS} are taken", items.len());
+            self.complain(ManifestErrorKind::Limit, over.span, message, "remove some");
+            return None;
+        }
+        let mut texts = Vec::with_capacity(items.len());
+        for item in items {
+            match &item.content {
+                Content::Text(text) => texts.push((&**text, item.span)),
+                Content::Refused => {}
+                content => {
+                    let message = format!("{} lists texts; {}", quoted(&entry.key), content.describe());
+                    self.complain(ManifestErrorKind::Shape, item.span, message, "write a text");
+                }
+            }
+        }
+        Some(texts)
     }
 
     pub(super) fn wrong_shape<T>(&mut self, entry: &Entry<'_>, wanted: &str) -> Option<T> {

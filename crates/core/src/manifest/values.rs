@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::MAX_NAME_BYTES;
 use super::source::quoted;
+use super::{MAX_NAME_BYTES, MAX_PATH_BYTES};
 
 /// Why a text is not taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,12 +21,23 @@ impl Refusal {
 
 /// The longest an action may take.
 pub(super) const MAX_TIMEOUT: Duration = Duration::from_secs(7 * 86_400);
+/// The longest an artifact is kept that says how long.
+const MAX_KEEPING_TIME: Duration = Duration::from_secs(3650 * 86_400);
 const MAX_CPU_MILLIS: u64 = 1_024_000;
 const MIN_MEMORY_BYTES: u64 = 1 << 20;
 const MAX_MEMORY_BYTES: u64 = 16 << 40;
 
 /// `30s`, `20m`, `1h30m`, `2d`: units from large to small, each at most once.
 pub(super) fn timeout(text: &str) -> Result<Duration, Refusal> {
+    duration(text, MAX_TIMEOUT, "7d")
+}
+
+/// How long something is kept; written as a timeout is.
+pub(super) fn keeping_time(text: &str) -> Result<Duration, Refusal> {
+    duration(text, MAX_KEEPING_TIME, "3650d")
+}
+
+fn duration(text: &str, most: Duration, most_shown: &str) -> Result<Duration, Refusal> {
     let wrong = || {
         let mend = match text.parse::<u64>() {
             Ok(number) => format!("add the unit: `{number}s` or `{number}m`"),
@@ -34,8 +45,9 @@ pub(super) fn timeout(text: &str) -> Result<Duration, Refusal> {
         };
         Refusal::new(format!("{} is no duration", quoted(text)), mend)
     };
-    let out_of_range =
-        |what| Refusal::new(format!("{} is {what}", quoted(text)), "write between `1s` and `7d`");
+    let out_of_range = |what| {
+        Refusal::new(format!("{} is {what}", quoted(text)), format!("write between `1s` and `{most_shown}`"))
+    };
     let mut rest = text;
     let mut seconds: u64 = 0;
     let mut units = [("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)].into_iter();
@@ -51,14 +63,14 @@ pub(super) fn timeout(text: &str) -> Result<Duration, Refusal> {
         seconds += number.ok_or_else(|| out_of_range("too long"))? * factor;
         rest = &after[unit.len()..];
     }
-    let timeout = Duration::from_secs(seconds);
+    let duration = Duration::from_secs(seconds);
     if text.is_empty() {
         return Err(wrong());
     }
-    match timeout {
-        timeout if timeout > MAX_TIMEOUT => Err(out_of_range("longer than seven days")),
+    match duration {
+        duration if duration > most => Err(out_of_range("too long")),
         Duration::ZERO => Err(out_of_range("no time at all")),
-        timeout => Ok(timeout),
+        duration => Ok(duration),
     }
 }
 
@@ -239,6 +251,63 @@ pub(super) fn image(text: &str) -> Result<(), Refusal> {
     Err(Refusal::new(format!("{} is no name of an image", quoted(text)), mend))
 }
 
+/// Whom a container's process runs as: a name or a number, and perhaps a group behind a colon.
+pub(super) fn user(text: &str) -> Result<(), Refusal> {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    let is_name =
+        |part: &str| (1..=64).contains(&part.len()) && part.bytes().all(is_allowed) && !part.starts_with('-');
+    let (user, group) = text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));
+    if is_name(user) && group.is_none_or(is_name) {
+        return Ok(());
+    }
+    let mend = "write it as `1000`, `build` or `1000:1000`";
+    Err(Refusal::new(format!("{} is no user", quoted(text)), mend))
+}
+
+/// A service's name: one label of a host name (RFC 1123), in lower case.
+pub(super) fn host_name(text: &str) -> Result<(), Refusal> {
+    let is_allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let is_label = (1..=63).contains(&text.len())
+        && text.bytes().all(is_allowed)
+        && !text.starts_with('-')
+        && !text.ends_with('-');
+    match text {
+        "localhost" => Err(Refusal::new("`localhost` is the action itself", "choose another name")),
+        _ if is_label => Ok(()),
+        _ => {
+            let mend = "a service is reached by its name: small letters, digits and `-`, at most 63";
+            Err(Refusal::new(format!("{} is no name of a host", quoted(text)), mend))
+        }
+    }
+}
+
+/// A file, folder or pattern: in the workspace, below `~/`, or absolute; behind a `!` it is left out.
+pub(super) fn path(text: &str) -> Result<(), Refusal> {
+    let path = text.strip_prefix('!').unwrap_or(text);
+    let shown = quoted(text);
+    if path.is_empty() || text.len() > MAX_PATH_BYTES {
+        let message = format!("a path has 1 to {MAX_PATH_BYTES} bytes");
+        return Err(Refusal::new(message, "write it as `target/report` or `**/*.xml`"));
+    }
+    if path.chars().any(super::source::is_deceptive) {
+        return Err(Refusal::new(format!("{shown} has characters that do not show"), "remove them"));
+    }
+    if path.split('/').any(|part| part == "..") {
+        let mend = "name it from the workspace, from `~/` or from `/` on";
+        return Err(Refusal::new(format!("{shown} leads out by `..`"), mend));
+    }
+    if path.starts_with('~') && path != "~" && !path.starts_with("~/") {
+        return Err(Refusal::new(
+            format!("{shown} names another user's home"),
+            "write `~/…` or an absolute path",
+        ));
+    }
+    if path.trim_matches('/').is_empty() {
+        return Err(Refusal::new(format!("{shown} is everything"), "name a folder"));
+    }
+    Ok(())
+}
+
 /// An exit code that may fail without harm.
 pub(super) fn exit_code(text: &str) -> Result<i32, Refusal> {
     let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) && !text.starts_with('0');
@@ -355,6 +424,26 @@ mod tests {
             assert!(name(bad).is_err(), "{bad}");
         }
         assert!(name(&"n".repeat(129)).is_err());
+    }
+
+    #[test]
+    fn keeping_times() {
+        assert_eq!(keeping_time("30d").map(|time| time.as_secs()), Ok(30 * 86_400));
+        assert_eq!(keeping_time("4000d").unwrap_err().mend, "write between `1s` and `3650d`");
+    }
+
+    #[test]
+    fn users_hosts_and_paths() {
+        assert!(["0", "build", "1000:1000", "a.b-c_d:g"].iter().all(|text| user(text).is_ok()));
+        assert!(["", ":", "a:", ":g", "a b", "-a", "a:b:c", "a\nb"].iter().all(|text| user(text).is_err()));
+        assert!(["db", "a-1", "0"].iter().all(|text| host_name(text).is_ok()));
+        let too_long = "a".repeat(64);
+        let bad = ["", "DB", "a.b", "-a", "a-", "localhost", "a_b", "é", &too_long];
+        assert!(bad.iter().all(|text| host_name(text).is_err()));
+        let good = ["a", "a/b", "**/*.xml", "!**/x", "~/.cargo", "~", "/usr/local", "a..b", "..a/b", "{a,b}"];
+        assert!(good.iter().all(|text| path(text).is_ok()));
+        let bad = ["", "!", "/", "//", "..", "a/../b", "../a", "~x/y", "a\nb", "a\u{202e}b"];
+        assert!(bad.iter().all(|text| path(text).is_err()), "{bad:?}");
     }
 
     #[test]

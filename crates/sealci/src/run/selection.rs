@@ -23,7 +23,8 @@ pub fn keep(plan: Plan, names: &[String]) -> Result<Plan, String> {
     let moved = |index: usize| kept[..index].iter().filter(|kept| **kept).count();
     let actions = plan.actions.into_iter().enumerate().filter(|(index, _)| kept[*index]);
     let actions = actions.map(|(_, mut action)| {
-        action.needs.iter_mut().for_each(|need| *need = moved(*need));
+        // What is used is needed, and so is kept.
+        action.needs.iter_mut().chain(&mut action.uses).for_each(|index| *index = moved(*index));
         action
     });
     Ok(Plan { name: plan.name, actions: actions.collect() })
@@ -61,6 +62,19 @@ actions:
     fn graph(plan: &Plan) -> Vec<(String, Vec<String>)> {
         let name = |index: &usize| plan.actions[*index].name.clone();
         plan.actions.iter().map(|a| (a.name.clone(), a.needs.iter().map(name).collect())).collect()
+    }
+
+    #[test]
+    fn what_is_used_keeps_its_place() {
+        let manifest = "name: x
+actions:
+  other: {needs: [], commands: [true]}
+  made: {needs: [], commands: [true], artifacts: {paths: [x]}}
+  user: {needs: [made], uses: [made], commands: [true]}
+";
+        let plan = parse(&ManifestSource { name: "x", text: manifest.as_bytes() }).unwrap();
+        let kept = keep(plan, &["user".to_owned()]).unwrap();
+        assert_eq!((kept.actions[1].uses.as_slice(), kept.actions[1].needs.as_slice()), (&[0][..], &[0][..]));
     }
 
     #[test]
