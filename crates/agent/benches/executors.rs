@@ -11,6 +11,9 @@ use sealci_agent::executor::process::ProcessExecutor;
 use sealci_agent::executor::{ExecutionEvent, Executor};
 use sealci_core::plan::Network;
 
+#[path = "../tests/executor/images.rs"]
+#[allow(dead_code)]
+mod images;
 #[path = "../tests/executor/lab.rs"]
 #[allow(dead_code)]
 mod lab;

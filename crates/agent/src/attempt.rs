@@ -20,7 +20,7 @@ use sealci_proto::agent::{self, ActionSpec, event};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::executor::{Execution, ExecutionEvent, Standby};
+use crate::executor::{Execution, ExecutionEvent, Standby, notes};
 use crate::identity::unix_ms;
 use crate::preparation::{Means, Preparation, Prepared, changed};
 use crate::room::{Occupancy, Stop};
@@ -111,6 +111,7 @@ impl AttemptTask {
     /// what was prepared is taken down.
     async fn prepare_and_claim(&mut self, folders: &Folders) -> Result<(Standby, ExecutorKind), Told> {
         let (means, spec) = (self.means.clone(), self.spec.clone());
+        let (notes, mut said) = notes();
         let stop = CancellationToken::new();
         let preparation = Preparation {
             attempt: self.spool.id(),
@@ -118,6 +119,7 @@ impl AttemptTask {
             means: &means,
             folders,
             orders: self.orders.clone(),
+            notes,
             stop: stop.clone(),
         };
         let preparing = preparation.run();
@@ -150,16 +152,20 @@ impl AttemptTask {
                     false => Told::Nothing { remains },
                 });
             }
-            match prepared.take() {
-                Some(Prepared::Ready(standby, kind)) if granted => return Ok((standby, kind)),
-                Some(Prepared::Failed { outcome, remains }) if granted => {
-                    return Err(Told::Outcome { outcome, remains });
+            if granted && let Some(prepared) = prepared.take() {
+                for line in said.rest() {
+                    self.take_output(line).await;
                 }
-                result => prepared = result,
+                return match prepared {
+                    Prepared::Ready(standby, kind) => Ok((standby, kind)),
+                    Prepared::Failed { outcome, remains } => Err(Told::Outcome { outcome, remains }),
+                };
             }
             tokio::select! {
                 result = &mut preparing, if prepared.is_none() => prepared = Some(result),
                 () = changed(&mut self.orders) => {}
+                // Before the grant there is no log; what is said waits where it is.
+                Some(line) = said.next(), if granted => self.take_output(line).await,
             }
         }
     }

@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use sealci_core::ids::AttemptId;
 use sealci_core::outcome::{Cause, Outcome};
-use sealci_core::plan::{ExecutorKind, Network, Resources};
+use sealci_core::plan::{Container, ExecutorKind, Network, Resources};
 use sealci_proto::agent::{self, ActionSpec};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::attempt::Orders;
 use crate::environment;
-use crate::executor::{ExecutionRequest, Executor, ExecutorError, ShellKind, Standby};
+use crate::executor::{ExecutionRequest, Executor, ExecutorError, Notes, ShellKind, Standby};
 use crate::identity::Identity;
 use crate::room::Room;
 use crate::workspace::{Checkout, Folders, Source, WorkspaceError};
@@ -58,6 +58,8 @@ pub struct Preparation<'a> {
     pub means: &'a Means,
     pub folders: &'a Folders,
     pub orders: watch::Receiver<Orders>,
+    /// Takes what there is to say meanwhile.
+    pub notes: Notes,
     /// Ends it early, and properly.
     pub stop: CancellationToken,
 }
@@ -82,10 +84,22 @@ impl Preparation<'_> {
             }
             stood
         };
-        let filling = stop.run_until_cancelled(self.fill(executor.uses_workspace().then_some(source)));
+        let filling = async {
+            let source = executor.uses_workspace().then_some(source);
+            let filled = stop.run_until_cancelled(self.fill(source)).await;
+            if filled.as_ref().is_some_and(Result::is_err) {
+                stop.cancel();
+            }
+            filled
+        };
         let (filled, stood) = tokio::join!(filling, standing);
         match (filled, stood) {
             (Some(Ok(())), Ok(standby)) => Prepared::Ready(standby, executor.kind()),
+            // What came first is what is wrong.
+            (Some(Err(failure)), Err(ExecutorError::Stopped)) => failed(failure),
+            (_, Err(ExecutorError::Stopped)) => {
+                Prepared::Failed { outcome: Outcome::Cancelled, remains: None }
+            }
             (_, Err(error)) => failed(error.into()),
             (filled, Ok(standby)) => {
                 let remains = standby.abandon().await;
@@ -126,6 +140,8 @@ impl Preparation<'_> {
         if spec.commands.is_empty() {
             return Err(Failure::unsupported("the action has no commands".into()));
         }
+        let container = spec.container.as_ref().map(Container::try_from).transpose();
+        let container = container.map_err(|error| Failure::unsupported(error.to_string()))?;
         Ok(ExecutionRequest {
             attempt: self.attempt,
             commands: spec.commands.clone(),
@@ -133,6 +149,9 @@ impl Preparation<'_> {
             env: environment::variables(spec),
             workspace: self.folders.workspace(),
             scratch: self.folders.scratch(),
+            container,
+            notes: self.notes.clone(),
+            stop: self.stop.clone(),
             resources: spec.resources.map_or(Resources::DEFAULT, Resources::from),
             network: Network::from(spec.network()),
             timeout: Duration::from_millis(spec.timeout_ms),

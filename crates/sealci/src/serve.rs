@@ -13,9 +13,11 @@ use std::time::Duration;
 use sealci_agent::Shutdown;
 use sealci_agent::executor::cgroup::{CgroupError, Cgroups, Layout};
 use sealci_agent::executor::fake::FakeExecutor;
+use sealci_agent::executor::helper::HelperCommand;
 use sealci_agent::executor::process::ProcessExecutor;
 use sealci_agent::executor::rootless;
-use sealci_agent::executor::sandbox::{HelperCommand, SandboxExecutor, SandboxOptions};
+use sealci_agent::executor::sandbox::SandboxExecutor;
+use sealci_agent::executor::sealed::{Sealer, SealerOptions};
 use sealci_agent::executor::{Executor, ExecutorError};
 use sealci_agent::mirror::MirrorCheckout;
 use sealci_core::plan::Resources;
@@ -283,11 +285,11 @@ pub fn executors(offer: &ExecutorOffer, own: &Path) -> Result<Vec<Arc<dyn Execut
     if let Err(error) = &cgroups {
         tracing::warn!(%error, "no limits of CPU and memory will hold: there are no control groups to use (`sealci doctor` says more)");
     }
-    let sandbox = sandbox(offer, own, &cgroups).map(|sandbox| {
-        if let Some(problem) = sandbox.network_problem().filter(|_| offer.network) {
+    let sandbox = sealer(offer, own, &cgroups).map(|sealer| {
+        if let Some(problem) = sealer.network_problem().filter(|_| offer.network) {
             tracing::warn!(problem, "actions in the sandbox have no network");
         }
-        executors.push(Arc::new(sandbox));
+        executors.push(Arc::new(SandboxExecutor::new(sealer, offer.sandbox_path.clone())));
     });
     if let Err(why) = &sandbox {
         tracing::warn!(%why, "actions cannot be sealed here");
@@ -323,20 +325,16 @@ pub fn leave(own: &Path) {
 }
 
 /// Seals actions, with root's means or an ordinary user's; or why that cannot be.
-fn sandbox(
+fn sealer(
     offer: &ExecutorOffer,
     own: &Path,
     cgroups: &Result<Cgroups, CgroupError>,
-) -> Result<SandboxExecutor, String> {
-    let options = SandboxOptions {
-        extra_paths: offer.sandbox_path.clone(),
-        network: offer.network,
-        ..SandboxOptions::default()
-    };
+) -> Result<Sealer, String> {
+    let options = SealerOptions { network: offer.network, ..SealerOptions::default() };
     let made = match (nix::unistd::geteuid().is_root(), cgroups) {
-        (true, Ok(cgroups)) => SandboxExecutor::new(own, cgroups.clone(), options),
+        (true, Ok(cgroups)) => Sealer::new(own, cgroups.clone(), options),
         (true, Err(error)) => return Err(format!("there are no control groups to use: {error}")),
-        (false, cgroups) => SandboxExecutor::rootless(own, cgroups.as_ref().ok().cloned(), options),
+        (false, cgroups) => Sealer::rootless(own, cgroups.as_ref().ok().cloned(), options),
     };
     made.map_err(|error| error.message())
 }

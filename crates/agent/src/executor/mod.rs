@@ -11,14 +11,19 @@
 //! missing where the environment broke in mid command, and every command after the last that started never ran.
 
 pub mod cgroup;
+pub mod container;
 mod environment;
 pub mod fake;
+pub mod helper;
 pub mod init;
+mod notes;
 pub mod process;
 pub mod rootless;
 pub mod sandbox;
+pub mod sealed;
 
 pub use environment::DEFAULT_PIDS;
+pub use notes::{NoteReader, Notes, notes};
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -30,8 +35,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use sealci_core::ids::AttemptId;
 use sealci_core::outcome::{Cause, Outcome};
-use sealci_core::plan::{ExecutorKind, Network, Resources};
+use sealci_core::plan::{Container, ExecutorKind, Network, Resources};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::causes::with_causes;
 
@@ -88,6 +94,12 @@ pub struct ExecutionRequest {
     pub workspace: PathBuf,
     /// An existing, empty folder on the host, of this attempt alone: the executor's to fill.
     pub scratch: PathBuf,
+    /// The image to run in, for executors that run images.
+    pub container: Option<Container>,
+    /// Takes what there is to say while the environment is made.
+    pub notes: Notes,
+    /// Cancelled: what is being made is not wanted any more, and [`Executor::prepare`] is to come back soon.
+    pub stop: CancellationToken,
     /// Enforced where the executor can.
     pub resources: Resources,
     pub network: Network,
@@ -295,6 +307,18 @@ pub enum ExecutorError {
         "the commands and their variables are too much for one action: {0}; move some of it into files of the repository"
     )]
     TooLarge(#[source] sealci_guest::wire::WireError),
+    #[error("cannot have the image {image}")]
+    Image {
+        image: String,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+        /// For want of room on the agent's disk.
+        disk_full: bool,
+    },
+    #[error("cannot {doing}: {complaint}")]
+    Helper { doing: &'static str, complaint: String },
+    #[error("what it was being prepared for is over")]
+    Stopped,
     #[error("attempt {0} is running already")]
     AlreadyRunning(AttemptId),
     #[error("{0}")]
@@ -310,7 +334,13 @@ impl ExecutorError {
     pub fn cause(&self) -> Cause {
         match self {
             Self::Io { source, .. } if is_full(source) => Cause::DiskFull,
-            Self::Io { .. } | Self::Cgroup(_) | Self::AlreadyRunning(_) => Cause::Executor,
+            Self::Image { disk_full: true, .. } => Cause::DiskFull,
+            Self::Image { .. } => Cause::Image,
+            Self::Io { .. }
+            | Self::Cgroup(_)
+            | Self::Helper { .. }
+            | Self::Stopped
+            | Self::AlreadyRunning(_) => Cause::Executor,
             Self::TooLarge(_) | Self::Unsupported(_) => Cause::Unsupported,
         }
     }

@@ -5,6 +5,7 @@
 mod as_user;
 mod behaviour;
 mod ending;
+mod images;
 mod lab;
 mod network;
 mod sealing;
@@ -36,7 +37,7 @@ macro_rules! executors {
 }
 
 executors! {
-    process, process_in_cgroup, sandbox, rootless;
+    process, process_in_cgroup, sandbox, rootless, container, rootless_container;
     crate::behaviour::exit_codes_are_the_shells as exit_codes_are_the_shells,
     crate::behaviour::one_shell_runs_all_commands as one_shell_runs_all_commands,
     crate::behaviour::a_failure_stops_what_follows as a_failure_stops_what_follows,
@@ -102,6 +103,43 @@ executors! {
     crate::sealing::a_failed_start_hurts_nobody as a_failed_start_hurts_nobody,
     crate::sealing::a_fresh_machine_will_do as a_fresh_machine_will_do,
     crate::sealing::the_init_is_out_of_reach as the_init_is_out_of_reach,
+}
+
+executors! {
+    container_sealed;
+    crate::sealing::nothing_of_the_host_is_seen as nothing_of_the_host_is_seen,
+    crate::sealing::nothing_of_the_host_is_changed as nothing_of_the_host_is_changed,
+    crate::sealing::there_are_no_privileges as there_are_no_privileges,
+    crate::sealing::system_calls_are_filtered as system_calls_are_filtered,
+    crate::sealing::namespaces_are_its_own as namespaces_are_its_own,
+    crate::sealing::the_network_is_off as the_network_is_off,
+    crate::sealing::the_workspace_stays_the_agents as the_workspace_stays_the_agents,
+    crate::sealing::nothing_is_left as nothing_is_left,
+    crate::sealing::a_fresh_machine_will_do as a_fresh_machine_will_do,
+    crate::sealing::the_init_is_out_of_reach as the_init_is_out_of_reach,
+}
+
+executors! {
+    rootless_container_sealed;
+    crate::sealing::nothing_of_the_host_is_seen as nothing_of_the_host_is_seen,
+    crate::sealing::nothing_of_the_host_is_changed as nothing_of_the_host_is_changed,
+    crate::sealing::there_are_no_privileges as there_are_no_privileges,
+    crate::sealing::system_calls_are_filtered as system_calls_are_filtered,
+    crate::sealing::namespaces_are_its_own as namespaces_are_its_own,
+    crate::sealing::the_network_is_off as the_network_is_off,
+    crate::sealing::the_workspace_stays_the_agents as the_workspace_stays_the_agents,
+    crate::sealing::nothing_is_left as nothing_is_left,
+    crate::as_user::processes_are_counted as processes_are_counted,
+    crate::sealing::the_init_is_out_of_reach as the_init_is_out_of_reach,
+}
+
+// Where layers are copied: because it is said so, or because the file system allows nothing else.
+executors! {
+    container_copied, container_unmapped, rootless_container_copied;
+    crate::sealing::the_workspace_stays_the_agents as the_workspace_stays_the_agents,
+    crate::behaviour::a_standby_sees_what_came_after_it as a_standby_sees_what_came_after_it,
+    crate::sealing::nothing_of_the_host_is_changed as nothing_of_the_host_is_changed,
+    crate::sealing::there_are_no_privileges as there_are_no_privileges,
 }
 
 // On a file system whose mounts cannot map owners.
