@@ -154,6 +154,8 @@ impl Preparation<'_> {
             stop: self.stop.clone(),
             resources: spec.resources.map_or(Resources::DEFAULT, Resources::from),
             network: Network::from(spec.network()),
+            neighbourhood: None,
+            names: Vec::new(),
             timeout: Duration::from_millis(spec.timeout_ms),
             grace: Duration::from_millis(spec.grace_ms),
         })

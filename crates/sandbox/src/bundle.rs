@@ -66,7 +66,9 @@ pub fn config(bundle: &Bundle<'_>) -> Value {
             "user": {"uid": user.uid, "gid": user.gid, "additionalGids": user.groups},
             "args": [inside::INIT],
             "cwd": "/",
-            "env": [],
+            // The executor passes none on. Without it libcontainer would look for a home in the image's own `/etc/passwd`,
+            // whatever that is: a pipe, say.
+            "env": ["HOME=/"],
             // Nothing is handed down to another user.
             "capabilities": {
                 "bounding": capabilities, "effective": capabilities, "permitted": capabilities,

@@ -138,6 +138,10 @@ fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<i32, HelperError
     let bundle = Bundle { spec: &spec, root: &root, user: &user, user_namespace: &namespace_path, processes };
     let pid = start_container(&bundle, &folder, filters)?;
 
+    if spec.rootless {
+        // libcontainer has closed them, and they are what another sandbox's helper joins. Inside nobody sees this process.
+        sys::show_namespaces().map_err(io_error("show the sandbox's namespaces"))?;
+    }
     // The channel is the init's alone from here on, so that its end is the channel's.
     let null = File::open("/dev/null").map_err(io_error("open /dev/null"))?;
     sys::redirect(null.as_fd(), 0).map_err(io_error("let go of the channel"))?;
@@ -156,8 +160,7 @@ fn part_from_host(network: &NetworkSpec) -> Result<(), HelperError> {
         NetworkSpec::Off | NetworkSpec::Relayed { .. } | NetworkSpec::Joined { .. } => None,
     };
     if let NetworkSpec::Joined { helper, .. } = network {
-        let namespace = File::open(format!("/proc/{helper}/ns/net"));
-        namespace
+        network::of_another(|| Ok(*helper))
             .and_then(|namespace| sys::enter(namespace.as_fd()))
             .map_err(io_error("enter the other sandbox's network"))?;
         return part_from_mounts();

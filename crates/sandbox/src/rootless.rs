@@ -87,11 +87,16 @@ pub fn enclose(network: &NetworkSpec) -> Result<Enclosed, RootlessError> {
 /// Becomes root in the user namespace of another sandbox's helper; returns that sandbox's network. The helper is the half
 /// outside, which has one child, the half inside.
 fn join(helper: u32) -> io::Result<fs::File> {
+    let inside = || {
+        let children = fs::read_to_string(format!("/proc/{helper}/task/{helper}/children"))?;
+        let first = children.split_whitespace().next().and_then(|id| id.parse().ok());
+        first.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+    };
+    let network = network::of_another(inside)?;
+    // By now the half outside is in it, too.
     let user = fs::File::open(format!("/proc/{helper}/ns/user"))?;
-    let children = fs::read_to_string(format!("/proc/{helper}/task/{helper}/children"))?;
-    let inside = children.split_whitespace().next().ok_or(io::ErrorKind::NotFound)?;
     sys::enter(user.as_fd())?;
-    fs::File::open(format!("/proc/{inside}/ns/net"))
+    Ok(network)
 }
 
 fn become_root() -> Result<(), RootlessError> {

@@ -146,6 +146,11 @@ impl HostEnvironment {
         self
     }
 
+    /// The process id of the init, or the helper around it. Nobody else gets it before this is cleared.
+    pub fn process(&self) -> io::Result<u32> {
+        birth::id(self.child.get_ref())
+    }
+
     /// Sends TERM to the init, or the helper around it.
     pub fn terminate(&self) {
         // An error means that it is gone.

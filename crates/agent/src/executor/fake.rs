@@ -284,6 +284,8 @@ mod tests {
             notes: Default::default(),
             stop: Default::default(),
             network: Network::Off,
+            neighbourhood: None,
+            names: Vec::new(),
             timeout: Duration::from_secs(600),
             grace: Duration::from_secs(10),
         }

@@ -24,6 +24,7 @@ pub mod sealed;
 
 pub use environment::DEFAULT_PIDS;
 pub use notes::{NoteReader, Notes, notes};
+pub use sealed::Neighbourhood;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -103,6 +104,10 @@ pub struct ExecutionRequest {
     /// Enforced where the executor can.
     pub resources: Resources,
     pub network: Network,
+    /// With whom the network is shared, where the executor can.
+    pub neighbourhood: Option<Neighbourhood>,
+    /// More names for `localhost`, where the executor can.
+    pub names: Vec<String>,
     /// From the first command's start.
     pub timeout: Duration,
     /// Between TERM and KILL when the timeout is reached.

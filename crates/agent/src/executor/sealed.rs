@@ -69,6 +69,22 @@ struct Means {
     running: Running,
 }
 
+/// Environments in one network: that of the first that is prepared with it. The others reach what it reaches, and meet at
+/// `localhost`. Its copies are one. The first has to outlive the others.
+#[derive(Debug, Clone, Default)]
+pub struct Neighbourhood(Arc<Mutex<Option<NetworkSpec>>>);
+
+impl Neighbourhood {
+    fn network(&self) -> Option<NetworkSpec> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn found(&self, helper: u32, resolvers: &[String]) {
+        let joined = NetworkSpec::Joined { helper, resolvers: resolvers.to_vec() };
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(joined);
+    }
+}
+
 /// How sealed environments reach outwards.
 #[derive(Debug)]
 enum WayOut {
@@ -153,7 +169,8 @@ impl Sealer {
     pub(super) fn reserve(&self, request: &ExecutionRequest) -> Result<Place, ExecutorError> {
         let guard = self.0.running.enter(request.attempt)?;
         let ids = self.0.ids.take()?;
-        let network = self.network(request.network, ids.slot)?;
+        let joined = request.neighbourhood.as_ref().and_then(Neighbourhood::network);
+        let network = joined.map_or_else(|| self.network(request.network, ids.slot), Ok)?;
         Ok(Place { sealer: self.clone(), network, ids, _guard: guard })
     }
 
@@ -200,7 +217,7 @@ impl Place {
             pids: means.options.pids,
             maps_owners: means.maps_owners,
             network: self.network.clone(),
-            names: Vec::new(),
+            names: request.names.clone(),
         }
     }
 
@@ -261,7 +278,13 @@ impl Sealer {
         let mut arguments: Vec<&OsStr> = options.helper.arguments.iter().map(OsString::as_os_str).collect();
         arguments.push(description.as_os_str());
         let (channel, environment) =
-            HostEnvironment::spawn(&options.helper.program, &arguments, cgroup, spec.id)?;
+            HostEnvironment::spawn(&options.helper.program, &arguments, cgroup, spec.id.clone())?;
+        if let (Some(neighbourhood), false) =
+            (&request.neighbourhood, matches!(spec.network, NetworkSpec::Joined { .. }))
+        {
+            let helper = environment.process().map_err(ExecutorError::io("find the helper"))?;
+            neighbourhood.found(helper, spec.network.resolvers());
+        }
         let environment = environment.give(gift);
         let environment: Box<dyn Environment> =
             if *rootless { Box::new(RootlessEnvironment(environment)) } else { Box::new(environment) };

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
-use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
@@ -71,6 +71,11 @@ impl TestImages {
         };
         images.put(Self::TOOLS, image(vec![folder.join("low"), folder.join("high")]));
         images
+    }
+
+    /// The layers of an image that was put here.
+    pub fn layers(&self, name: &str) -> Vec<PathBuf> {
+        self.0.lock().unwrap()[name].layers.clone()
     }
 
     pub fn put(&self, name: &str, image: Image) {
@@ -189,9 +194,4 @@ pub fn busybox(layer: &Path) -> Option<()> {
         symlink("busybox", layer.join("bin").join(name)).unwrap();
     }
     Some(())
-}
-
-/// Makes what is there the user's own.
-pub fn own(path: &Path, user: u32, group: u32) {
-    chown(path, Some(user), Some(group)).unwrap();
 }

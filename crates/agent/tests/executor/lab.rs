@@ -267,6 +267,8 @@ pub fn request_in<C: Into<String>>(folder: &Path, commands: impl IntoIterator<It
         stop: CancellationToken::new(),
         resources: Resources { cpu_millis: 2000, memory_bytes: 1 << 30 },
         network: Network::Off,
+        neighbourhood: None,
+        names: Vec::new(),
         timeout: PATIENCE,
         grace: Duration::from_secs(5),
     }

@@ -4,6 +4,7 @@
 
 mod as_user;
 mod behaviour;
+mod containers;
 mod ending;
 mod images;
 mod lab;
@@ -107,6 +108,16 @@ executors! {
 
 executors! {
     container_sealed;
+    crate::containers::hostile_images_get_nowhere as hostile_images_get_nowhere,
+    crate::containers::images_have_users as images_have_users,
+    crate::containers::an_image_is_its_layers as an_image_is_its_layers,
+    crate::containers::an_image_says_how_it_is_run as an_image_says_how_it_is_run,
+    crate::containers::what_is_not_wanted_any_more_is_not_waited_for as what_is_not_wanted_any_more_is_not_waited_for,
+    crate::containers::what_is_written_is_measured_and_goes as what_is_written_is_measured_and_goes,
+    crate::containers::an_image_that_is_not_to_be_had_is_told as an_image_that_is_not_to_be_had_is_told,
+    crate::containers::neighbours_meet_at_localhost as neighbours_meet_at_localhost,
+    crate::containers::low_ports_are_everybodys as low_ports_are_everybodys,
+    crate::containers::an_entrypoint_is_not_run_unless_asked_for as an_entrypoint_is_not_run_unless_asked_for,
     crate::sealing::nothing_of_the_host_is_seen as nothing_of_the_host_is_seen,
     crate::sealing::nothing_of_the_host_is_changed as nothing_of_the_host_is_changed,
     crate::sealing::there_are_no_privileges as there_are_no_privileges,
@@ -121,6 +132,16 @@ executors! {
 
 executors! {
     rootless_container_sealed;
+    crate::containers::hostile_images_get_nowhere as hostile_images_get_nowhere,
+    crate::containers::images_have_users as images_have_users,
+    crate::containers::an_image_is_its_layers as an_image_is_its_layers,
+    crate::containers::an_image_says_how_it_is_run as an_image_says_how_it_is_run,
+    crate::containers::what_is_not_wanted_any_more_is_not_waited_for as what_is_not_wanted_any_more_is_not_waited_for,
+    crate::containers::what_is_written_is_measured_and_goes as what_is_written_is_measured_and_goes,
+    crate::containers::an_image_that_is_not_to_be_had_is_told as an_image_that_is_not_to_be_had_is_told,
+    crate::containers::neighbours_meet_at_localhost as neighbours_meet_at_localhost,
+    crate::containers::low_ports_are_everybodys as low_ports_are_everybodys,
+    crate::containers::an_entrypoint_is_not_run_unless_asked_for as an_entrypoint_is_not_run_unless_asked_for,
     crate::sealing::nothing_of_the_host_is_seen as nothing_of_the_host_is_seen,
     crate::sealing::nothing_of_the_host_is_changed as nothing_of_the_host_is_changed,
     crate::sealing::there_are_no_privileges as there_are_no_privileges,
@@ -133,9 +154,21 @@ executors! {
     crate::sealing::the_init_is_out_of_reach as the_init_is_out_of_reach,
 }
 
+executors! {
+    container_capable;
+    crate::containers::a_few_privileges_can_be_given as a_few_privileges_can_be_given,
+}
+
 // Where layers are copied: because it is said so, or because the file system allows nothing else.
 executors! {
     container_copied, container_unmapped, rootless_container_copied;
+    crate::containers::hostile_images_get_nowhere as hostile_images_get_nowhere,
+    crate::containers::images_have_users as images_have_users,
+    crate::containers::an_image_is_its_layers as an_image_is_its_layers,
+    crate::containers::an_image_says_how_it_is_run as an_image_says_how_it_is_run,
+    crate::containers::what_is_not_wanted_any_more_is_not_waited_for as what_is_not_wanted_any_more_is_not_waited_for,
+    crate::containers::what_is_written_is_measured_and_goes as what_is_written_is_measured_and_goes,
+    crate::containers::copying_is_told as copying_is_told,
     crate::sealing::the_workspace_stays_the_agents as the_workspace_stays_the_agents,
     crate::behaviour::a_standby_sees_what_came_after_it as a_standby_sees_what_came_after_it,
     crate::sealing::nothing_of_the_host_is_changed as nothing_of_the_host_is_changed,

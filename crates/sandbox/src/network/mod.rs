@@ -19,6 +19,7 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 pub use link::Link;
 pub use netlink::Socket;
@@ -99,6 +100,30 @@ pub fn arrange() -> io::Result<()> {
     // Where that may not be said, or is not known, they stay root's.
     let _ = fs::write(UNPRIVILEGED_PORTS, "0");
     sys::raise_loopback()
+}
+
+/// How long another sandbox's helper may take until it has a network of its own.
+const FOUNDING_PATIENCE: Duration = Duration::from_secs(10);
+const FOUNDING_INTERVAL: Duration = Duration::from_millis(1);
+
+/// The network of the process that `find` names, which must not be this process's: that would be the host's. One that is not
+/// there yet is waited for; nothing tells of it.
+pub fn of_another(mut find: impl FnMut() -> io::Result<u32>) -> io::Result<File> {
+    use std::os::unix::fs::MetadataExt;
+    let own = fs::metadata("/proc/self/ns/net")?.ino();
+    let until = Instant::now() + FOUNDING_PATIENCE;
+    loop {
+        let found = find().and_then(|process| File::open(format!("/proc/{process}/ns/net")));
+        if let Ok(namespace) = &found
+            && namespace.metadata()?.ino() != own
+        {
+            return found;
+        }
+        if Instant::now() >= until {
+            return Err(found.err().unwrap_or_else(|| io::ErrorKind::TimedOut.into()));
+        }
+        std::thread::sleep(FOUNDING_INTERVAL);
+    }
 }
 
 /// One agent's addresses.
