@@ -53,6 +53,8 @@ pub enum Cause {
     Image,
     /// The environment could not be made or broke.
     Executor,
+    /// What was to be brought from, or kept in, the storage could not be.
+    Storage,
     /// The agent's disk is full.
     DiskFull,
     /// The agent does not understand what it is asked to do.
@@ -65,12 +67,13 @@ impl Cause {
         !matches!(self, Self::Unsupported)
     }
 
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::AgentLost,
         Self::AgentRestarted,
         Self::Workspace,
         Self::Image,
         Self::Executor,
+        Self::Storage,
         Self::DiskFull,
         Self::Unsupported,
     ];
@@ -83,6 +86,7 @@ impl Cause {
             Self::Workspace => "workspace",
             Self::Image => "image",
             Self::Executor => "executor",
+            Self::Storage => "storage",
             Self::DiskFull => "disk_full",
             Self::Unsupported => "unsupported",
         }

@@ -198,14 +198,14 @@ pub struct Cache {
     pub key: Template,
     /// What keys may begin with where `key` itself is not there, the most wanted first. The newest of those is taken.
     pub restore: Vec<Template>,
-    /// Files, folders and patterns: in the workspace, below `~/`, or absolute.
+    /// Files, folders and patterns: in the workspace, below `~/`, or absolute; one that begins with `!` leaves out.
     pub paths: Vec<String>,
 }
 
 /// Files that are kept of an action.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Artifacts {
-    /// Files, folders and patterns, as those of a cache; one that begins with `!` leaves out.
+    /// Files, folders and patterns in the workspace; one that begins with `!` leaves out.
     pub paths: Vec<String>,
     pub when: When,
     /// None: as long as the installation keeps them.

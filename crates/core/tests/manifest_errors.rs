@@ -164,6 +164,7 @@ fn files_that_cannot_be_meant() {
         (p("../x"), Kind::Value, 4, 25, "`../x` leads out by `..`", "from the workspace"),
         (p("a/../../x"), Kind::Value, 4, 25, "leads out", ""),
         (p("/"), Kind::Value, 4, 25, "`/` is everything", "name a folder"),
+        (p("~/x"), Kind::Value, 4, 25, "`~/x` is not in the workspace", "have a command put it there"),
         (p("~root/x"), Kind::Value, 4, 25, "another user's home", ""),
         (p("\"a\\u202Eb\""), Kind::Value, 4, 25, "do not show", ""),
         (p("\"\""), Kind::Value, 4, 25, "1 to 1024 bytes", ""),

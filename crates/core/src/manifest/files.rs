@@ -50,7 +50,7 @@ impl Reader<'_> {
             }
         };
         let paths = match find(fields, "paths") {
-            Some(entry) => self.paths(entry),
+            Some(entry) => self.paths(entry, values::path),
             None => {
                 let mend = "say what it holds: `paths: [target]`";
                 self.complain(ManifestErrorKind::Missing, item.span, "the cache has no `paths`", mend);
@@ -78,17 +78,25 @@ impl Reader<'_> {
             self.complain(ManifestErrorKind::Missing, entry.key_span, "`artifacts` has no `paths`", mend);
             return None;
         };
-        Some(Artifacts { paths: self.paths(paths)?, when: when.unwrap_or_default(), keep })
+        Some(Artifacts {
+            paths: self.paths(paths, values::workspace_path)?,
+            when: when.unwrap_or_default(),
+            keep,
+        })
     }
 
     pub(super) fn reports(&mut self, entry: &Entry<'_>) -> Reports {
         let Some(entries) = self.mapping(entry, "a mapping with `junit`") else { return Reports::default() };
         let fields = self.fields(entries, &keys::REPORTS);
-        Reports { junit: find(fields, "junit").and_then(|entry| self.paths(entry)).unwrap_or_default() }
+        Reports {
+            junit: find(fields, "junit")
+                .and_then(|entry| self.paths(entry, values::path))
+                .unwrap_or_default(),
+        }
     }
 
-    fn paths(&mut self, entry: &Entry<'_>) -> Option<Vec<String>> {
-        let paths = self.items(entry, WANTED_PATHS, |text| values::path(text).map(|()| text.to_owned()))?;
+    fn paths(&mut self, entry: &Entry<'_>, check: fn(&str) -> Result<(), Refusal>) -> Option<Vec<String>> {
+        let paths = self.items(entry, WANTED_PATHS, |text| check(text).map(|()| text.to_owned()))?;
         if matches!(&entry.value.content, Content::Sequence(items) if items.is_empty()) {
             let message = "the list of paths is empty";
             self.complain(

@@ -308,6 +308,17 @@ pub(super) fn path(text: &str) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// As [`path`], and in the workspace.
+pub(super) fn workspace_path(text: &str) -> Result<(), Refusal> {
+    path(text)?;
+    let path = text.strip_prefix('!').unwrap_or(text);
+    if path.starts_with(['/', '~']) {
+        let mend = "have a command put it there, and name it from there on";
+        return Err(Refusal::new(format!("{} is not in the workspace", quoted(text)), mend));
+    }
+    Ok(())
+}
+
 /// An exit code that may fail without harm.
 pub(super) fn exit_code(text: &str) -> Result<i32, Refusal> {
     let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) && !text.starts_with('0');
@@ -442,6 +453,8 @@ mod tests {
         assert!(bad.iter().all(|text| host_name(text).is_err()));
         let good = ["a", "a/b", "**/*.xml", "!**/x", "~/.cargo", "~", "/usr/local", "a..b", "..a/b", "{a,b}"];
         assert!(good.iter().all(|text| path(text).is_ok()));
+        assert!(["a", "!a", "**/*.xml"].iter().all(|text| workspace_path(text).is_ok()));
+        assert!(["/a", "~/a", "!~", "../a"].iter().all(|text| workspace_path(text).is_err()));
         let bad = ["", "!", "/", "//", "..", "a/../b", "../a", "~x/y", "a\nb", "a\u{202e}b"];
         assert!(bad.iter().all(|text| path(text).is_err()), "{bad:?}");
     }
