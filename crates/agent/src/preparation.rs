@@ -132,6 +132,7 @@ impl Preparation<'_> {
             network: Network::from(spec.network()),
             timeout: Duration::from_millis(spec.timeout_ms),
             grace: Duration::from_millis(spec.grace_ms),
+            stays: false,
         })
     }
 

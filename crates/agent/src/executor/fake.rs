@@ -283,6 +283,7 @@ mod tests {
             network: Network::Off,
             timeout: Duration::from_secs(600),
             grace: Duration::from_secs(10),
+            stays: false,
         }
     }
 

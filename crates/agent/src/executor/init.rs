@@ -280,8 +280,15 @@ impl Conversation<'_> {
                 }
                 ExecutionEvent::CommandStarted { index, log_offset: self.log_offset }
             }
-            // `Frame` keeps output apart.
-            FromInit::Output(_) => return Err(WireError::Invalid("kind")),
+            // `Frame` keeps output apart; the rest is an answer to what nobody asks.
+            FromInit::Output(_)
+            | FromInit::Ended { .. }
+            | FromInit::PutRoom { .. }
+            | FromInit::Stored { .. }
+            | FromInit::Refused { .. }
+            | FromInit::TakeData(_)
+            | FromInit::Taken(_)
+            | FromInit::ExecEnded { .. } => return Err(WireError::Invalid("kind")),
             FromInit::CommandFinished { index, exit_code, duration_us, usage, .. } => {
                 ExecutionEvent::CommandFinished {
                     index,
@@ -292,6 +299,8 @@ impl Conversation<'_> {
                         cpu_user: Duration::from_micros(usage.cpu_user_us),
                         cpu_system: Duration::from_micros(usage.cpu_system_us),
                         memory_peak_bytes: usage.memory_peak_bytes,
+                        read_bytes: usage.read_bytes,
+                        write_bytes: usage.write_bytes,
                     },
                 }
             }

@@ -95,6 +95,9 @@ pub struct ExecutionRequest {
     pub timeout: Duration,
     /// Between TERM and KILL when the timeout is reached.
     pub grace: Duration,
+    /// Whether the environment is kept when the commands are over, for files to be taken out of it: see
+    /// [`ExecutionEvent::Over`].
+    pub stays: bool,
 }
 
 /// Which shell reads the commands.
@@ -126,6 +129,9 @@ pub struct ResourceUse {
     pub cpu_user: Duration,
     pub cpu_system: Duration,
     pub memory_peak_bytes: u64,
+    /// Of storage; what the page cache had is not in it.
+    pub read_bytes: u64,
+    pub write_bytes: u64,
 }
 
 /// What an execution tells.

@@ -213,6 +213,7 @@ pub fn request_in<C: Into<String>>(folder: &Path, commands: impl IntoIterator<It
         network: Network::Off,
         timeout: PATIENCE,
         grace: Duration::from_secs(5),
+        stays: false,
     }
 }
 
