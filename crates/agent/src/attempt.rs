@@ -243,7 +243,7 @@ impl AttemptTask {
                 self.take_output(output).await;
                 return Ok(());
             }
-            ExecutionEvent::Finished { .. } => return Ok(()),
+            ExecutionEvent::Over { .. } | ExecutionEvent::Finished { .. } => return Ok(()),
         };
         self.spool.record(body, unix_ms())
     }
