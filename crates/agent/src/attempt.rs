@@ -240,6 +240,8 @@ impl AttemptTask {
                         cpu_user_us: micros(resource_use.cpu_user),
                         cpu_system_us: micros(resource_use.cpu_system),
                         memory_peak_bytes: resource_use.memory_peak_bytes,
+                        read_bytes: resource_use.read_bytes,
+                        write_bytes: resource_use.write_bytes,
                     }),
                 })
             }
@@ -247,7 +249,7 @@ impl AttemptTask {
                 self.take_output(output).await;
                 return Ok(());
             }
-            ExecutionEvent::Finished { .. } => return Ok(()),
+            ExecutionEvent::Over { .. } | ExecutionEvent::Finished { .. } => return Ok(()),
         };
         self.spool.record(body, unix_ms())
     }

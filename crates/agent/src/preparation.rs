@@ -158,6 +158,7 @@ impl Preparation<'_> {
             names: Vec::new(),
             timeout: Duration::from_millis(spec.timeout_ms),
             grace: Duration::from_millis(spec.grace_ms),
+            stays: false,
         })
     }
 

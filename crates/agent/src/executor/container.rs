@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use sealci_core::plan::{Container, Entrypoint, ExecutorKind};
+use sealci_guest::wire;
 use sealci_image::Image;
 use sealci_sandbox::{
     Assembly, COPY_ARGUMENT, Capability, IMAGE_PROBE_ARGUMENT, ImageProbe, ImageRoot, RootSpec, SandboxSpec,
@@ -118,12 +119,7 @@ impl Executor for ContainerExecutor {
         };
         let mut env = image.config.env.clone();
         env.extend(request.env.clone());
-        let start = start_message(&request, env);
-        if !wrapper(&container, &image).is_empty() {
-            let text =
-                "this release puts no entrypoint in front of an action's shell; leave `entrypoint` out";
-            return Err(ExecutorError::Unsupported(text.to_owned()));
-        }
+        let start = wire::Start { wrapper: wrapper(&container, &image), ..start_message(&request, env) };
         place.stand_by(&self.tasks, Sealed { request, spec, owner, start }, image).await
     }
 

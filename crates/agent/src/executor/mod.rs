@@ -4,7 +4,7 @@
 //! an execution tells is an ordered stream that ends with exactly one `Finished`:
 //!
 //! ```text
-//! (Started  (CommandStarted  Output*  CommandFinished)*  Output*)?  Finished
+//! (Started  (CommandStarted  Output*  CommandFinished)*  Output*  Over?)?  Finished
 //! ```
 //!
 //! `Output` between two commands (of something left in the background) belongs to neither. A `CommandFinished` may be
@@ -12,6 +12,7 @@
 
 pub mod cgroup;
 pub mod container;
+pub mod door;
 mod environment;
 pub mod fake;
 pub mod helper;
@@ -34,6 +35,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use door::{Door, Request};
 use sealci_core::ids::AttemptId;
 use sealci_core::outcome::{Cause, Outcome};
 use sealci_core::plan::{Container, ExecutorKind, Network, Resources};
@@ -112,6 +114,9 @@ pub struct ExecutionRequest {
     pub timeout: Duration,
     /// Between TERM and KILL when the timeout is reached.
     pub grace: Duration,
+    /// Whether the environment is kept when the commands are over, for files to be taken out of it: see
+    /// [`ExecutionEvent::Over`].
+    pub stays: bool,
 }
 
 /// Which shell reads the commands.
@@ -143,6 +148,9 @@ pub struct ResourceUse {
     pub cpu_user: Duration,
     pub cpu_system: Duration,
     pub memory_peak_bytes: u64,
+    /// Of storage; what the page cache had is not in it.
+    pub read_bytes: u64,
+    pub write_bytes: u64,
 }
 
 /// What an execution tells.
@@ -166,6 +174,13 @@ pub enum ExecutionEvent {
         log_offset: u64,
         resource_use: ResourceUse,
     },
+    /// The commands are over and nothing of them lives; the environment is kept for files to be taken out, until
+    /// [`Execution::leave`], a wish to end it, or its own end. Only where the request says that it stays, and not of what
+    /// was cancelled or never began.
+    Over {
+        /// `Finished` says the same.
+        outcome: Outcome,
+    },
     /// The last event. Never `Skipped`.
     Finished {
         outcome: Outcome,
@@ -183,6 +198,11 @@ pub struct Standby {
 }
 
 impl Standby {
+    /// The way into the environment, for files that are there before the first command.
+    pub fn door(&self) -> Door {
+        self.execution.door()
+    }
+
     /// Sets the commands going.
     pub fn begin(self) -> Execution {
         // Its task waits for this and nothing else; were it gone, the execution's events would say so by their end.
@@ -211,12 +231,24 @@ impl Standby {
 pub struct Execution {
     events: mpsc::Receiver<ExecutionEvent>,
     handle: ExecutionHandle,
+    door: Door,
+    leave: CancellationToken,
 }
 
 impl Execution {
     /// The next event; none after `Finished`. Dropping the future loses nothing.
     pub async fn next(&mut self) -> Option<ExecutionEvent> {
         self.events.recv().await
+    }
+
+    /// The way into the environment, for as long as it stands.
+    pub fn door(&self) -> Door {
+        self.door.clone()
+    }
+
+    /// Nothing more is wanted after `Over`. May be said before, and then nothing is waited for.
+    pub fn leave(&self) {
+        self.leave.cancel();
     }
 
     /// A handle that may be used while events are awaited.
@@ -285,6 +317,10 @@ struct Backstage {
     go: oneshot::Receiver<()>,
     events: mpsc::Sender<ExecutionEvent>,
     wishes: watch::Receiver<Wish>,
+    /// What is asked through the door.
+    requests: mpsc::Receiver<Request>,
+    /// Nothing more is wanted when the commands are over.
+    leave: CancellationToken,
 }
 
 /// The two ends of an execution: its owner's, and that of the task that drives it.
@@ -292,8 +328,10 @@ fn standby() -> (Standby, Backstage) {
     let (event_sender, events) = mpsc::channel(EVENT_CAPACITY);
     let (wish, wishes) = watch::channel(Wish::GoOn);
     let (go, may_go) = oneshot::channel();
-    let execution = Execution { events, handle: ExecutionHandle { wish } };
-    (Standby { execution, go }, Backstage { go: may_go, events: event_sender, wishes })
+    let (door, requests) = door::door();
+    let leave = CancellationToken::new();
+    let execution = Execution { events, handle: ExecutionHandle { wish }, door, leave: leave.clone() };
+    (Standby { execution, go }, Backstage { go: may_go, events: event_sender, wishes, requests, leave })
 }
 
 /// Why an action's environment could not be made.

@@ -111,6 +111,7 @@ fn start_message(request: ExecutionRequest) -> Result<wire::Start, ExecutorError
         scratch: scratch.as_os_str().as_bytes().to_vec(),
         timeout_ms: Some(u64::try_from(request.timeout.as_millis()).unwrap_or(u64::MAX)),
         grace_ms: u64::try_from(request.grace.as_millis()).unwrap_or(u64::MAX),
-        user: None,
+        stays: request.stays,
+        ..wire::Start::default()
     })
 }

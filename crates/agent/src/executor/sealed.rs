@@ -309,7 +309,8 @@ pub(super) fn start_message(
         scratch: inside::SCRATCH.into(),
         timeout_ms: Some(u64::try_from(request.timeout.as_millis()).unwrap_or(u64::MAX)),
         grace_ms: u64::try_from(request.grace.as_millis()).unwrap_or(u64::MAX),
-        user: None,
+        stays: request.stays,
+        ..wire::Start::default()
     }
 }
 

@@ -271,6 +271,7 @@ pub fn request_in<C: Into<String>>(folder: &Path, commands: impl IntoIterator<It
         names: Vec::new(),
         timeout: PATIENCE,
         grace: Duration::from_secs(5),
+        stays: false,
     }
 }
 
@@ -279,6 +280,8 @@ pub fn request_in<C: Into<String>>(folder: &Path, commands: impl IntoIterator<It
 pub struct Record {
     pub output: Vec<u8>,
     pub commands: Vec<CommandRecord>,
+    /// What the commands came to, where the environment was kept.
+    pub over: Option<Outcome>,
     pub outcome: Option<Outcome>,
     pub remains: Option<String>,
     /// Output events, for judging their number.
@@ -343,7 +346,12 @@ impl Record {
                 command.cpu = resource_use.cpu_user + resource_use.cpu_system;
                 command.memory_peak_bytes = resource_use.memory_peak_bytes;
             }
+            ExecutionEvent::Over { outcome } => {
+                assert_eq!(self.over, None);
+                self.over = Some(outcome);
+            }
             ExecutionEvent::Finished { outcome, remains } => {
+                assert!(self.over.as_ref().is_none_or(|over| *over == outcome), "{:?} stands", self.over);
                 self.outcome = Some(outcome);
                 self.remains = remains;
             }

@@ -128,6 +128,8 @@ fn command(row: &commands::Model, planned: &PlannedAction) -> types::Command {
         cpu_user_us: row.cpu_user_us,
         cpu_system_us: row.cpu_system_us,
         memory_peak_bytes: row.memory_peak_bytes,
+        read_bytes: row.read_bytes,
+        write_bytes: row.write_bytes,
     }
 }
 

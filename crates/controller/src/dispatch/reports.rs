@@ -284,6 +284,8 @@ fn keep_details(live: &mut Live, id: AttemptId, event: &Event, transaction: &mut
                 cpu_user_us: None,
                 cpu_system_us: None,
                 memory_peak_bytes: None,
+                read_bytes: None,
+                write_bytes: None,
             };
             live.commands.insert((id, started.index), row.clone());
             transaction.batch.commands.insert((row.action_id, row.number, row.index), row);
@@ -297,6 +299,8 @@ fn keep_details(live: &mut Live, id: AttemptId, event: &Event, transaction: &mut
                 row.cpu_user_us = Some(big(used.cpu_user_us));
                 row.cpu_system_us = Some(big(used.cpu_system_us));
                 row.memory_peak_bytes = Some(big(used.memory_peak_bytes));
+                row.read_bytes = Some(big(used.read_bytes));
+                row.write_bytes = Some(big(used.write_bytes));
                 transaction.batch.commands.insert((row.action_id, row.number, row.index), row);
             }
         }

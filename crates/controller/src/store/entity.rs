@@ -130,6 +130,8 @@ pub mod commands {
         pub cpu_user_us: Option<i64>,
         pub cpu_system_us: Option<i64>,
         pub memory_peak_bytes: Option<i64>,
+        pub read_bytes: Option<i64>,
+        pub write_bytes: Option<i64>,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
