@@ -1,4 +1,4 @@
-//! Images for the tests, made on the spot: of programs of this machine with the libraries that they need, and of busybox.
+//! Images for the tests, made on the spot, of programs of this machine with the libraries that they need.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -180,18 +180,4 @@ fn copy_into(root: &Path, place: &Path, file: &Path) {
         std::fs::copy(file, &target).unwrap();
         std::fs::set_permissions(&target, std::fs::Permissions::from_mode(0o755)).unwrap();
     }
-}
-
-/// A layer with busybox alone, as `/bin/busybox` with a few names; none where this machine has no static one.
-pub fn busybox(layer: &Path) -> Option<()> {
-    let program = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists())?;
-    std::fs::create_dir_all(layer.join("bin")).unwrap();
-    std::fs::copy(program, layer.join("bin/busybox")).unwrap();
-    for name in [
-        "sh", "cat", "echo", "env", "id", "ls", "mkdir", "readlink", "rm", "stat", "test", "touch", "true",
-        "wc",
-    ] {
-        symlink("busybox", layer.join("bin").join(name)).unwrap();
-    }
-    Some(())
 }
