@@ -23,15 +23,8 @@ use tokio_util::task::TaskTracker;
 
 use super::environment::blocking;
 use super::sealed::{ID_RANGE, Sealed, Sealer, start_message, write_description};
-use super::{ExecutionRequest, Executor, ExecutorError, Notes, Standby};
+use super::{ExecutionRequest, Executor, ExecutorError, Images, Standby};
 use crate::workspace;
-
-/// What has images.
-#[async_trait]
-pub trait Images: Send + Sync + std::fmt::Debug {
-    /// Has the image on disk, unpacked. Dropping the future gives up.
-    async fn obtain(&self, container: &Container, notes: &Notes) -> Result<Image, ExecutorError>;
-}
 
 /// What an installation may choose.
 #[derive(Debug, Clone, Default)]

@@ -16,6 +16,7 @@ pub mod door;
 mod environment;
 pub mod fake;
 pub mod helper;
+mod images;
 pub mod init;
 mod notes;
 pub mod process;
@@ -24,6 +25,7 @@ pub mod sandbox;
 pub mod sealed;
 
 pub use environment::DEFAULT_PIDS;
+pub use images::Images;
 pub use notes::{NoteReader, Notes, notes};
 pub use sealed::Neighbourhood;
 

@@ -8,10 +8,9 @@ use std::process::Command;
 use std::sync::Mutex;
 
 use async_trait::async_trait;
-use sealci_agent::executor::container::Images;
-use sealci_agent::executor::{ExecutorError, Notes};
+use sealci_agent::executor::{ExecutorError, Images, Notes};
 use sealci_core::plan::Container;
-use sealci_image::{Image, ImageConfig};
+use sealci_image::{Image, ImageConfig, Lease};
 
 /// Tells a test that runs as an ordinary user where its image is.
 pub const GIVEN: &str = "SEALCI_TEST_IMAGE";
@@ -102,7 +101,8 @@ impl Images for TestImages {
 pub fn image(layers: Vec<PathBuf>) -> Image {
     let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
     let env = [("PATH".to_owned(), path.to_owned())].into();
-    Image { digest: "sha256:0".to_owned(), config: ImageConfig { env, ..ImageConfig::default() }, layers }
+    let config = ImageConfig { env, ..ImageConfig::default() };
+    Image { digest: "sha256:0".to_owned(), config, layers, lease: Lease::none() }
 }
 
 /// The folder with the layers `low` and `high` of [`TestImages::TOOLS`] for the user's own. Stays for the next test.

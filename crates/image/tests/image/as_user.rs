@@ -1,0 +1,44 @@
+//! Runs all the other tests once more as an ordinary user.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use crate::lab::skipped;
+
+/// Nobody's on any machine.
+const USER: &str = "64999";
+
+#[test]
+fn everything_holds_without_root() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    // The folders that this was built in may be closed to the user: a mount namespace shows it where it is open.
+    let open = TempDir::new().unwrap();
+    std::fs::set_permissions(open.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::write(open.path().join("test"), b"").unwrap();
+    let text = format!(
+        "mount --bind \"$1\" \"$2/test\" && \
+         exec setpriv --reuid {USER} --regid {USER} --clear-groups \"$2/test\" --skip as_user::"
+    );
+    let output = Command::new("unshare")
+        .args(["--mount", "sh", "-c", &text, "sh"])
+        .args([std::env::current_exe().unwrap().as_path(), open.path()])
+        .env_remove("SEALCI_SKIPS")
+        .env("HOME", "/nonexistent")
+        .current_dir(Path::new("/"))
+        .output();
+    match output {
+        Ok(output) => {
+            let (said, text) =
+                (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+            assert!(output.status.success(), "{}: {said}{text}", output.status);
+        }
+        Err(error) => {
+            skipped("images without root", &format!("`unshare` (apt-get install util-linux): {error}"));
+        }
+    }
+}
