@@ -76,7 +76,15 @@ impl Lab {
             let images = Arc::new(TestImages::new());
             let own = images.clone();
             let mut lab = Self::rootless_with(None, move |sealer| {
-                Box::new(ContainerExecutor::new(sealer, own, options).unwrap())
+                let copies = options.copies_layers;
+                let executor = ContainerExecutor::new(sealer, own, options).unwrap();
+                assert_eq!(
+                    executor.stacking_problem().is_some(),
+                    copies,
+                    "{:?}",
+                    executor.stacking_problem()
+                );
+                Box::new(executor)
             })?;
             lab.images = images;
             return Some(lab);

@@ -101,7 +101,7 @@ impl Lab {
 
     /// `container`, as root.
     pub fn container() -> Option<Self> {
-        Self::container_with(TempDir::new().unwrap(), ContainerOptions::default())
+        Self::container_with(TempDir::new().unwrap(), ContainerOptions::default(), false)
     }
 
     /// `container`, for the tests that try to break out of it.
@@ -112,25 +112,28 @@ impl Lab {
     /// `container` where layers are copied and mounts map owners.
     pub fn container_copied() -> Option<Self> {
         let options = ContainerOptions { copies_layers: true, ..ContainerOptions::default() };
-        Self::container_with(TempDir::new().unwrap(), options)
+        Self::container_with(TempDir::new().unwrap(), options, true)
     }
 
     /// `container` on a file system that knows no mapped owners, and of which no overlay can be made.
     pub fn container_unmapped() -> Option<Self> {
-        Self::container_with(unmapped_folder()?, ContainerOptions::default())
+        let lab = Self::container_with(unmapped_folder()?, ContainerOptions::default(), true)?;
+        assert!(!sealci_sandbox::maps_owners(lab.folder.path(), 1 << 20));
+        Some(lab)
     }
 
     /// `container` whose root may do a little more.
     pub fn container_capable() -> Option<Self> {
         let capabilities = sealci_sandbox::Capability::ALL.to_vec();
         let options = ContainerOptions { capabilities, ..ContainerOptions::default() };
-        Self::container_with(TempDir::new().unwrap(), options)
+        Self::container_with(TempDir::new().unwrap(), options, false)
     }
 
-    pub fn container_with(folder: TempDir, options: ContainerOptions) -> Option<Self> {
+    fn container_with(folder: TempDir, options: ContainerOptions, copies: bool) -> Option<Self> {
         let (sealer, groups) = sealer_in(&folder, false, PIDS)?;
         let images = Arc::new(TestImages::new());
         let executor = Box::new(ContainerExecutor::new(sealer, images.clone(), options).unwrap());
+        assert_eq!(executor.stacking_problem().is_some(), copies, "{:?}", executor.stacking_problem());
         let mut lab = Self::of(executor, folder, Some(groups));
         lab.images = images;
         Some(lab)

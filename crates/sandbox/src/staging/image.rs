@@ -38,7 +38,8 @@ impl Stage<'_> {
             Assembly::Stacked => {
                 let disk = self.spec.scratch.join(WRITTEN);
                 make_folder(&disk)?;
-                let stack = stack::Stack { layers: &image.layers, disk: &disk, stage: &self.folder, mapping };
+                let (stage, owner) = (&self.folder, self.spec.id_base);
+                let stack = stack::Stack { layers: &image.layers, disk: &disk, stage, mapping, owner };
                 stack.mount(&self.root)?;
             }
             Assembly::Copied => {

@@ -32,6 +32,8 @@ pub struct Stack<'a> {
     pub stage: &'a Path,
     /// Maps the owners of both, where that is wanted.
     pub mapping: Option<BorrowedFd<'a>>,
+    /// Whom root of the layers is then.
+    pub owner: u32,
 }
 
 impl Stack<'_> {
@@ -60,8 +62,13 @@ impl Stack<'_> {
             names.join(":")
         );
         std::env::set_current_dir(self.stage).doing("enter", self.stage)?;
-        sys::mount("overlay", target, "overlay", libc::MS_NOSUID | libc::MS_NODEV, &options)
-            .doing("mount an overlay at", target)?;
+        // Who mounts it makes the folders in which it works; somebody who is nobody there could not, and then it would be
+        // read-only without a word.
+        sys::act_on_files_as(self.owner).doing("act as the owner of", target)?;
+        let mounted = sys::mount("overlay", target, "overlay", libc::MS_NOSUID | libc::MS_NODEV, &options)
+            .doing("mount an overlay at", target);
+        sys::act_on_files_as(0).doing("be root again for", target)?;
+        mounted?;
         // It holds them by itself.
         for place in places {
             sys::detach(&place).doing("detach", &place)?;
@@ -117,7 +124,7 @@ pub fn look(
     for folder in [&stage, &disk, &target] {
         make_folder(folder)?;
     }
-    Stack { layers: &[low, high], disk: &disk, stage: &stage, mapping }.mount(&target)?;
+    Stack { layers: &[low, high], disk: &disk, stage: &stage, mapping, owner }.mount(&target)?;
     sys::act_on_files_as(owner).doing("act as the owner of", &target)?;
     let tried = is_one_tree(&target, owner).doing("use an overlay at", &target);
     sys::act_on_files_as(0).doing("be root again for", &target)?;
