@@ -61,6 +61,18 @@ impl Lab {
         Self::rootless_image(ContainerOptions { copies_layers: true, ..ContainerOptions::default() })
     }
 
+    /// [`Lab::rootless_container`] with a real store of images.
+    pub fn rootless_container_stored() -> Option<Self> {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().to_owned();
+        let mut lab = Self::rootless_with(None, move |sealer| {
+            let store = Arc::new(TestImages::stored(&path));
+            Box::new(ContainerExecutor::new(sealer, store, ContainerOptions::default()).unwrap())
+        })?;
+        lab.shown = folder;
+        Some(lab)
+    }
+
     fn rootless_sandbox(relay: Option<RelayKind>) -> Option<Self> {
         let shown = TempDir::new().unwrap();
         std::fs::write(shown.path().join("tool"), "a tool\n").unwrap();

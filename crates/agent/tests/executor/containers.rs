@@ -319,6 +319,21 @@ pub async fn what_is_written_is_measured_and_goes(lab: &Lab) {
     assert!(!scratch.exists());
 }
 
+/// With a real store: what is asked for is unpacked, used twice, and what is not there is told.
+pub async fn images_come_from_the_store(lab: &Lab) {
+    let archive = "docker-archive:tools.tar";
+    for _ in 0..2 {
+        let record = run(lab, archive, "echo $FROM_IMAGE; touch /mine; test -x /usr/bin/env").await;
+        assert_eq!(record.text(), "archive\n", "{:?}", record.outcome());
+        assert_eq!(record.outcome(), &Outcome::Succeeded);
+    }
+    let error = lab.executor.prepare(request(lab, "docker-archive:none.tar", "true")).await.unwrap_err();
+    assert_eq!(error.cause(), Cause::Image, "{}", error.message());
+    assert!(error.message().contains("none.tar"), "{}", error.message());
+    let error = lab.executor.prepare(request(lab, "No Such: name", "true")).await.unwrap_err();
+    assert_eq!(error.cause(), Cause::Unsupported, "{}", error.message());
+}
+
 /// Where layers are copied, the log says so and why.
 pub async fn copying_is_told(lab: &Lab) {
     let mut request = request(lab, "tools", "echo copied");

@@ -10,7 +10,8 @@ use std::sync::Mutex;
 use async_trait::async_trait;
 use sealci_agent::executor::{ExecutorError, Images, Notes};
 use sealci_core::plan::Container;
-use sealci_image::{Image, ImageConfig, Lease};
+use sealci_image::{Image, ImageConfig, ImageStore, Lease, StoreOptions};
+use sha2::{Digest, Sha256};
 
 /// Tells a test that runs as an ordinary user where its image is.
 pub const GIVEN: &str = "SEALCI_TEST_IMAGE";
@@ -70,6 +71,15 @@ impl TestImages {
         };
         images.put(Self::TOOLS, image(vec![folder.join("low"), folder.join("high")]));
         images
+    }
+
+    /// A real store beside the tests' own images, with the archive `tools.tar`.
+    pub fn stored(folder: &Path) -> ImageStore {
+        let images = folder.join("images");
+        std::fs::create_dir(&images).unwrap();
+        save_archive(&images.join("tools.tar"), &Self::new().layers(Self::TOOLS)[0]);
+        let options = StoreOptions { images_folder: Some(images), ..StoreOptions::default() };
+        ImageStore::open(&folder.join("store"), options).unwrap()
     }
 
     /// The layers of an image that was put here.
@@ -180,4 +190,27 @@ fn copy_into(root: &Path, place: &Path, file: &Path) {
         std::fs::copy(file, &target).unwrap();
         std::fs::set_permissions(&target, std::fs::Permissions::from_mode(0o755)).unwrap();
     }
+}
+
+/// Writes an archive as `docker save` does, of one layer with the lower half of the tools.
+pub fn save_archive(file: &Path, tools: &Path) {
+    let work = tempfile::TempDir::new().unwrap();
+    let tar = |to: &Path, folder: &Path, names: &[&str]| {
+        let made = Command::new("tar").arg("-cf").arg(to).arg("-C").arg(folder).args(names).status();
+        assert!(made.unwrap().success());
+    };
+    tar(&work.path().join("layer.tar"), tools, &["."]);
+    let digest = Sha256::digest(std::fs::read(work.path().join("layer.tar")).unwrap());
+    let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let architecture = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
+    let config = serde_json::json!({
+        "architecture": architecture,
+        "os": "linux",
+        "config": {"Env": ["PATH=/usr/bin:/bin", "FROM_IMAGE=archive"]},
+        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{digest}")]},
+    });
+    std::fs::write(work.path().join("config.json"), config.to_string()).unwrap();
+    let manifest = serde_json::json!([{"Config": "config.json", "Layers": ["layer.tar"]}]);
+    std::fs::write(work.path().join("manifest.json"), manifest.to_string()).unwrap();
+    tar(file, work.path(), &["manifest.json", "config.json", "layer.tar"]);
 }

@@ -139,6 +139,15 @@ impl Lab {
         Some(lab)
     }
 
+    /// `container` with a real store of images.
+    pub fn container_stored() -> Option<Self> {
+        let folder = TempDir::new().unwrap();
+        let (sealer, groups) = sealer_in(&folder, false, PIDS)?;
+        let store = Arc::new(TestImages::stored(folder.path()));
+        let executor = ContainerExecutor::new(sealer, store, ContainerOptions::default()).unwrap();
+        Some(Self::of(Box::new(executor), folder, Some(groups)))
+    }
+
     /// With control groups where there are some: their folders, and the instance under which they are found again.
     pub fn of(executor: Box<dyn Executor>, folder: TempDir, groups: Option<(Vec<PathBuf>, String)>) -> Self {
         let limits = groups.is_some();

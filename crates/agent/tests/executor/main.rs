@@ -155,6 +155,11 @@ executors! {
 }
 
 executors! {
+    container_stored, rootless_container_stored;
+    crate::containers::images_come_from_the_store as images_come_from_the_store,
+}
+
+executors! {
     container_capable;
     crate::containers::a_few_privileges_can_be_given as a_few_privileges_can_be_given,
 }
