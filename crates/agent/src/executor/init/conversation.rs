@@ -176,8 +176,7 @@ impl<'a> Conversation<'a> {
             Step::Wish(false) | Step::Permit(None) => return Some(End::Silent),
             Step::Leave => {
                 self.post(&ToInit::Leave);
-                self.phase = Phase::Leaving;
-                self.put_off(END_PATIENCE);
+                self.go_away();
             }
             Step::Written => {}
             Step::Permit(Some(permit)) => {
@@ -350,8 +349,7 @@ impl<'a> Conversation<'a> {
         };
         self.post(&message);
         if self.phase == Phase::Staying {
-            self.phase = Phase::Leaving;
-            self.put_off(END_PATIENCE);
+            self.go_away();
         } else {
             self.put_off(patience);
         }
@@ -360,6 +358,13 @@ impl<'a> Conversation<'a> {
             self.environment.kill();
             self.put_off(END_PATIENCE);
         }
+    }
+
+    /// Nothing but its end is awaited.
+    fn go_away(&mut self) {
+        self.phase = Phase::Leaving;
+        self.errands.give_up_files();
+        self.put_off(END_PATIENCE);
     }
 
     fn post(&mut self, message: &ToInit) {
