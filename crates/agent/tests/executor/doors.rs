@@ -1,6 +1,7 @@
 //! Files that go in and out of an environment, and programs beside its commands.
 
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use sealci_agent::executor::door::{Door, DoorError, ExecEnd, ExecRequest, TakeLimits, Taken};
@@ -233,6 +234,33 @@ pub async fn who_takes_slowly_holds_up_nobody(lab: &Lab) {
     assert_eq!(record.outcome(), &failed);
     drop(reader);
     assert!(stuck.await.unwrap().is_err());
+}
+
+pub async fn what_cannot_be_read_is_named(lab: &Lab) {
+    let shut = "mkdir shut open; echo a >shut/a; echo b >open/b; echo c >open/c; chmod 0 shut open/c; mkfifo open/fifo";
+    let request = staying(lab, [shut]);
+    let workspace = request.workspace.clone();
+    let mut execution = lab.start(request).await;
+    let record = until_over(&mut execution).await;
+    let (archive, taken) = take(&execution.door(), &["shut", "open"], "").await.unwrap();
+    let names: Vec<_> = entries_of(&archive).into_iter().map(|(name, ..)| name).collect();
+    assert_eq!(taken.specials, 1);
+    if taken.unreadable == 0 {
+        // Nothing is shut to root on the bare host.
+        assert_eq!(names, ["open/", "open/b", "open/c", "shut/", "shut/a"]);
+    } else {
+        assert_eq!(names, ["open/", "open/b", "shut/"]);
+        assert_eq!(taken.unreadable, 2);
+        let told = taken.unreadable_names.join(" ");
+        assert!(
+            told.contains("open/c: Permission denied") && told.contains("shut: Permission denied"),
+            "{told}"
+        );
+    }
+    execution.leave();
+    rest(&mut execution, record).await;
+    // So that it can be removed.
+    std::fs::set_permissions(workspace.join("shut"), std::fs::Permissions::from_mode(0o700)).unwrap();
 }
 
 pub async fn an_environment_that_stays_is_empty_and_ends(lab: &Lab) {

@@ -56,6 +56,7 @@ executors! {
     crate::behaviour::a_standby_sees_what_came_after_it as a_standby_sees_what_came_after_it,
     crate::behaviour::an_abandoned_standby_leaves_nothing as an_abandoned_standby_leaves_nothing,
     crate::doors::files_go_in_and_come_out as files_go_in_and_come_out,
+    crate::doors::what_cannot_be_read_is_named as what_cannot_be_read_is_named,
     crate::doors::everything_has_its_time as everything_has_its_time,
     crate::doors::a_put_may_be_given_up as a_put_may_be_given_up,
     crate::doors::who_takes_slowly_holds_up_nobody as who_takes_slowly_holds_up_nobody,
