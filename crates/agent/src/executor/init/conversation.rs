@@ -25,7 +25,8 @@ const START_PATIENCE: Duration = Duration::from_secs(10);
 /// How much longer than the grace an init may take to end what it runs.
 const END_PATIENCE: Duration = Duration::from_secs(3);
 /// How long an init may be silent while it packs or unpacks: long, for it waits for disks, and it says when it gets on.
-const FILES_PATIENCE: Duration = Duration::from_secs(60);
+const FILES_PATIENCE: Duration =
+    if cfg!(test) { Duration::from_millis(600) } else { Duration::from_secs(60) };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
