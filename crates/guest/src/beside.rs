@@ -18,6 +18,8 @@ use crate::sys::{self, Reaped};
 const TAIL_BYTES: usize = 4 << 10;
 /// As many may run at a time.
 const MOST: usize = 16;
+/// What a shell calls the end by KILL.
+const KILLED: i32 = 128 + libc::SIGKILL;
 /// So much of one's output is read at a time, for the sake of all else.
 const MOST_READS: usize = 16;
 
@@ -124,7 +126,7 @@ impl Beside {
     /// Forgets those that not even KILL has ended.
     pub fn give_up(&mut self) -> impl Iterator<Item = Ended> {
         self.expect_death();
-        std::mem::take(&mut self.0).into_iter().map(|program| program.ended(0))
+        std::mem::take(&mut self.0).into_iter().map(|program| program.ended(KILLED))
     }
 }
 
@@ -157,7 +159,11 @@ impl Program {
 
     fn ended(mut self, exit_code: i32) -> Ended {
         self.take_output();
-        let end = self.killed.unwrap_or(ExecEnd::Exited { exit_code });
+        let end = match self.killed {
+            // Else it ended by itself, a moment before it would have been killed.
+            Some(why) if exit_code == KILLED => why,
+            _ => ExecEnd::Exited { exit_code },
+        };
         Ended { id: self.id, end, output: self.tail.into() }
     }
 }

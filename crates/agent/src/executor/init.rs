@@ -179,3 +179,6 @@ impl End {
         if complaints.is_empty() { errored(what) } else { errored(format!("{what}: {complaints}")) }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,7 @@
 mod as_user;
 mod behaviour;
 mod containers;
+mod doors;
 mod ending;
 mod images;
 mod lab;
@@ -56,6 +57,13 @@ executors! {
     crate::behaviour::an_attempt_runs_once as an_attempt_runs_once,
     crate::behaviour::a_standby_sees_what_came_after_it as a_standby_sees_what_came_after_it,
     crate::behaviour::an_abandoned_standby_leaves_nothing as an_abandoned_standby_leaves_nothing,
+    crate::doors::files_go_in_and_come_out as files_go_in_and_come_out,
+    crate::doors::what_cannot_be_read_is_named as what_cannot_be_read_is_named,
+    crate::doors::everything_has_its_time as everything_has_its_time,
+    crate::doors::a_put_may_be_given_up as a_put_may_be_given_up,
+    crate::doors::who_takes_slowly_holds_up_nobody as who_takes_slowly_holds_up_nobody,
+    crate::doors::an_environment_that_stays_is_empty_and_ends as an_environment_that_stays_is_empty_and_ends,
+    crate::doors::programs_beside_end_with_the_commands as programs_beside_end_with_the_commands,
     crate::ending::what_is_left_behind_is_gone as what_is_left_behind_is_gone,
     crate::ending::cancel_ends_with_grace as cancel_ends_with_grace,
     crate::ending::what_forks_while_it_is_cancelled_hears_of_it as what_forks_while_it_is_cancelled_hears_of_it,

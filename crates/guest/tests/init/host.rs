@@ -51,7 +51,15 @@ impl Drop for Host {
 
 impl Host {
     pub fn new() -> Self {
-        let folder = TempDir::new().unwrap();
+        Self::with(TempDir::new().unwrap())
+    }
+
+    /// Where many files cost little, if there is such a place.
+    pub fn in_memory() -> Self {
+        Self::with(TempDir::new_in("/dev/shm").or_else(|_| TempDir::new()).unwrap())
+    }
+
+    fn with(folder: TempDir) -> Self {
         for name in ["work", "scratch"] {
             std::fs::create_dir(folder.path().join(name)).unwrap();
         }

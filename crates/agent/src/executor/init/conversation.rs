@@ -25,7 +25,8 @@ const START_PATIENCE: Duration = Duration::from_secs(10);
 /// How much longer than the grace an init may take to end what it runs.
 const END_PATIENCE: Duration = Duration::from_secs(3);
 /// How long an init may be silent while it packs or unpacks: long, for it waits for disks, and it says when it gets on.
-const FILES_PATIENCE: Duration = Duration::from_secs(60);
+const FILES_PATIENCE: Duration =
+    if cfg!(test) { Duration::from_millis(600) } else { Duration::from_secs(60) };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -176,8 +177,7 @@ impl<'a> Conversation<'a> {
             Step::Wish(false) | Step::Permit(None) => return Some(End::Silent),
             Step::Leave => {
                 self.post(&ToInit::Leave);
-                self.phase = Phase::Leaving;
-                self.put_off(END_PATIENCE);
+                self.go_away();
             }
             Step::Written => {}
             Step::Permit(Some(permit)) => {
@@ -350,8 +350,7 @@ impl<'a> Conversation<'a> {
         };
         self.post(&message);
         if self.phase == Phase::Staying {
-            self.phase = Phase::Leaving;
-            self.put_off(END_PATIENCE);
+            self.go_away();
         } else {
             self.put_off(patience);
         }
@@ -360,6 +359,13 @@ impl<'a> Conversation<'a> {
             self.environment.kill();
             self.put_off(END_PATIENCE);
         }
+    }
+
+    /// Nothing but its end is awaited.
+    fn go_away(&mut self) {
+        self.phase = Phase::Leaving;
+        self.errands.give_up_files();
+        self.put_off(END_PATIENCE);
     }
 
     fn post(&mut self, message: &ToInit) {

@@ -20,6 +20,8 @@ pub(super) struct Errands {
     last_id: u32,
     programs: HashMap<u32, Answer<ExecEnded>>,
     files: Option<Files>,
+    /// What may still be said of files is nobody's.
+    is_given_up: bool,
 }
 
 /// What whoever asked has done.
@@ -138,6 +140,12 @@ impl Errands {
         }
     }
 
+    /// Nobody gets files any more: who asked hears that the environment is gone, and who is slow holds up no ending.
+    pub fn give_up_files(&mut self) {
+        self.files = None;
+        self.is_given_up = true;
+    }
+
     // ---- in ----
 
     /// Whether another piece can be sent.
@@ -171,6 +179,7 @@ impl Errands {
                 taking.waiting = Some(piece).filter(|piece| !piece.is_empty() && !taking.is_over);
                 Ok(())
             }
+            None if self.is_given_up => Ok(()),
             _ => Err(WireError::Invalid("kind")),
         }
     }
@@ -236,6 +245,7 @@ impl Errands {
                     unreadable_names: taken.unreadable_names,
                 }));
             }
+            (FromInit::Taken(_) | FromInit::Refused { .. }, None) if self.is_given_up => {}
             _ => return Err(UNASKED),
         }
         Ok(())
