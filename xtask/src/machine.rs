@@ -24,10 +24,12 @@ pub enum Capability {
     Kvm,
     /// A server and a client, both OpenSSH's.
     Ssh,
+    /// A registry of images, and what pushes to it.
+    Registry,
 }
 
 impl Capability {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Git,
         Self::Deny,
         Self::Postgres,
@@ -37,6 +39,7 @@ impl Capability {
         Self::Netfilter,
         Self::Kvm,
         Self::Ssh,
+        Self::Registry,
     ];
 
     pub fn name(self) -> &'static str {
@@ -50,6 +53,7 @@ impl Capability {
             Self::Netfilter => "netfilter",
             Self::Kvm => "kvm",
             Self::Ssh => "ssh",
+            Self::Registry => "registry",
         }
     }
 }
@@ -79,6 +83,8 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("sshd", "openssh-server"),
     ("pasta", "passt"),
     ("slirp4netns", "slirp4netns"),
+    ("docker-registry", "docker-registry"),
+    ("skopeo", "skopeo"),
 ];
 
 /// The packages that are not there.
@@ -172,6 +178,10 @@ pub fn lacks(capability: Capability) -> Option<String> {
         Capability::Ssh => {
             unless(find("ssh").is_some() && find("sshd").is_some(), "ssh and sshd are not installed")
         }
+        Capability::Registry => unless(
+            find("docker-registry").is_some() && find("skopeo").is_some(),
+            "docker-registry or skopeo is not installed",
+        ),
         Capability::Postgres => unless(postgres_programs().is_some(), "PostgreSQL's initdb is not installed"),
         Capability::Root => unless(is_root(), "not running as root"),
         Capability::Namespaces => unless(

@@ -20,10 +20,9 @@ pub(crate) const ACCEPTED: [&str; 4] = [
 
 /// The specification lets a registry refuse manifests above it.
 pub(crate) const MANIFEST_BYTES: u64 = 4 << 20;
-pub(crate) const CONFIG_BYTES: u64 = 8 << 20;
+pub(crate) const CONFIG_BYTES: u64 = 4 << 20;
 /// overlayfs takes no more of them.
 const MOST_LAYERS: usize = 500;
-/// overlayfs takes one page of names.
 const MOST_MANIFESTS: usize = 1000;
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -138,8 +137,13 @@ pub(crate) fn choose<'a>(manifests: &'a [Descriptor], machine: &Platform) -> Res
 
 #[derive(Deserialize)]
 struct RawConfiguration {
-    #[serde(flatten)]
-    platform: Platform,
+    // Not a flattened `Platform`: serde would keep all that is unknown in memory meanwhile, many times its size.
+    #[serde(default)]
+    os: String,
+    #[serde(default)]
+    architecture: String,
+    #[serde(default)]
+    variant: Option<String>,
     rootfs: RawRootfs,
     #[serde(default)]
     config: Option<RawConfig>,
@@ -173,7 +177,7 @@ pub(crate) fn configuration(bytes: &[u8]) -> Result<Configuration, String> {
         None => (text, String::new()),
     };
     Ok(Configuration {
-        platform: raw.platform,
+        platform: Platform { os: raw.os, architecture: raw.architecture, variant: raw.variant },
         diff_ids: raw.rootfs.diff_ids,
         config: ImageConfig {
             entrypoint: config.entrypoint.unwrap_or_default(),

@@ -113,6 +113,7 @@ impl RegistryClient {
             self.check_may_log_in(&url)?;
         }
         let what = "a token";
+        let http = self.http(endpoint)?;
         let request = match login {
             Some(Login::IdentityToken(token)) => {
                 let scope = url.query_pairs().find(|(name, _)| name == "scope");
@@ -126,10 +127,10 @@ impl RegistryClient {
                 let mut bare = url.clone();
                 bare.set_query(None);
                 let form_type = "application/x-www-form-urlencoded";
-                self.http.post(bare).header(reqwest::header::CONTENT_TYPE, form_type).body(form)
+                http.post(bare).header(reqwest::header::CONTENT_TYPE, form_type).body(form)
             }
-            Some(login) => self.http.get(url.clone()).header(reqwest::header::AUTHORIZATION, basic(login)),
-            None => self.http.get(url.clone()),
+            Some(login) => http.get(url.clone()).header(reqwest::header::AUTHORIZATION, basic(login)),
+            None => http.get(url.clone()),
         };
         let response = self.send(endpoint, what, &url, request).await?;
         let status = response.status();

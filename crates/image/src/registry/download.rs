@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use bytes::Bytes;
 use reqwest::header::CONTENT_RANGE;
@@ -36,6 +36,8 @@ pub(crate) struct Blob<'a> {
 pub(crate) struct Partial {
     pub file: File,
     pub path: PathBuf,
+    /// Whether the next one to fetch this blob finds it. One that it would not is removed in the end.
+    pub is_shared: bool,
 }
 
 /// How far a file is.
@@ -233,7 +235,17 @@ fn starts_at(header: Option<&reqwest::header::HeaderValue>) -> Option<u64> {
 }
 
 impl Partial {
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// Gives its room back.
+    pub fn discard(&self) {
+        let _ = self.file.set_len(0);
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if !self.is_shared {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }

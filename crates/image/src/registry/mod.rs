@@ -11,7 +11,7 @@ mod auth;
 mod download;
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use reqwest::header::{
@@ -33,7 +33,8 @@ const REDIRECTS: usize = 5;
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 pub(crate) struct RegistryClient {
-    http: reqwest::Client,
+    /// Made when it is needed: the system's certificates take some milliseconds, which an image on disk should not wait for.
+    http: OnceLock<reqwest::Client>,
     registries: Registries,
     timeouts: Timeouts,
     tokens: Mutex<HashMap<String, auth::Token>>,
@@ -100,15 +101,35 @@ pub(crate) struct Fetched {
 
 impl RegistryClient {
     pub fn new(registries: Registries, timeouts: Timeouts) -> Result<Self, reqwest::Error> {
+        let client = Self { http: OnceLock::new(), registries, timeouts, tokens: Mutex::default() };
+        if !client.registries.authorities.is_empty() {
+            // They may be wrong: that is told at once.
+            client.build()?;
+        }
+        Ok(client)
+    }
+
+    fn build(&self) -> Result<&reqwest::Client, reqwest::Error> {
+        if let Some(http) = self.http.get() {
+            return Ok(http);
+        }
         let mut builder = reqwest::Client::builder()
             .user_agent(concat!("sealci/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(timeouts.connect);
-        if !registries.authorities.is_empty() {
-            builder =
-                builder.tls_certs_merge(reqwest::Certificate::from_pem_bundle(&registries.authorities)?);
+            .connect_timeout(self.timeouts.connect);
+        if !self.registries.authorities.is_empty() {
+            let authorities = reqwest::Certificate::from_pem_bundle(&self.registries.authorities)?;
+            builder = builder.tls_certs_merge(authorities);
         }
-        Ok(Self { http: builder.build()?, registries, timeouts, tokens: Mutex::default() })
+        let http = builder.build()?;
+        Ok(self.http.get_or_init(|| http))
+    }
+
+    fn http(&self, endpoint: &Endpoint) -> Result<&reqwest::Client, Failure> {
+        self.build().map_err(|error| {
+            let (registry, reason) = (endpoint.name.clone(), root_cause(&error));
+            Failure::last(ImageError::Unreachable { registry, attempts: 0, reason })
+        })
     }
 
     /// The digest that a tag has now, by a request without a body; none where the registry does not say.
@@ -116,7 +137,12 @@ impl RegistryClient {
         let path = format!("manifests/{}", reference.version());
         let small =
             Small { reference, what: "its manifest", path, expected: None, bound: 0, method: Method::HEAD };
-        Ok(self.anywhere(&small).await?.stated)
+        match self.anywhere(&small).await {
+            Ok(answer) => Ok(answer.stated),
+            // Some know no such request; the manifest itself is asked for then.
+            Err(ImageError::Refused { status: 400 | 405 | 501, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// A manifest or index by `version`: a tag, or a digest, which it then has.
@@ -236,17 +262,16 @@ impl RegistryClient {
                 reason: "its name makes no address".to_owned(),
             })
         })?;
-        let mut authorization = self.known_authorization(endpoint);
-        for is_second in [false, true] {
-            let response = self.follow(endpoint, ask, url.clone(), authorization.as_ref()).await?;
-            if response.status() != StatusCode::UNAUTHORIZED || is_second {
-                return self.judge(endpoint, ask, response).await;
-            }
-            let challenge = response.headers().get_all(WWW_AUTHENTICATE).iter().cloned().collect::<Vec<_>>();
-            drop(response);
-            authorization = Some(self.authorize(endpoint, ask.image, &challenge).await?);
+        let known = self.known_authorization(endpoint);
+        let first = self.follow(endpoint, ask, url.clone(), known.as_ref()).await?;
+        if first.status() != StatusCode::UNAUTHORIZED {
+            return self.judge(endpoint, ask, first).await;
         }
-        unreachable!("the second answer is judged")
+        let challenges: Vec<_> = first.headers().get_all(WWW_AUTHENTICATE).iter().cloned().collect();
+        drop(first);
+        let authorization = self.authorize(endpoint, ask.image, &challenges).await?;
+        let second = self.follow(endpoint, ask, url, Some(&authorization)).await?;
+        self.judge(endpoint, ask, second).await
     }
 
     async fn follow(
@@ -257,7 +282,7 @@ impl RegistryClient {
         authorization: Option<&HeaderValue>,
     ) -> Result<Response, Failure> {
         for _ in 0..=REDIRECTS {
-            let mut request = self.http.request(ask.method.clone(), url.clone());
+            let mut request = self.http(endpoint)?.request(ask.method.clone(), url.clone());
             for accepted in ACCEPTED {
                 request = request.header(ACCEPT, accepted);
             }

@@ -11,12 +11,13 @@
 //!     durable        it was on the disk when this was made
 //! trash/HEX.N        what is being removed
 //! ```
-//! - Locks are flock(2): the kernel gives them back when their holder dies, however it dies. Nobody waits for one: a layer that
-//!   another process is just fetching is fetched twice, and the second to finish finds the first's.
+//! - Locks are flock(2): the kernel gives them back when their holder dies, however it dies. Nobody waits for
+//!   another's work: a layer that another process is just fetching is fetched twice, and the second to finish takes the first's.
 //! - A file or folder gets its name when it is whole (rename(2)). Against power loss: until `durable` is there, which is made after
 //!   syncfs(2), a layer is believed only within the boot it was made in. So no pull waits for the disk.
 
 use std::fs::{self, File};
+use std::io::ErrorKind::{AlreadyExists, DirectoryNotEmpty};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -138,13 +139,17 @@ impl Files {
     }
 
     fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        let temporary = self.folder.join("staging").join(format!("file.{:016x}", rand::random::<u64>()));
-        let write = || {
+        for _ in 0..10 {
+            let temporary = self.folder.join("staging").join(format!("file.{:016x}", rand::random::<u64>()));
             let mut file = File::options().write(true).create_new(true).mode(0o600).open(&temporary)?;
-            file.write_all(bytes)?;
-            fs::rename(&temporary, path)
-        };
-        write().inspect_err(|_| drop(fs::remove_file(&temporary)))
+            // Somebody who sweeps may have come between.
+            if !lock(&file, FlockOperation::NonBlockingLockShared) || !is_at(&file, &temporary)? {
+                continue;
+            }
+            let written = file.write_all(bytes).and_then(|()| fs::rename(&temporary, path));
+            return written.inspect_err(|_| drop(fs::remove_file(&temporary)));
+        }
+        Err(swept())
     }
 
     /// The file for a blob to come, locked. Where another process is at it, one of our own.
@@ -152,14 +157,14 @@ impl Files {
         let shared = self.folder.join("partial").join(digest.hex());
         let own =
             self.folder.join("partial").join(format!("{}.{:016x}", digest.hex(), rand::random::<u64>()));
-        for path in [&shared, &shared, &own] {
+        for (path, is_shared) in [(&shared, true), (&shared, true), (&own, false)] {
             let mut options = File::options();
             let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
             if lock(&file, FlockOperation::NonBlockingLockExclusive) && is_at(&file, path)? {
-                return Ok(Partial { file, path: path.clone() });
+                return Ok(Partial { file, path: path.clone(), is_shared });
             }
         }
-        Err(io::Error::other("somebody removes the files of the image store"))
+        Err(swept())
     }
 
     pub fn layer_path(&self, diff_id: &Digest) -> PathBuf {
@@ -168,10 +173,12 @@ impl Files {
 
     /// A layer that is whole, locked against removal. One that is not to be believed is removed.
     pub fn layer(&self, diff_id: &Digest) -> io::Result<Option<LayerFolder>> {
+        self.layer_locked(diff_id, FlockOperation::NonBlockingLockShared)
+    }
+
+    fn layer_locked(&self, diff_id: &Digest, operation: FlockOperation) -> io::Result<Option<LayerFolder>> {
         let path = self.layer_path(diff_id);
-        let Some(lock) = locked_folder(&path, FlockOperation::NonBlockingLockShared)? else {
-            return Ok(None);
-        };
+        let Some(lock) = locked_folder(&path, operation)? else { return Ok(None) };
         match self.facts(&path) {
             Some(facts) => Ok(Some(LayerFolder { path: path.join("fs"), facts, _lock: lock })),
             None => {
@@ -198,7 +205,15 @@ impl Files {
         let trash = self.folder.join("trash").join(format!("{name}.{:016x}", rand::random::<u64>()));
         fs::rename(path, &trash)?;
         drop(lock);
-        fs::remove_dir_all(&trash)?;
+        // Somebody who sweeps may be at it as well.
+        while let Err(error) = fs::remove_dir_all(&trash) {
+            if error.kind() != io::ErrorKind::NotFound {
+                return Err(error);
+            }
+            if !trash.exists() {
+                break;
+            }
+        }
         Ok(true)
     }
 
@@ -212,10 +227,11 @@ impl Files {
             fs::DirBuilder::new().mode(0o700).create(path.join("fs"))?;
             return Ok(Staging { path, lock: Some(lock) });
         }
-        Err(io::Error::other("somebody removes the folders of the image store"))
+        Err(swept())
     }
 
-    /// Makes an unpacked layer one of the store's. If another process was faster, theirs is taken.
+    /// Makes an unpacked layer one of the store's. If another process was faster, theirs is taken. None if somebody removes it
+    /// again and again.
     pub fn finish(
         &self,
         mut staging: Staging,
@@ -235,20 +251,22 @@ impl Files {
             File::create(staging.path.join("durable"))?;
         }
         let path = self.layer_path(diff_id);
-        match fs::rename(&staging.path, &path) {
-            Ok(()) => {
-                Ok(staging.lock.take().map(|lock| LayerFolder { path: path.join("fs"), facts, _lock: lock }))
+        for _ in 0..10 {
+            match fs::rename(&staging.path, &path) {
+                Ok(()) => {
+                    let lock = staging.lock.take();
+                    return Ok(lock.map(|lock| LayerFolder { path: path.join("fs"), facts, _lock: lock }));
+                }
+                Err(error) if matches!(error.kind(), DirectoryNotEmpty | AlreadyExists) => {
+                    // Theirs may be about to be removed: its lock is waited for, which is held for one rename.
+                    if let Some(theirs) = self.layer_locked(diff_id, FlockOperation::LockShared)? {
+                        return Ok(Some(theirs));
+                    }
+                }
+                Err(error) => return Err(error),
             }
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
-                ) =>
-            {
-                self.layer(diff_id)
-            }
-            Err(error) => Err(error),
         }
+        Ok(None)
     }
 
     /// Waits until all layers made so far are on the disk, and marks them so.
@@ -288,8 +306,9 @@ impl Files {
                 if let Ok(Some(_lock)) = locked_folder(&path, FlockOperation::NonBlockingLockExclusive) {
                     let _ = fs::remove_dir_all(&path);
                 }
-            } else if is_older(&path, Duration::from_secs(600)) {
-                // Written within a moment, or never.
+            } else if File::open(&path)
+                .is_ok_and(|file| lock(&file, FlockOperation::NonBlockingLockExclusive))
+            {
                 let _ = fs::remove_file(&path);
             }
         }
@@ -346,6 +365,11 @@ fn entries(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
 fn is_older(path: &Path, age: Duration) -> bool {
     let changed = fs::symlink_metadata(path).and_then(|metadata| metadata.modified());
     changed.is_ok_and(|changed| changed.elapsed().is_ok_and(|elapsed| elapsed > age))
+}
+
+/// What was just made was gone before it could be locked, again and again.
+fn swept() -> io::Error {
+    io::Error::other("somebody removes the files of the image store as they are made")
 }
 
 fn lock(file: impl std::os::fd::AsFd, operation: FlockOperation) -> bool {

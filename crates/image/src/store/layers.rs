@@ -1,5 +1,6 @@
 //! Brings single layers onto the disk, each once however many want it.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,21 +22,31 @@ use crate::unpack::{self, Expected, UnpackError};
 const TELL_EVERY: Duration = Duration::from_secs(5);
 
 impl Inner {
-    /// A layer that is there already, kept from now on.
-    pub(super) async fn layer_on_disk(
+    /// Those layers of an image that are there already, kept from now on.
+    pub(super) async fn layers_on_disk(
         self: &Arc<Self>,
-        diff_id: &Digest,
-    ) -> Result<Option<Arc<LayerFolder>>, ImageError> {
+        resolved: &Arc<Resolved>,
+    ) -> Result<HashMap<Digest, Arc<LayerFolder>>, ImageError> {
+        let (inner, resolved) = (self.clone(), resolved.clone());
+        blocking(move || {
+            let mut held = HashMap::new();
+            for layer in &resolved.layers {
+                if let Some(folder) = inner.layer_on_disk(&layer.diff_id)? {
+                    held.insert(layer.diff_id.clone(), folder);
+                }
+            }
+            Ok(held)
+        })
+        .await
+    }
+
+    fn layer_on_disk(&self, diff_id: &Digest) -> Result<Option<Arc<LayerFolder>>, ImageError> {
         if let Some(folder) = self.in_use(diff_id) {
             return Ok(Some(folder));
         }
-        let (inner, diff_id) = (self.clone(), diff_id.clone());
-        blocking(move || {
-            let found = inner.files.layer(&diff_id);
-            let found = found.map_err(|error| ImageError::disk(&inner.files.layer_path(&diff_id), error))?;
-            Ok(found.map(|folder| inner.keep_in_use(&diff_id, folder)))
-        })
-        .await
+        let found = self.files.layer(diff_id);
+        let found = found.map_err(|error| ImageError::disk(&self.files.layer_path(diff_id), error))?;
+        Ok(found.map(|folder| self.keep_in_use(diff_id, folder)))
     }
 
     fn in_use(&self, diff_id: &Digest) -> Option<Arc<LayerFolder>> {
@@ -73,7 +84,7 @@ impl Inner {
     ) -> Result<Arc<LayerFolder>, ImageError> {
         let layer = &resolved.layers[index];
         // Somebody may have been faster.
-        if let Some(folder) = self.layer_on_disk(&layer.diff_id).await? {
+        if let Some(folder) = self.layer_on_disk(&layer.diff_id)? {
             return Ok(folder);
         }
         let what = format!("layer {} of {}", index + 1, resolved.layers.len());
@@ -121,8 +132,16 @@ impl Inner {
         let what = format!("{what} of `{}`", resolved.image);
         let blob = Blob { reference, digest, bytes: *bytes, what: &what };
         let progress = Progress::new(told, &what, *bytes);
-        self.client.download(&blob, &partial, &|count| progress.add(count)).await?;
-        Ok(partial)
+        match self.client.download(&blob, &partial, &|count| progress.add(count)).await {
+            Ok(()) => Ok(partial),
+            Err(error) => {
+                // Others need the room more than a later try needs the beginning.
+                if matches!(error, ImageError::DiskFull { .. }) {
+                    partial.discard();
+                }
+                Err(error)
+            }
+        }
     }
 
     async fn unpack_layer(
@@ -172,12 +191,11 @@ impl Inner {
         let is_spent = !matches!(result, Err(UnpackError::Cancelled | UnpackError::Write { .. }));
         if let Some(partial) = partial.filter(|_| is_spent) {
             // Unpacked, or of no use: its bytes were right.
-            let _ = std::fs::remove_file(partial.path());
+            partial.discard();
         }
         let unpacked = result.map_err(|error| self.layer_error(resolved, index, error))?;
         let finished = self.files.finish(staging, &layer.diff_id, unpacked).map_err(disk)?;
         self.is_unsettled.store(true, Ordering::Release);
-        // Another process may have finished it, and removed it again at once: then it is a full disk's doing.
         let folder = finished
             .ok_or_else(|| disk(std::io::Error::other("a layer was removed as soon as it was made")))?;
         Ok(self.keep_in_use(&layer.diff_id, folder))
@@ -194,6 +212,10 @@ impl Inner {
                 tracing::debug!(entry, "no attributes");
                 ImageError::FileSystem { folder: self.files.folder.clone() }
             }
+            // Of the disk, not of the layer.
+            UnpackError::Write { source, .. } | UnpackError::Read(source) if is_the_disks(&source) => {
+                ImageError::Storage { path: self.files.folder.clone(), source }
+            }
             UnpackError::TooLarge { what, bound } => ImageError::TooLarge {
                 what: format!("layer {} of `{}` ({what})", index + 1, resolved.image),
                 bytes: bound + 1,
@@ -207,6 +229,14 @@ impl Inner {
             },
         }
     }
+}
+
+/// Errors that no layer can cause.
+fn is_the_disks(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    let codes =
+        [Errno::IO, Errno::ROFS, Errno::ACCESS, Errno::PERM, Errno::NFILE, Errno::MFILE, Errno::STALE];
+    codes.into_iter().any(|code| error.raw_os_error() == Some(code.raw_os_error()))
 }
 
 /// Tells a thread that nobody waits for it any more.

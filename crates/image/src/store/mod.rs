@@ -13,7 +13,7 @@ mod flight;
 mod layers;
 mod resolve;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -115,30 +115,40 @@ impl ImageStore {
     /// Brings an image onto the disk and keeps it there while the result lives. Dropping the future is safe at any moment; what
     /// was fetched so far is used the next time.
     pub async fn obtain(&self, wanted: &Wanted, notes: &dyn Notes) -> Result<Image, ImageError> {
+        let result = self.obtain_once(wanted, notes).await;
+        if let Err(ImageError::NotFound { image, .. }) = &result
+            && wanted.pull == PullPolicy::IfMissing
+            && !wanted.reference.is_pinned()
+            && self.inner.files.record(image).is_some()
+        {
+            // What the tag stood for is not whole on disk any more, and gone from the registry: it stands for another image.
+            notes.note(&format!("{image} is not what it was; asking anew"));
+            return self.obtain_once(&Wanted { pull: PullPolicy::Always, ..wanted.clone() }, notes).await;
+        }
+        result
+    }
+
+    async fn obtain_once(&self, wanted: &Wanted, notes: &dyn Notes) -> Result<Image, ImageError> {
         let started = Instant::now();
         let inner = &self.inner;
         let name = wanted.reference.to_string();
         let resolved = inner.resolve(wanted, notes).await?;
         let may_fetch = wanted.pull != PullPolicy::Never || !resolved.is_remote();
-        let mut missing = 0;
-        let mut held = HashMap::new();
-        for layer in &resolved.layers {
-            match inner.layer_on_disk(&layer.diff_id).await? {
-                Some(folder) => drop(held.insert(layer.diff_id.clone(), folder)),
-                None if may_fetch => missing += 1,
-                None => return Err(ImageError::NotOnDisk { image: name }),
-            }
+        let mut held = inner.layers_on_disk(&resolved).await?;
+        let missing = resolved.layers.iter().filter(|layer| !held.contains_key(&layer.diff_id)).count();
+        if missing > 0 && !may_fetch {
+            return Err(ImageError::NotOnDisk { image: name });
         }
         if missing > 0 {
             notes.note(&resolved.announcement(&held));
             self.fetch(&resolved, &mut held, notes).await?;
         }
-        for note in held.values().flat_map(|folder| &folder.facts.notes).collect::<HashSet<_>>() {
-            notes.note(note);
-        }
         inner.check_size(&name, held.values())?;
         inner.record(&name, &resolved).await?;
         if missing > 0 {
+            for note in held.values().flat_map(|folder| &folder.facts.notes).collect::<BTreeSet<_>>() {
+                notes.note(note);
+            }
             notes.note(&format!("{name} is on disk after {:.1} s", started.elapsed().as_secs_f64()));
             self.tidy_behind();
         }
@@ -152,12 +162,11 @@ impl ImageStore {
         held: &mut HashMap<Digest, Arc<LayerFolder>>,
         notes: &dyn Notes,
     ) -> Result<(), ImageError> {
-        let distinct: HashSet<_> = resolved.layers.iter().map(|layer| &layer.diff_id).collect();
         let missing: Vec<_> = (0..resolved.layers.len())
             .filter(|index| {
                 let id = &resolved.layers[*index].diff_id;
                 let is_first = resolved.layers[..*index].iter().all(|layer| layer.diff_id != *id);
-                distinct.contains(id) && is_first && !held.contains_key(id)
+                is_first && !held.contains_key(id)
             })
             .collect();
         // Lazily: work that nobody polls must not hold a place (see `Flights`).

@@ -14,9 +14,10 @@
 //! they give nothing, as layers lie below a folder of mode 0700 and are mounted `nosuid`. Of extended attributes `user.*` stays
 //! (not `user.overlay.*`, which would be orders to overlayfs): file capabilities and labels would be the host's business. As
 //! root, owners are the layer's, and ids above 65535 become 65534 (nobody), with a note, for no user namespace of ours maps
-//! them. Without root everything is the user's, and folders keep `u+rwx`, so that they can be removed again.
+//! them. Without root, or as root of a namespace with fewer ids, everything is the user's, and folders keep `u+rwx`, so that they can be removed again.
 
 mod compress;
+mod names;
 mod tape;
 mod tree;
 

@@ -20,14 +20,10 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use super::names::{NAME_BYTES, PATH_BYTES, Place, Whiteout, clean, refused, split, whiteout};
 use super::tape::{Entry, Kind, Tape};
 use super::{UnpackError, UnpackLimits, shown};
 
-const WHITEOUT: &[u8] = b".wh.";
-const OPAQUE: &[u8] = b".wh..wh..opq";
-/// linux/limits.h.
-const PATH_BYTES: usize = 4095;
-const NAME_BYTES: usize = 255;
 /// Of all folders' paths together: they are kept until the end.
 const FOLDER_BYTES: usize = 32 << 20;
 /// The last id of a range that a user namespace has.
@@ -69,12 +65,6 @@ pub(super) struct Tree {
     oddities: Oddities,
 }
 
-/// One place in the tree: the folder and the name in it. Both empty for the root.
-struct Place<'a> {
-    folder: &'a [u8],
-    name: &'a [u8],
-}
-
 impl Tree {
     pub fn open(folder: &Path, limits: UnpackLimits) -> Result<Self, UnpackError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -86,7 +76,7 @@ impl Tree {
             folders: BTreeMap::from([(Vec::new(), whole)]),
             folder_bytes: 0,
             limits,
-            as_root: rustix::process::geteuid().is_root(),
+            as_root: rustix::process::geteuid().is_root() && has_all_ids(),
             buffer: vec![0; WRITE_BYTES],
             file_bytes: 0,
             disk_bytes: 4096,
@@ -443,12 +433,6 @@ impl Tree {
     }
 }
 
-impl Place<'_> {
-    fn path(&self) -> Vec<u8> {
-        if self.folder.is_empty() { self.name.to_vec() } else { [self.folder, b"/", self.name].concat() }
-    }
-}
-
 /// A file's data, and what went wrong: on the tape or on disk.
 enum DataError {
     Tape(UnpackError),
@@ -490,76 +474,6 @@ fn write_data<R: io::Read>(
     Ok(())
 }
 
-enum Whiteout<'a> {
-    /// Of the layers below, this name is hidden.
-    Of(&'a [u8]),
-    /// Of the layers below, the folder's content is hidden.
-    Opaque,
-    /// Bookkeeping of AUFS, which made layers once.
-    Ignored,
-}
-
-fn whiteout<'a>(path: &[u8], place: &Place<'a>) -> Result<Option<Whiteout<'a>>, UnpackError> {
-    let mut above = place.folder.split(|byte| *byte == b'/');
-    match above.find(|part| part.starts_with(WHITEOUT)) {
-        Some(part) if part.starts_with(b".wh..wh.") => return Ok(Some(Whiteout::Ignored)),
-        Some(_) => return Err(refused(path, "it lies in a whiteout")),
-        None => {}
-    }
-    let Some(name) = place.name.strip_prefix(WHITEOUT) else { return Ok(None) };
-    Ok(Some(match name {
-        _ if place.name == OPAQUE => Whiteout::Opaque,
-        _ if name.starts_with(WHITEOUT) => Whiteout::Ignored,
-        b"" | b"." | b".." => return Err(refused(path, "it is a whiteout of no name")),
-        name => Whiteout::Of(name),
-    }))
-}
-
-/// `./usr//bin/` → `usr/bin`. A leading slash is the layer's root; `..` is refused, for nothing honest has it.
-fn clean(path: &[u8], depth: usize) -> Result<Vec<u8>, UnpackError> {
-    if path.is_empty() {
-        return Err(refused(path, "it has no name"));
-    }
-    let mut clean = Vec::with_capacity(path.len());
-    let parts = path.split(|byte| *byte == b'/').filter(|part| !matches!(*part, b"" | b"."));
-    for (index, part) in parts.enumerate() {
-        if part == b".." {
-            return Err(refused(path, "its path has `..` in it"));
-        }
-        if part.contains(&0) {
-            return Err(refused(path, "its path has a zero byte in it"));
-        }
-        // A whiteout's name is shorter than the one it hides.
-        if part.len() > NAME_BYTES + WHITEOUT.len()
-            || (part.len() > NAME_BYTES && !part.starts_with(WHITEOUT))
-        {
-            return Err(refused(path, "a name in its path is longer than 255 bytes"));
-        }
-        if index >= depth {
-            return Err(refused(path, "it lies too deep"));
-        }
-        if index > 0 {
-            clean.push(b'/');
-        }
-        clean.extend_from_slice(part);
-    }
-    if clean.len() > PATH_BYTES {
-        return Err(refused(path, "its path is longer than 4095 bytes"));
-    }
-    Ok(clean)
-}
-
-fn split(path: &[u8]) -> Place<'_> {
-    match path.iter().rposition(|byte| *byte == b'/') {
-        Some(slash) => Place { folder: &path[..slash], name: &path[slash + 1..] },
-        None => Place { folder: b"", name: path },
-    }
-}
-
-fn refused(path: &[u8], why: &'static str) -> UnpackError {
-    UnpackError::Refused { entry: shown(path), why }
-}
-
 fn write_error(path: &[u8], source: io::Error) -> UnpackError {
     UnpackError::Write { entry: shown(path), source: Arc::new(source) }
 }
@@ -567,6 +481,19 @@ fn write_error(path: &[u8], source: io::Error) -> UnpackError {
 fn times((tv_sec, nanos): (i64, u32)) -> Timestamps {
     let time = Timespec { tv_sec, tv_nsec: nanos.into() };
     Timestamps { last_access: time, last_modification: time }
+}
+
+/// Whether files can be given to any id of a layer. Root of a user namespace may have a few only, and is no better off than others.
+fn has_all_ids() -> bool {
+    let covers = |path| {
+        let Ok(map) = std::fs::read_to_string(path) else { return true };
+        map.lines().any(|line| {
+            let mut numbers = line.split_whitespace().map(str::parse::<u64>);
+            let (first, _, count) = (numbers.next(), numbers.next(), numbers.next());
+            matches!((first, count), (Some(Ok(0)), Some(Ok(count))) if count > MOST_ID)
+        })
+    };
+    covers("/proc/self/uid_map") && covers("/proc/self/gid_map")
 }
 
 fn clamped(id: u64) -> u32 {

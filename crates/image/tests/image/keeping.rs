@@ -219,6 +219,33 @@ impl Drop for SmallDisk {
     }
 }
 
+#[tokio::test]
+async fn overlayfs_sees_what_the_layers_mean() {
+    let bottom = Archive::new().file("etc/hidden", b"x").file("etc/kept", b"x").file("opt/hidden", b"x");
+    let bottom = bottom.file("gone/hidden", b"x").file("file", b"old");
+    let top = Archive::new().file("etc/.wh.hidden", b"").folder("opt/").file("opt/.wh..wh..opq", b"");
+    let top = top.file("opt/new", b"x").file(".wh.gone", b"").file("file", b"new");
+    let images = TempDir::new().unwrap();
+    let made = image(&[(bottom.bytes(), Packing::Gzip), (top.bytes(), Packing::Gzip)]);
+    write_layout(&images.path().join("it"), &[("it", &made)]);
+    let lab = Lab::new(options_with(images.path(), 100));
+    let image = obtain(&lab.store, "oci:it").await.unwrap();
+    let mount = TempDir::new().unwrap();
+    let layers = format!("lowerdir={}:{}", image.layers[1].display(), image.layers[0].display());
+    let text = "mount -t overlay overlay -o \"$1,userxattr\" \"$2\" && cd \"$2\" && find . -type f | sort && cat file";
+    let as_root = rustix::process::geteuid().is_root();
+    let output = Command::new("unshare")
+        .args(if as_root { &["--mount"][..] } else { &["--mount", "--user", "--map-root-user"] })
+        .args(["sh", "-c", text, "sh", &layers])
+        .arg(mount.path())
+        .output()
+        .unwrap();
+    if !output.status.success() {
+        return skipped("layers under overlayfs", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "./etc/kept\n./file\n./opt/new\nnew");
+}
+
 /// The folder of the store, that of the images, and a registry.
 const CHILD: &str = "SEALCI_TEST_KILLED_STORE";
 

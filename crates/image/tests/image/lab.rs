@@ -30,6 +30,12 @@ pub fn program(name: &str, what: &str) -> Option<PathBuf> {
     found
 }
 
+/// Whether files can be given to anybody: not so for root of a small user namespace.
+pub fn is_root() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap();
+    rustix::process::geteuid().is_root() && map.trim_end().ends_with("4294967295")
+}
+
 /// Short patience, so that what hangs is told soon.
 pub fn options() -> StoreOptions {
     StoreOptions {
@@ -296,7 +302,7 @@ pub fn write_layout(folder: &Path, images: &[(&str, &MadeImage)]) {
 pub struct Registry {
     server: Child,
     pub host: String,
-    pub folder: TempDir,
+    _folder: TempDir,
 }
 
 impl Registry {
@@ -330,7 +336,7 @@ impl Registry {
         };
         // Its log is read to the end, so that it never waits.
         std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-        Some(Self { server, host, folder })
+        Some(Self { server, host, _folder: folder })
     }
 
     /// Pushes an image with `skopeo`.

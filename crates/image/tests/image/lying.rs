@@ -415,3 +415,71 @@ async fn what_cannot_be_reached_is_said() {
         assert!(error.contains(part) && error.contains(host), "{error}");
     }
 }
+
+#[tokio::test]
+async fn a_tag_whose_image_is_gone_everywhere_is_asked_for_anew() {
+    let (first, second) = (small("first"), small("second"));
+    let registry = served(&first).await;
+    let lab = Lab::new(registry.options());
+    drop(obtain(&lab.store, &registry.name("a:1")).await.unwrap());
+    lab.store.close().await;
+    // The layer is lost here and there.
+    let layer = lab.names("layers").remove(0);
+    std::fs::remove_dir_all(lab.path().join("layers").join(layer)).unwrap();
+    registry.forget();
+    registry.serve("a", "1", &second);
+    let (image, notes) = obtain_noted(&lab.store, &registry.name("a:1"), PullPolicy::IfMissing).await;
+    assert_eq!(read(&image.unwrap(), 0, "a"), "second");
+    assert!(notes.iter().any(|note| note.contains("asking anew")), "{notes:?}");
+    // A pinned one never becomes another.
+    let pinned = format!("{}@{}", registry.name("a"), first.manifest.digest);
+    let error = obtain(&lab.store, &pinned).await.unwrap_err();
+    assert!(matches!(error, ImageError::NotFound { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn an_identity_token_is_exchanged() {
+    let registry = served(&small("x")).await;
+    registry.guard(Guard { token: "short", login: Some("long+lived".to_owned()) });
+    let with = |token: &str| {
+        let mut options = registry.options();
+        let text =
+            json!({"auths": {registry.host.as_str(): {"auth": "", "identitytoken": token}}}).to_string();
+        options.registries.credentials = Credentials::from_docker_config(&text).unwrap();
+        Lab::new(options)
+    };
+    let error = obtain(&with("another").store, &registry.name("a:1")).await.unwrap_err();
+    assert!(matches!(error, ImageError::Unauthorized { .. }), "{error}");
+    // A plus sign is a space in a form, unless it is written as `%2B`.
+    registry.guard(Guard { token: "short", login: Some("long%2Blived".to_owned()) });
+    obtain(&with("long+lived").store, &registry.name("a:1")).await.unwrap();
+    let seen = registry.take_seen();
+    let token = seen.iter().rfind(|seen| seen.path == "/token").unwrap();
+    assert!(token.method == "POST" && token.body.contains("grant_type=refresh_token&"), "{token:?}");
+    assert!(token.body.contains("scope=repository%3Aa%3Apull"), "{token:?}");
+}
+
+#[tokio::test]
+async fn who_gives_up_while_it_is_unpacked_leaves_nothing() {
+    let made = image(&[(Archive::new().file("a", &noise(60 * MIB, 9)).bytes(), Packing::Plain)]);
+    let registry = served(&made).await;
+    let lab = Lab::new(registry.options());
+    let name = registry.name("a:1");
+    let mut obtaining = Box::pin(obtain(&lab.store, &name));
+    // Until it is being unpacked.
+    let staged = async {
+        while lab.names("staging").iter().all(|name| name.starts_with("file.")) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        result = &mut obtaining => drop(result.unwrap()),
+        () = staged => drop(obtaining),
+    }
+    lab.store.close().await;
+    assert_eq!(lab.names("staging"), Vec::<String>::new());
+    let seen = blob_requests(&registry, &made.layers[0]).len();
+    // What was fetched is still there.
+    obtain(&lab.store, &name).await.unwrap();
+    assert_eq!((seen, blob_requests(&registry, &made.layers[0]).len()), (1, 0));
+}

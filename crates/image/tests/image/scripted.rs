@@ -45,6 +45,7 @@ pub struct Seen {
     pub path: String,
     pub range: Option<String>,
     pub authorization: Option<String>,
+    pub body: String,
 }
 
 #[derive(Default)]
@@ -61,7 +62,7 @@ struct Content {
 #[derive(Clone)]
 pub struct Guard {
     pub token: &'static str,
-    /// `Basic …`; none if anybody gets a token.
+    /// `Basic …`, or a refresh token; none if anybody gets a token.
     pub login: Option<String>,
 }
 
@@ -140,6 +141,13 @@ impl Scripted {
         index.digest
     }
 
+    /// Has nothing any more.
+    pub fn forget(&self) {
+        let mut content = self.content.lock().unwrap();
+        content.manifests.clear();
+        content.blobs.clear();
+    }
+
     /// What happens to the next requests for blobs.
     pub fn faults(&self, faults: impl IntoIterator<Item = Fault>) {
         self.content.lock().unwrap().faults = faults.into_iter().collect();
@@ -161,7 +169,8 @@ impl Scripted {
 }
 
 async fn answer(State(shared): State<Shared>, request: Request) -> Response {
-    let (head, _) = request.into_parts();
+    let (head, body) = request.into_parts();
+    let body = axum::body::to_bytes(body, 1 << 20).await.unwrap();
     let (method, path) = (head.method, head.uri.path().to_owned());
     let text = |name| head.headers.get(name).map(|value| value.to_str().unwrap().to_owned());
     let seen = Seen {
@@ -169,6 +178,7 @@ async fn answer(State(shared): State<Shared>, request: Request) -> Response {
         path: path.clone(),
         range: text(header::RANGE),
         authorization: text(header::AUTHORIZATION),
+        body: String::from_utf8(body.to_vec()).unwrap(),
     };
     let (found, fault) = {
         let mut content = shared.content.lock().unwrap();
@@ -190,7 +200,9 @@ async fn answer(State(shared): State<Shared>, request: Request) -> Response {
 fn guarded(content: &Content, host: &str, seen: &Seen) -> Option<Response> {
     let guard = content.token.as_ref()?;
     if seen.path == "/token" {
-        return Some(if guard.login.is_none() || guard.login == seen.authorization {
+        let refreshes = |token: &String| seen.body.ends_with(&format!("&refresh_token={token}"));
+        let opens = guard.login.as_ref().is_none_or(refreshes) || guard.login == seen.authorization;
+        return Some(if opens {
             json!({"token": guard.token, "expires_in": 300}).to_string().into_response()
         } else {
             StatusCode::UNAUTHORIZED.into_response()
