@@ -8,6 +8,7 @@ pub mod dispatch;
 pub mod intake;
 pub mod repositories;
 pub mod store;
+mod ticket;
 pub mod watchers;
 
 use std::path::PathBuf;

@@ -113,6 +113,8 @@ fn attempt(
         log_end: row.log_end,
         log_length: row.log_length,
         commands: of_attempt.map(|row| command(row, planned)).collect(),
+        artifacts: None,
+        tests: None,
     })
 }
 

@@ -1,5 +1,7 @@
 //! Maps the tables. Times are milliseconds since 1970, for showing only; order comes from `pipelines.number`.
 
+pub mod storage;
+
 /// One run of a manifest for one event.
 pub mod pipelines {
     use sea_orm::entity::prelude::*;

@@ -1,5 +1,7 @@
 //! Makes the tables. A migration that has been released is never changed; the next one comes after it.
 
+mod storage;
+
 use sea_orm::{ConnectionTrait, EntityTrait, Schema};
 use sea_orm_migration::prelude::*;
 
@@ -14,7 +16,7 @@ pub struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(First), Box::new(OpenLogs)]
+        vec![Box::new(First), Box::new(OpenLogs), Box::new(storage::Storage)]
     }
 }
 
