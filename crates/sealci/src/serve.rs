@@ -3,6 +3,7 @@
 //! Services that share a data folder find one another's secrets in it, so that on one machine they need no flags at all.
 
 mod args;
+mod storage;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -28,6 +29,8 @@ use crate::connect::is_loopback;
 use crate::data_folder::DataFolder;
 use crate::exit::{Exit, Failure};
 use crate::service::{self, Service};
+
+pub use storage::StorageArgs;
 
 pub use args::{
     AgentServeArgs, ControllerArgs, GitArgs, GitTrustArgs, ListenArgs, MonitorArgs, RepositoriesArgs,
@@ -106,10 +109,15 @@ fn database(given: Option<&String>, folder: &DataFolder, file: &str) -> Result<D
 /// Opens the controller's door and makes it ready to run.
 pub async fn prepare_controller(args: &ControllerArgs, stop: CancellationToken) -> Result<Service, Failure> {
     args.scheduler.iter().try_for_each(|url| check_dialled("--scheduler", url))?;
+    args.agents_url.iter().try_for_each(|url| check_dialled("--agents-url", url))?;
     let identity = args.listener.identity()?;
     let folder = DataFolder::open(args.data.as_deref())?;
     let admin = folder.secret(ADMIN_TOKEN).map_err(DataFolder::failure)?;
     let monitor = folder.secret(MONITOR_TOKEN).map_err(DataFolder::failure)?;
+    let (door, url) = service::bind("controller", args.listen, identity.as_ref()).await?;
+    // Who listens on loopback is reached there; agents elsewhere need another address.
+    let own = Some(url.clone()).filter(|_| args.listen.ip().is_loopback());
+    let storage = args.storage.config(&folder, args.agents_url.clone().or(own))?;
     let config = sealci_controller::Config {
         database: database(args.database.as_ref(), &folder, "controller.db")?,
         data: folder.path("controller"),
@@ -126,8 +134,8 @@ pub async fn prepare_controller(args: &ControllerArgs, stop: CancellationToken) 
         lost_after: Duration::from_millis(args.lost_after_ms),
         close_logs_after: sealci_controller::CLOSE_LOGS_AFTER,
         grace: Duration::from_millis(args.grace_ms),
+        storage,
     };
-    let (door, url) = service::bind("controller", args.listen, identity.as_ref()).await?;
     let run = async move { service::ended("controller", sealci_controller::serve(config, door, stop).await) };
     Service::listening("controller", url, args.listener.announce.as_deref(), run)
 }

@@ -13,8 +13,8 @@ use crate::demo;
 use crate::exit::{Exit, Failure};
 use crate::serve::{
     ADMIN_TOKEN, AgentServeArgs, ControllerArgs, GitArgs, GitTrustArgs, ListenArgs, MonitorArgs,
-    RepositoriesArgs, RoomArgs, SchedulerArgs, TrustArgs, prepare_agent, prepare_controller, prepare_monitor,
-    prepare_scheduler,
+    RepositoriesArgs, RoomArgs, SchedulerArgs, StorageArgs, TrustArgs, prepare_agent, prepare_controller,
+    prepare_monitor, prepare_scheduler,
 };
 use crate::service::{self, Running};
 use crate::terminal::Terminal;
@@ -45,6 +45,8 @@ pub struct UpArgs {
     allow_process: bool,
     #[command(flatten)]
     room: RoomArgs,
+    #[command(flatten)]
+    storage: StorageArgs,
     /// Make a sample repository, push a commit to it, and show what happens
     #[arg(long)]
     demo: bool,
@@ -118,6 +120,8 @@ async fn start(args: &UpArgs, folder: &DataFolder) -> Result<(Running, ClientFil
         enrolment_token_file: None,
         git: GitArgs::all(args.git_trust.clone()),
         repositories: args.repositories.clone(),
+        storage: args.storage.clone(),
+        agents_url: None,
         lost_after_ms: 60_000,
         grace_ms: 10_000,
     };

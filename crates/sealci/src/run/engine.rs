@@ -4,6 +4,7 @@
 //! Secrets are made for the run and are never written down. The agent dials once the controller and the scheduler have
 //! found one another: before, nobody could let it in.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +15,8 @@ use sealci_agent::workspace::Checkout;
 use sealci_agent::{RoomLimits, Shutdown};
 use sealci_controller::Controller;
 use sealci_controller::dispatch::Dispatch;
+use sealci_controller::storage::StorageConfig;
+use sealci_controller::storage::objects::{ObjectsConfig, ObjectsLocation};
 use sealci_git::AllowedTransports;
 use sealci_service::auth::{Role, Token, TokenError, Tokens};
 use sealci_service::database::DatabaseUrl;
@@ -66,6 +69,9 @@ pub async fn open(folder: &Path) -> Result<Doors, Failure> {
     let scheduler = Service::listening("scheduler", address, None, serving)?;
 
     let (door, address) = service::bind("controller", ANY_PORT, None).await?;
+    let location = ObjectsLocation::Folder(folder.join("objects"));
+    let mut storage = StorageConfig::new(ObjectsConfig { location, aws: BTreeMap::new() });
+    storage.agents_url = Some(address.clone());
     let config = sealci_controller::Config {
         database: DatabaseUrl::Scratch(folder.join("controller.db")),
         data: folder.join("controller"),
@@ -82,6 +88,7 @@ pub async fn open(folder: &Path) -> Result<Doors, Failure> {
         lost_after: LOST_AFTER,
         close_logs_after: sealci_controller::CLOSE_LOGS_AFTER,
         grace: GRACE,
+        storage,
     };
     let controller = Controller::open(config)
         .await
