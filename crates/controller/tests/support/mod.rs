@@ -2,6 +2,8 @@
 
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
+pub mod keeping;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -139,10 +141,19 @@ impl World {
 
     /// Starts the controller (again).
     pub async fn start(&mut self) {
+        self.start_as(true).await;
+    }
+
+    /// Starts a controller that does not know where agents reach it.
+    pub async fn start_without_agents_url(&mut self) {
+        self.start_as(false).await;
+    }
+
+    async fn start_as(&mut self, knows_its_address: bool) {
         let loopback: SocketAddr = ([127, 0, 0, 1], 0).into();
         let (door, address) = bind(loopback, Security::PlainLoopback).await.unwrap();
         self.url = format!("http://{address}");
-        self.config.storage.agents_url = Some(self.url.clone());
+        self.config.storage.agents_url = knows_its_address.then(|| self.url.clone());
         let (config, stop) = (self.config.clone(), CancellationToken::new());
         let stopped = stop.clone();
         let task = tokio::spawn(async move { serve(config, door, stopped).await.unwrap() });
