@@ -3,6 +3,7 @@
 use sealci_api::controller::types::{Action, Attempt, AttemptState, Command, Pipeline};
 
 use crate::format;
+use crate::kept;
 use crate::terminal::{Terminal, one_line};
 use crate::view::shortened;
 
@@ -60,6 +61,7 @@ fn draw_action(out: &mut String, action: &Action, is_last: bool, terminal: Termi
         for command in &attempt.commands {
             out.push_str(&format!("{commands_indent}{}\n", command_line(command, attempt, terminal)));
         }
+        kept::draw(out, &commands_indent, attempt, terminal);
     }
 }
 
