@@ -24,10 +24,12 @@ pub enum Capability {
     Kvm,
     /// A server and a client, both OpenSSH's.
     Ssh,
+    /// An S3 server to keep objects in.
+    S3,
 }
 
 impl Capability {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Git,
         Self::Deny,
         Self::Postgres,
@@ -37,6 +39,7 @@ impl Capability {
         Self::Netfilter,
         Self::Kvm,
         Self::Ssh,
+        Self::S3,
     ];
 
     pub fn name(self) -> &'static str {
@@ -50,6 +53,7 @@ impl Capability {
             Self::Netfilter => "netfilter",
             Self::Kvm => "kvm",
             Self::Ssh => "ssh",
+            Self::S3 => "s3",
         }
     }
 }
@@ -90,6 +94,9 @@ pub fn missing_packages() -> Vec<&'static str> {
     }
     if postgres_programs().is_none() {
         packages.push("postgresql");
+    }
+    if crate::s3::lacks_python() {
+        packages.push("python3-venv");
     }
     packages
 }
@@ -168,7 +175,8 @@ pub fn lacks(capability: Capability) -> Option<String> {
     let unless = |there: bool, why: &str| (!there).then(|| why.to_owned());
     match capability {
         Capability::Git => unless(find("git").is_some(), "git is not installed"),
-        Capability::Deny => None,
+        // Both are built or installed where they are not there, and missed then.
+        Capability::Deny | Capability::S3 => None,
         Capability::Ssh => {
             unless(find("ssh").is_some() && find("sshd").is_some(), "ssh and sshd are not installed")
         }
@@ -209,7 +217,7 @@ pub fn find(program: &str) -> Option<PathBuf> {
     folders.map(|folder| folder.join(program)).find(|file| file.is_file())
 }
 
-fn succeeds(program: &str, arguments: &[&str]) -> bool {
+pub fn succeeds(program: &str, arguments: &[&str]) -> bool {
     let Some(program) = find(program) else { return false };
     let status = Command::new(program)
         .args(arguments)

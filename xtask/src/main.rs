@@ -8,6 +8,7 @@ mod imports;
 mod machine;
 mod postgres;
 mod report;
+mod s3;
 mod test;
 mod workspace;
 
@@ -24,7 +25,7 @@ cargo xtask COMMAND
   deny           only: cargo-deny on bans, licences and sources
 
 SEALCI_REQUIRE=NAME,…  what must be there: a missing one fails instead of being skipped
-                       (git, deny, postgres, root, namespaces, netfilter, kvm)
+                       (git, deny, postgres, root, namespaces, rootless, netfilter, kvm, ssh, s3)
 SEALCI_INSTALL=no      install no Debian packages, even where it would be possible";
 
 fn main() -> ExitCode {

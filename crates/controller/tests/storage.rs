@@ -555,6 +555,29 @@ async fn a_full_disk_takes_nothing_until_there_is_room() {
 }
 
 #[tokio::test]
+async fn a_disk_that_is_full_under_both_is_said_to_be() {
+    let Some(disk) = SmallDisk::mount("20m") else { return };
+    let world = World::on(DatabaseUrl::Sqlite(disk.path().join("c.sqlite")), LONG).await;
+    let mut keeper = Keeper::of(&world).await;
+    let attempt = keeper.begin(&world, REPOSITORY, MANIFEST).await;
+    let filler = disk.fill();
+    // What little room is left in the file's pages may take a few more.
+    let refused = within(async {
+        for seed in 100.. {
+            let answer = attempt.upload(&world, &noise(1000, seed)).await;
+            if answer.status != 201 {
+                return answer;
+            }
+        }
+        unreachable!()
+    })
+    .await;
+    assert_eq!(refused.status, 507, "{refused:?}");
+    std::fs::remove_file(filler).unwrap();
+    assert_eq!(attempt.upload(&world, b"there is room again").await.status, 201);
+}
+
+#[tokio::test]
 async fn a_store_that_is_away_says_so_and_when_to_come_again() {
     let (_folder, database) = sqlite();
     let mut world = World::on(database, LONG).await;

@@ -76,6 +76,8 @@ fn of_storage(error: StorageError) -> Problem {
     let detail = chain(&error);
     let of = |status: StatusCode| Problem::new(status).detail(detail.clone());
     match error {
+        // On most machines the database and the objects share a disk.
+        StorageError::Store(_) if tells_of_a_full_disk(&detail) => of(StatusCode::INSUFFICIENT_STORAGE),
         StorageError::Store(error) => Problem::internal(&error),
         StorageError::Objects(error) => of_objects(&error, detail),
         StorageError::TooLarge { .. } => of(StatusCode::PAYLOAD_TOO_LARGE),
@@ -89,6 +91,11 @@ fn of_storage(error: StorageError) -> Problem {
         StorageError::NoSuchFile => Problem::not_found(detail),
         StorageError::ShuttingDown => of(StatusCode::SERVICE_UNAVAILABLE),
     }
+}
+
+/// Databases say so in words alone: SQLite's and PostgreSQL's.
+fn tells_of_a_full_disk(error: &str) -> bool {
+    error.contains("disk is full") || error.contains("No space left on device")
 }
 
 fn of_objects(error: &ObjectsError, detail: String) -> Problem {
