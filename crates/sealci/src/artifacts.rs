@@ -1,6 +1,7 @@
 //! The commands about artifacts: `artifact list`, `artifact download`, `artifact delete`.
 
 use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -131,13 +132,13 @@ pub async fn download(args: ArtifactDownloadArgs) -> Result<Exit, Failure> {
         return Err(Failure::usage("no artifact holds what was asked for")
             .help("`sealci artifact download` without a path takes all files"));
     }
-    args.output.print(&downloaded, || {
-        downloaded
-            .iter()
-            .map(|one| format!("{}: {} files in {}\n", one_line(&one.action), one.files, one.to))
-            .collect()
-    })?;
+    args.output.print(&downloaded, || downloaded.iter().map(words).collect())?;
     Ok(Exit::Passed)
+}
+
+fn words(one: &Downloaded) -> String {
+    let files = if one.files == 1 { "file" } else { "files" };
+    format!("{}: {} {files} in {}\n", one_line(&one.action), one.files, one.to)
 }
 
 /// Downloads one artifact, while it is unpacked.
@@ -194,7 +195,9 @@ fn save(reader: impl Read, digest: &str, to: &Path) -> Result<u64, UnpackError> 
     let fail = |error: io::Error| UnpackError::Write(to.display().to_string(), error);
     let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).map_err(fail)?;
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(fail)?;
+    // As any file that a person makes, and not for them alone.
+    let permissions = std::fs::Permissions::from_mode(0o666);
+    let mut file = tempfile::Builder::new().permissions(permissions).tempfile_in(folder).map_err(fail)?;
     unpack::copy(reader, digest, &mut file)?;
     file.persist(to).map_err(|error| fail(error.error))?;
     Ok(1)

@@ -19,6 +19,7 @@ use std::time::Duration;
 use sealci_archive::{ExtractError, IndexError};
 use sealci_core::ids::{AttemptId, FencingToken};
 use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::store::{Store, StoreError};
@@ -136,6 +137,8 @@ struct Inner {
     indexes: Semaphore,
     /// Uploads under way. They end by themselves, also when nobody waits for them any more, and clean up.
     tasks: TaskTracker,
+    /// Ends them at once; what they leave is found later.
+    stop: CancellationToken,
     /// A cache has grown.
     grown: Notify,
 }
@@ -157,6 +160,7 @@ impl Storage {
             uploads: Arc::new(Semaphore::new(UPLOADS_AT_ONCE)),
             indexes: Semaphore::new(INDEXES_AT_ONCE),
             tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
             grown: Notify::new(),
         })))
     }
@@ -166,8 +170,9 @@ impl Storage {
         StorageDoor { key: self.0.key.clone(), url: self.0.config.agents_url.clone() }
     }
 
-    /// Waits until no upload is under way. The connections that bring them have ended.
+    /// Ends the uploads under way, whose connections have ended.
     pub async fn close(&self) {
+        self.0.stop.cancel();
         self.0.tasks.close();
         self.0.tasks.wait().await;
     }

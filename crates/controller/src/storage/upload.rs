@@ -91,8 +91,12 @@ impl Storage {
         let permit = self.0.uploads.clone().acquire_owned().await.map_err(|_| StorageError::ShuttingDown)?;
         let taking = self.0.tasks.spawn(async move {
             let _permit = permit;
-            let took = tokio::time::timeout(LONGEST, inner.take(&owner, &digest, length, body)).await;
-            took.unwrap_or_else(|_| Err(StorageError::BrokenOff("it took too long".into())))
+            let taking = tokio::time::timeout(LONGEST, inner.take(&owner, &digest, length, body));
+            match inner.stop.run_until_cancelled(taking).await {
+                Some(Ok(took)) => took,
+                Some(Err(_)) => Err(StorageError::BrokenOff("it took too long".into())),
+                None => Err(StorageError::ShuttingDown),
+            }
         });
         taking.await.map_err(|_| StorageError::ShuttingDown)?
     }
