@@ -1,14 +1,15 @@
 //! The commands about artifacts: `artifact list`, `artifact download`, `artifact delete`.
 
 use std::io::{self, Read};
+use std::num::NonZeroU32;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use clap::Args;
-use futures_util::TryStreamExt;
+use futures_util::{Stream, TryStreamExt};
 use jiff::Timestamp;
-use sealci_api::controller::types::{Artifact, ArtifactKind};
+use sealci_api::controller::types::{Artifact, ArtifactFile, ArtifactFileKind, ArtifactKind};
 use serde::Serialize;
 use tokio::sync::mpsc;
 use uuid::Uuid;
@@ -22,6 +23,9 @@ use crate::unpack::{self, Said, UnpackError};
 
 /// Pieces of a download that may wait for the disk.
 const PIECES_AHEAD: usize = 16;
+/// So many files are downloaded one by one; for more, the whole archive is quicker.
+const FEW: usize = 16;
+const FILES_A_PAGE: NonZeroU32 = NonZeroU32::new(10_000).unwrap();
 
 #[derive(Debug, Args)]
 pub struct ArtifactListArgs {
@@ -125,7 +129,11 @@ pub async fn download(args: ArtifactDownloadArgs) -> Result<Exit, Failure> {
     }
     let mut downloaded = Vec::new();
     for artifact in &artifacts {
-        downloaded.push(one(&server, artifact, &args).await?);
+        let some = if args.paths.is_empty() { None } else { few(&server, artifact, &args).await? };
+        downloaded.push(match some {
+            Some(some) => some,
+            None => one(&server, artifact, &args).await?,
+        });
     }
     let found: u64 = downloaded.iter().map(|one| one.files).sum();
     if found == 0 && !args.paths.is_empty() {
@@ -151,21 +159,31 @@ async fn one(
         Ok(response) => response,
         Err(error) => return Err(server.failure(error).await),
     };
-    let (sender, pieces) = mpsc::channel(PIECES_AHEAD);
     let to = place(artifact, args);
     let shown = to.display().to_string();
     let (wanted, packed) = (args.paths.clone(), args.archive);
     let (digest, files, unpacked) = (artifact.digest.clone(), artifact.files, artifact.unpacked_bytes);
-    let working = tokio::task::spawn_blocking(move || {
-        let reader = Pieces { pieces, current: Bytes::new() };
+    let files = flow(server, response.into_inner_stream(), &shown, move |reader| {
         if packed {
             return save(reader, &digest, &to);
         }
         let said =
             Said { digest: &digest, files: files.unsigned_abs(), unpacked_bytes: unpacked.unsigned_abs() };
         unpack::unpack(reader, &said, &to, |name| is_wanted(name, &wanted))
-    });
-    let mut stream = response.into_inner_stream();
+    })
+    .await?;
+    Ok(Downloaded { action: artifact.action_name.clone(), to: shown, files })
+}
+
+/// Hands what comes to who works on it, on a thread of their own; `what` is what comes, for people.
+async fn flow<T: Send + 'static>(
+    server: &Server,
+    mut stream: impl Stream<Item = reqwest::Result<Bytes>> + Unpin,
+    what: &str,
+    work: impl FnOnce(Pieces) -> Result<T, UnpackError> + Send + 'static,
+) -> Result<T, Failure> {
+    let (sender, pieces) = mpsc::channel(PIECES_AHEAD);
+    let working = tokio::task::spawn_blocking(move || work(Pieces { pieces, current: Bytes::new() }));
     let came = loop {
         let piece = match stream.try_next().await {
             Ok(Some(piece)) => Ok(piece),
@@ -186,8 +204,56 @@ async fn one(
     if let Err(error) = came {
         return Err(Failure::infrastructure(format!("{}: the download broke off: {error}", server.url)));
     }
-    let files = done.map_err(|error| Failure::of_error(Exit::Infrastructure, &shown, &error))?;
-    Ok(Downloaded { action: artifact.action_name.clone(), to: shown, files })
+    done.map_err(|error| Failure::of_error(Exit::Infrastructure, what, &error))
+}
+
+/// Downloads the files that are wanted one by one, where they are few; none where they are not.
+async fn few(
+    server: &Server,
+    artifact: &Artifact,
+    args: &ArtifactDownloadArgs,
+) -> Result<Option<Downloaded>, Failure> {
+    let mut files: Vec<ArtifactFile> = Vec::new();
+    let mut cursor: Option<String> = None;
+    loop {
+        let mut request = server.client.list_artifact_files().artifact_id(artifact.id).limit(FILES_A_PAGE);
+        if let Some(cursor) = &cursor {
+            request = request.cursor(cursor);
+        }
+        let page = match request.send().await {
+            Ok(page) => page.into_inner(),
+            Err(error) => return Err(server.failure(error).await),
+        };
+        files.extend(page.files.into_iter().filter(|file| is_wanted(&file.path, &args.paths)));
+        cursor = page.next;
+        let are_plain = files.iter().all(|file| file.kind == ArtifactFileKind::File);
+        if files.len() > FEW || !are_plain {
+            return Ok(None);
+        }
+        if cursor.is_none() {
+            break;
+        }
+    }
+    let to = place(artifact, args);
+    for file in &files {
+        fetch(server, artifact, file, &to).await?;
+    }
+    let (action, to) = (artifact.action_name.clone(), to.display().to_string());
+    Ok(Some(Downloaded { action, to, files: files.len() as u64 }))
+}
+
+async fn fetch(server: &Server, artifact: &Artifact, file: &ArtifactFile, to: &Path) -> Result<(), Failure> {
+    let request = server.client.read_artifact_file().artifact_id(artifact.id).path(&file.path);
+    let response = match request.send().await {
+        Ok(response) => response,
+        Err(error) => return Err(server.failure(error).await),
+    };
+    let (name, to, shown) = (file.path.clone(), to.to_owned(), one_line(&file.path));
+    let (mode, length) = (file.mode.unsigned_abs(), file.size_bytes.unsigned_abs());
+    flow(server, response.into_inner_stream(), &shown, move |reader| {
+        unpack::put_file(&to, &name, mode, length, reader)
+    })
+    .await
 }
 
 /// Writes an archive as a file that appears whole.

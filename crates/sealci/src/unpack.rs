@@ -73,7 +73,6 @@ pub fn unpack(
             files += u64::from(!entry.header().entry_type().is_dir());
         }
     }
-    drop(tar);
     io::copy(&mut decoder, &mut io::sink()).map_err(UnpackError::Read)?;
     drop(decoder);
     // The index and what a reader had no need of.
@@ -120,14 +119,8 @@ fn put<R: Read>(root: BorrowedFd<'_>, name: &str, entry: &mut tar::Entry<'_, R>)
     match entry.header().entry_type() {
         EntryType::Directory => drop(folder(root, name).map_err(fail)?),
         EntryType::Regular | EntryType::Continuous => {
-            // Neither setuid nor setgid; and always ours to read, write and remove.
-            let mode = Mode::from_bits_truncate(entry.header().mode().unwrap_or(0o644) & 0o777 | 0o600);
-            make_way(parent.as_fd(), last).map_err(fail)?;
-            let flags =
-                OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            let mut file =
-                File::from(openat(&parent, last, flags, mode).map_err(|error| fail(error.into()))?);
-            io::copy(entry, &mut file).map_err(fail)?;
+            let mode = entry.header().mode().unwrap_or(0o644);
+            write(parent.as_fd(), last, mode, entry).map_err(fail)?;
         }
         EntryType::Symlink => {
             let target = target(entry);
@@ -150,6 +143,35 @@ fn put<R: Read>(root: BorrowedFd<'_>, name: &str, entry: &mut tar::Entry<'_, R>)
         _ => return Err(fail(io::Error::other("it is neither file, folder nor link"))),
     }
     Ok(())
+}
+
+/// Writes one file below a folder; fails if it has another length.
+pub fn put_file(root: &Path, name: &str, mode: u32, length: u64, from: impl Read) -> Result<(), UnpackError> {
+    let unusable = |error| UnpackError::Root(root.display().to_string(), error);
+    let Some(name) = relative_name(name).filter(|name| !name.is_empty()) else {
+        return Err(UnpackError::LeadsOut(name.to_owned()));
+    };
+    std::fs::create_dir_all(root).map_err(unusable)?;
+    let root: OwnedFd = File::open(root).map_err(unusable)?.into();
+    let fail = |error: io::Error| UnpackError::Write(name.clone(), error);
+    let (folders, last) = name.rsplit_once('/').unwrap_or(("", &name));
+    let parent = folder(root.as_fd(), folders).map_err(fail)?;
+    let mut from = from.take(length.saturating_add(1));
+    let written = write(parent.as_fd(), last, mode, &mut from).map_err(fail)?;
+    if written == length {
+        return Ok(());
+    }
+    make_way(parent.as_fd(), last).map_err(fail)?;
+    Err(UnpackError::Read(io::Error::other("it has another length than the server says")))
+}
+
+fn write(parent: BorrowedFd<'_>, name: &str, mode: u32, from: &mut impl Read) -> io::Result<u64> {
+    // Neither setuid nor setgid; and always ours to read, write and remove.
+    let mode = Mode::from_bits_truncate(mode & 0o777 | 0o600);
+    make_way(parent, name)?;
+    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let mut file = File::from(openat(parent, name, flags, mode)?);
+    io::copy(from, &mut file)
 }
 
 /// Opens the folder of this name, and makes what is missing of it.
@@ -266,6 +288,12 @@ mod tests {
             assert!(matches!(unpacked(entries, &root).unwrap_err(), UnpackError::Write(..)));
         }
         assert_eq!(unpacked(&[(Regular, "there", "x")], &root).unwrap(), 1, "a link is replaced");
+        for (name, length) in [("../x", 1), ("/tmp/x", 1), ("way/x", 1), ("x", 2)] {
+            std::os::unix::fs::symlink(&outside, root.join("way")).ok();
+            assert!(put_file(&root, name, 0o644, length, &b"x"[..]).is_err(), "{name}");
+        }
+        put_file(&root, "a/x", 0o4711, 1, &b"x"[..]).unwrap();
+        assert!(!root.join("x").exists(), "half a file is none");
         assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);
     }
 
