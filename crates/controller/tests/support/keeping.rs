@@ -25,6 +25,8 @@ pub struct Attempt {
     pub token: u64,
     pub url: String,
     pub ticket: String,
+    /// Why it got neither.
+    pub refused: String,
 }
 
 impl Keeper {
@@ -64,8 +66,8 @@ impl Keeper {
         let storage = self.key.unseal(&granted.sealed_storage).unwrap();
         let storage: Value = serde_json::from_slice(&storage).unwrap();
         let text = |member: &str| storage[member].as_str().unwrap_or_default().to_owned();
-        let (url, ticket) = (text("url"), text("ticket"));
-        Attempt { pipeline: pipeline.to_owned(), of, token: granted.token, url, ticket }
+        let (url, ticket, refused) = (text("url"), text("ticket"), text("refused"));
+        Attempt { pipeline: pipeline.to_owned(), of, token: granted.token, url, ticket, refused }
     }
 
     /// Ends an attempt well, and waits until that is recorded.

@@ -3,6 +3,7 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
 pub mod keeping;
+pub mod s3;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
