@@ -24,10 +24,12 @@ pub enum Capability {
     Kvm,
     /// A server and a client, both OpenSSH's.
     Ssh,
+    /// A guest that is made of Debian's packages; emulated where it cannot be virtualized.
+    Qemu,
 }
 
 impl Capability {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Git,
         Self::Deny,
         Self::Postgres,
@@ -37,6 +39,7 @@ impl Capability {
         Self::Netfilter,
         Self::Kvm,
         Self::Ssh,
+        Self::Qemu,
     ];
 
     pub fn name(self) -> &'static str {
@@ -50,6 +53,7 @@ impl Capability {
             Self::Netfilter => "netfilter",
             Self::Kvm => "kvm",
             Self::Ssh => "ssh",
+            Self::Qemu => "qemu",
         }
     }
 }
@@ -81,10 +85,20 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("slirp4netns", "slirp4netns"),
 ];
 
+/// Those that make and run a guest, which is of this kind of machine only.
+const GUEST_PROGRAMS: &[(&str, &str)] = if cfg!(target_arch = "x86_64") {
+    &[("qemu-system-x86_64", "qemu-system-x86"), ("mmdebstrap", "mmdebstrap"), ("mkfs.ext4", "e2fsprogs")]
+} else {
+    &[]
+};
+/// A guest's memory, and what else it takes.
+const GUEST_MEMORY_MEBIBYTES: u64 = 3000;
+
 /// The packages that are not there.
 pub fn missing_packages() -> Vec<&'static str> {
+    let programs = PROGRAMS.iter().chain(GUEST_PROGRAMS);
     let mut packages: Vec<_> =
-        PROGRAMS.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
+        programs.filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
     if !Path::new("/usr/include/stdio.h").exists() {
         packages.push("libc6-dev");
     }
@@ -193,7 +207,33 @@ pub fn lacks(capability: Capability) -> Option<String> {
             let usable = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
             unless(usable, "/dev/kvm is not usable")
         }
+        Capability::Qemu => lacks_for_guest(),
     }
+}
+
+fn lacks_for_guest() -> Option<String> {
+    let is_debian = fs::read_to_string("/etc/os-release")
+        .is_ok_and(|text| text.lines().any(|line| line == "ID=debian" || line == "ID=\"debian\""));
+    let missing = GUEST_PROGRAMS.iter().find(|(program, _)| find(program).is_none());
+    if !cfg!(target_arch = "x86_64") || !is_debian {
+        Some("the guest is made of the packages of a Debian machine with x86-64".to_owned())
+    } else if let Some((program, package)) = missing {
+        Some(format!("{program} is not installed (apt-get install {package})"))
+    } else if !is_root() {
+        Some("only root can make the guest's root file system".to_owned())
+    } else if available_memory_mebibytes() < GUEST_MEMORY_MEBIBYTES {
+        Some(format!("less than {GUEST_MEMORY_MEBIBYTES} MiB of memory are available"))
+    } else {
+        None
+    }
+}
+
+/// What programs can have without swapping (proc_meminfo(5)).
+pub fn available_memory_mebibytes() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kibibytes.unwrap_or(0) / 1024
 }
 
 pub fn is_root() -> bool {

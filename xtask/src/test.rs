@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use crate::machine::{self, Capability};
 use crate::postgres::Postgres;
 use crate::report::{Counts, Report};
-use crate::{deny, imports, workspace};
+use crate::{deny, imports, qemu, workspace};
 
 /// Runs it all; whether all passed.
 pub fn run() -> Result<bool> {
@@ -50,6 +50,9 @@ pub fn run() -> Result<bool> {
     }
     report.counts = counts.unwrap_or_default();
     report.counts.skipped += skipped.len() as u64;
+    if machine::lacks(Capability::Qemu).is_none() {
+        qemu::step(&mut report);
+    }
     print!("{}", report.summary());
     io::stdout().flush()?;
     Ok(report.passed())
@@ -77,7 +80,8 @@ fn is_older(found: &str, wanted: &str) -> bool {
     }
 }
 
-fn prepare_machine() {
+/// Installs what is missing, where it may.
+pub fn prepare_machine() {
     let packages = machine::missing_packages();
     if packages.is_empty() {
         println!("nothing to install");

@@ -29,7 +29,7 @@ use super::{Backstage, ExecutionEvent, ExecutorError, ResourceUse, Wish};
 static INIT_BINARY: &[u8] = include_bytes!(env!("SEALCI_INIT_BINARY"));
 
 /// How long an init may take to come up and to understand its `Start`.
-const START_PATIENCE: Duration = Duration::from_secs(10);
+const START_PATIENCE: Duration = Duration::from_secs(60);
 /// How much longer than the grace an init may take to end what it runs.
 const END_PATIENCE: Duration = Duration::from_secs(3);
 /// The largest frame and a header fit.
