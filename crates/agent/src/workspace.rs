@@ -204,6 +204,7 @@ pub fn free_disk_bytes(folder: &Path) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::Persistence;
 
     fn wire(needs_credentials: bool) -> agent::Source {
         agent::Source {
@@ -218,7 +219,7 @@ mod tests {
     #[test]
     fn credentials_are_opened_and_never_shown() {
         let folder = tempfile::tempdir().unwrap();
-        let identity = Identity::load_or_make(folder.path()).unwrap();
+        let identity = Identity::load_or_make(folder.path(), Persistence::Scratch).unwrap();
         let key = crypto_box::PublicKey::from(identity.public_key());
         let seal = |text: &str| key.seal(&mut crypto_box::aead::OsRng, text.as_bytes()).unwrap();
         let read = |sealed: &[u8]| Source::read(&wire(true), sealed, &identity);
@@ -238,7 +239,7 @@ mod tests {
     #[test]
     fn a_source_without_a_full_revision_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let identity = Identity::load_or_make(folder.path()).unwrap();
+        let identity = Identity::load_or_make(folder.path(), Persistence::Scratch).unwrap();
         for revision in ["", "main", "--upload-pack=x"] {
             let wire = agent::Source { revision: revision.into(), ..wire(false) };
             let error = Source::read(&wire, &[], &identity).unwrap_err();
