@@ -315,8 +315,8 @@ fn cgroups(own: &Path) -> Result<Cgroups, CgroupError> {
 /// Ends and removes what [`executors`] made outside of the agent's folder `own`, for an agent that never comes again.
 pub fn leave(own: &Path) {
     // Without control groups there is nothing to remove.
-    if let Ok(cgroups) = cgroups(own)
-        && let Err(error) = cgroups.sweep()
+    if let Ok(layout) = Layout::detect()
+        && let Err(error) = Cgroups::clear_up_after(layout, &instance_name(own))
     {
         tracing::error!(%error, "something of an action is still there");
     }

@@ -255,6 +255,15 @@ impl Cgroups {
         }
     }
 
+    /// Ends and removes what is left of an instance whose agent never comes again; nothing is, usually.
+    pub fn clear_up_after(layout: Layout, instance: &str) -> Result<(), CgroupError> {
+        let folder = format!("sealci-{instance}");
+        if layout.hierarchies().iter().any(|hierarchy| hierarchy.join(&folder).exists()) {
+            return Self::open(layout, instance)?.sweep();
+        }
+        Ok(())
+    }
+
     /// Ends and removes every group of this instance, and its folders.
     pub fn sweep(&self) -> Result<(), CgroupError> {
         for hierarchy in self.0.layout.hierarchies() {

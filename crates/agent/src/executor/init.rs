@@ -16,7 +16,6 @@ use async_trait::async_trait;
 use bytes::BytesMut;
 use sealci_core::outcome::{Cause, Limit, Outcome};
 use sealci_guest::wire::{self, Ending, FromInit, HEADER_BYTES, Header, OUTPUT_KIND, ToInit, WireError};
-use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedReadHalf;
@@ -35,14 +34,13 @@ const END_PATIENCE: Duration = Duration::from_secs(3);
 /// The largest frame and a header fit.
 const READ_BUFFER_BYTES: usize = 128 << 10;
 
-/// Puts the init where it can be executed: `<data_dir>/bin/sealci-init-<digest>`. Does nothing if it is there.
+/// Puts the init where it can be executed: `<data_dir>/bin/sealci-init-<checksum>`. Does nothing if it is there.
 pub fn install(data_dir: &Path) -> Result<PathBuf, ExecutorError> {
-    let digest = Sha256::digest(INIT_BINARY);
-    let name: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    // It only keeps versions apart: what is there is compared as a whole.
+    let checksum = crc32fast::hash(INIT_BINARY);
     let folder = data_dir.join("bin");
-    let path = folder.join(format!("sealci-init-{name}"));
-    let is_whole = |path: &Path| fs::read(path).is_ok_and(|bytes| Sha256::digest(bytes) == digest);
-    if is_whole(&path) {
+    let path = folder.join(format!("sealci-init-{checksum:08x}"));
+    if fs::read(&path).is_ok_and(|bytes| bytes == INIT_BINARY) {
         return Ok(path);
     }
     let write = || {
