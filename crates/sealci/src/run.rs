@@ -138,19 +138,22 @@ async fn run_in(
     let snapshot = take_snapshot(folder.to_owned(), dir.clone());
     let snapshot = AbortOnDropHandle::new(tokio::spawn(snapshot));
     let parts = agent_parts(args, folder, plan.clone(), capacity);
-    let mut starting = pin!(engine::start(folder, parts));
-    let engine = tokio::select! {
-        started = &mut starting => started,
-        _ = signals.next() => {
-            let (started, _) = tokio::join!(starting, snapshot);
-            return service::end(started?.running, signals, Ok(Exit::Interrupted)).await;
-        }
+    let mut starting = pin!(async { tokio::join!(engine::start(folder, parts), snapshot) });
+    let started = tokio::select! {
+        started = &mut starting => Some(started),
+        _ = signals.next() => None,
     };
-    // Whatever became of the others, nobody is left at work in the folder.
-    let tree = snapshot.await.unwrap_or_else(|stopped| Err(no_tree(&stopped)));
+    let is_wanted = started.is_some();
+    // Waited for in any case: nobody is left at work in the folder.
+    let (engine, tree) = match started {
+        Some(started) => started,
+        None => starting.await,
+    };
     let engine = engine?;
+    let tree = tree.unwrap_or_else(|stopped| Err(no_tree(&stopped)));
     let new = match tree.and_then(|tree| new_pipeline(&dir, manifest, plan, tree)) {
-        Ok(new) => new,
+        Ok(new) if is_wanted => new,
+        Ok(_) => return service::end(engine.running, signals, Ok(Exit::Interrupted)).await,
         Err(failure) => return service::end(engine.running, signals, Err(failure)).await,
     };
     let style = if args.json { Style::Json } else { Style::Words(terminal) };
