@@ -2,7 +2,7 @@
 //!
 //! A static binary needs other compiler flags than the agent, so it is a build of its own, in its own target folder: the
 //! outer cargo holds the lock of the other one. It resolves nothing and downloads nothing, since it is a member of the
-//! workspace that is being built and its one dependency is the agent's, too.
+//! workspace that is being built and its dependencies are the agent's, too.
 
 use std::env;
 use std::path::PathBuf;

@@ -166,14 +166,14 @@ fn whatever_waits_says_why() {
     let installation = Installation::start();
     let text = manifest(&[
         ("gpu", "needs: []\nconfiguration: {labels: {gpu: \"true\"}}\ncommands: [echo never]"),
-        ("image", "needs: []\nconfiguration: {container: \"debian:bookworm\"}\ncommands: [echo never]"),
+        ("machine", "needs: []\nconfiguration: {executor: microvm}\ncommands: [echo never]"),
         ("huge", "needs: []\nconfiguration: {resources: {memory: 16TiB}}\ncommands: [echo never]"),
         ("behind", "needs: [gpu]\ncommands: [echo never]"),
     ]);
     let number = installation.submit_manifest("repository", &text);
     for (name, expected) in [
         ("gpu", "0 of 1 agents have label gpu=true"),
-        ("image", "0 of 1 agents offer executor container"),
+        ("machine", "0 of 1 agents offer executor microvm"),
         ("huge", "no agent can ever run it"),
         ("behind", "gpu"),
     ] {

@@ -235,11 +235,11 @@ fn a_folder_outside_git_is_run_from_any_manifest() {
 #[test]
 fn what_cannot_run_here_is_refused_at_once() {
     let bench = Bench::of(
-        "name: x\nactions:\n  a: {configuration: {container: 'debian:bookworm'}, commands: [x]}\n  b: {needs: [], commands: [x]}\n",
+        "name: x\nactions:\n  a: {configuration: {executor: microvm}, commands: [x]}\n  b: {needs: [], commands: [x]}\n",
     );
     let run = bench.run(&PROCESS);
     assert_eq!(run.code(), 2, "{run:?}");
-    assert!(run.complained().contains("executor `container`"), "{run:?}");
+    assert!(run.complained().contains("executor `microvm`"), "{run:?}");
     let run = bench.run(&["--executor", "process", "--action", "b"]);
     assert_eq!(run.code(), 2, "{run:?}");
     assert!(run.complained().contains("--allow-process"), "{run:?}");

@@ -24,10 +24,16 @@ pub enum Capability {
     Kvm,
     /// A server and a client, both OpenSSH's.
     Ssh,
+    /// An S3 server to keep objects in.
+    S3,
+    /// A registry of images, and what pushes to it.
+    Registry,
+    /// A guest that is made of Debian's packages; emulated where it cannot be virtualized.
+    Qemu,
 }
 
 impl Capability {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::Git,
         Self::Deny,
         Self::Postgres,
@@ -37,6 +43,9 @@ impl Capability {
         Self::Netfilter,
         Self::Kvm,
         Self::Ssh,
+        Self::S3,
+        Self::Registry,
+        Self::Qemu,
     ];
 
     pub fn name(self) -> &'static str {
@@ -50,6 +59,9 @@ impl Capability {
             Self::Netfilter => "netfilter",
             Self::Kvm => "kvm",
             Self::Ssh => "ssh",
+            Self::S3 => "s3",
+            Self::Registry => "registry",
+            Self::Qemu => "qemu",
         }
     }
 }
@@ -79,17 +91,32 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("sshd", "openssh-server"),
     ("pasta", "passt"),
     ("slirp4netns", "slirp4netns"),
+    ("docker-registry", "docker-registry"),
+    ("skopeo", "skopeo"),
 ];
+
+/// Those that make and run a guest, which is of this kind of machine only.
+const GUEST_PROGRAMS: &[(&str, &str)] = if cfg!(target_arch = "x86_64") {
+    &[("qemu-system-x86_64", "qemu-system-x86"), ("mmdebstrap", "mmdebstrap"), ("mkfs.ext4", "e2fsprogs")]
+} else {
+    &[]
+};
+/// A guest's memory, and what else it takes.
+const GUEST_MEMORY_MEBIBYTES: u64 = 3000;
 
 /// The packages that are not there.
 pub fn missing_packages() -> Vec<&'static str> {
+    let programs = PROGRAMS.iter().chain(GUEST_PROGRAMS);
     let mut packages: Vec<_> =
-        PROGRAMS.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
+        programs.filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
     if !Path::new("/usr/include/stdio.h").exists() {
         packages.push("libc6-dev");
     }
     if postgres_programs().is_none() {
         packages.push("postgresql");
+    }
+    if crate::s3::lacks_python() {
+        packages.push("python3-venv");
     }
     packages
 }
@@ -168,10 +195,16 @@ pub fn lacks(capability: Capability) -> Option<String> {
     let unless = |there: bool, why: &str| (!there).then(|| why.to_owned());
     match capability {
         Capability::Git => unless(find("git").is_some(), "git is not installed"),
-        Capability::Deny => None,
+        // Both are built or installed where they are not there, and missed then.
+        Capability::Deny | Capability::S3 => None,
         Capability::Ssh => {
             unless(find("ssh").is_some() && find("sshd").is_some(), "ssh and sshd are not installed")
         }
+        Capability::Registry => unless(
+            find("docker-registry").is_some() && find("skopeo").is_some(),
+            "docker-registry or skopeo is not installed",
+        ),
+        Capability::Qemu => lacks_for_guest(),
         Capability::Postgres => unless(postgres_programs().is_some(), "PostgreSQL's initdb is not installed"),
         Capability::Root => unless(is_root(), "not running as root"),
         Capability::Namespaces => unless(
@@ -209,7 +242,7 @@ pub fn find(program: &str) -> Option<PathBuf> {
     folders.map(|folder| folder.join(program)).find(|file| file.is_file())
 }
 
-fn succeeds(program: &str, arguments: &[&str]) -> bool {
+pub fn succeeds(program: &str, arguments: &[&str]) -> bool {
     let Some(program) = find(program) else { return false };
     let status = Command::new(program)
         .args(arguments)
@@ -234,6 +267,31 @@ pub fn postgres_programs() -> Option<PathBuf> {
     let on_path = find("initdb").and_then(|file| Some(fs::canonicalize(file).ok()?.parent()?.to_owned()));
     let is_whole = |folder: &PathBuf| folder.join("initdb").is_file() && folder.join("postgres").is_file();
     folders.into_iter().chain(on_path).find(is_whole)
+}
+
+fn lacks_for_guest() -> Option<String> {
+    let is_debian = fs::read_to_string("/etc/os-release")
+        .is_ok_and(|text| text.lines().any(|line| line == "ID=debian" || line == "ID=\"debian\""));
+    let missing = GUEST_PROGRAMS.iter().find(|(program, _)| find(program).is_none());
+    if !cfg!(target_arch = "x86_64") || !is_debian {
+        Some("the guest is made of the packages of a Debian machine with x86-64".to_owned())
+    } else if let Some((program, package)) = missing {
+        Some(format!("{program} is not installed (apt-get install {package})"))
+    } else if !is_root() {
+        Some("only root can make the guest's root file system".to_owned())
+    } else if available_memory_mebibytes() < GUEST_MEMORY_MEBIBYTES {
+        Some(format!("less than {GUEST_MEMORY_MEBIBYTES} MiB of memory are available"))
+    } else {
+        None
+    }
+}
+
+/// What programs can have without swapping (proc_meminfo(5)).
+pub fn available_memory_mebibytes() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kibibytes.unwrap_or(0) / 1024
 }
 
 #[cfg(test)]

@@ -7,7 +7,9 @@ mod deny;
 mod imports;
 mod machine;
 mod postgres;
+mod qemu;
 mod report;
+mod s3;
 mod test;
 mod workspace;
 
@@ -20,11 +22,13 @@ cargo xtask COMMAND
 
   test           every check and every test (what the continuous integration runs)
   bench [NAME…]  measure the release build: latency, run, sandbox, fake, log
+  qemu           only: the core of the executors' tests on stock Debian, in a QEMU guest
   check-imports  only: do the crates depend on one another the right way?
   deny           only: cargo-deny on bans, licences and sources
 
 SEALCI_REQUIRE=NAME,…  what must be there: a missing one fails instead of being skipped
-                       (git, deny, postgres, root, namespaces, netfilter, kvm)
+                       (git, deny, postgres, root, namespaces, rootless, netfilter, kvm,
+                       ssh, s3, registry, qemu)
 SEALCI_INSTALL=no      install no Debian packages, even where it would be possible";
 
 fn main() -> ExitCode {
@@ -43,6 +47,7 @@ fn run(arguments: &[String]) -> anyhow::Result<bool> {
     match arguments.as_slice() {
         ["test"] => test::run(),
         ["bench", names @ ..] => bench::run(names),
+        ["qemu"] => qemu::command(),
         ["check-imports"] => {
             imports::check()?;
             println!("every import runs the right way");

@@ -29,6 +29,12 @@ pub struct Counts {
 }
 
 impl Counts {
+    pub fn add(&mut self, others: &Self) {
+        self.passed += others.passed;
+        self.failed += others.failed;
+        self.skipped += others.skipped;
+    }
+
     /// Adds what one of cargo's closing lines says: `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
     pub fn add_line(&mut self, line: &str) {
         let Some(rest) = line.trim().strip_prefix("test result: ") else { return };

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -9,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use crate::machine::{self, Capability};
 use crate::postgres::Postgres;
 use crate::report::{Counts, Report};
-use crate::{deny, imports, workspace};
+use crate::{deny, imports, qemu, s3, workspace};
 
 /// Runs it all; whether all passed.
 pub fn run() -> Result<bool> {
@@ -40,9 +41,16 @@ pub fn run() -> Result<bool> {
         Err(error) => report.missing("deny", &format!("{error:#}"), is_required(Capability::Deny)),
     }
 
+    let s3 = match s3::find_or_install() {
+        Ok(program) => Some(program),
+        Err(error) => {
+            report.missing("s3", &format!("{error:#}"), is_required(Capability::S3));
+            None
+        }
+    };
     let postgres = machine::postgres_programs().and_then(|_| report.step("postgres", Postgres::start));
     let skips = Skips::new();
-    let counts = report.step("tests", || tests(postgres.as_ref(), &skips));
+    let counts = report.step("tests", || tests(postgres.as_ref(), s3.as_deref(), &skips));
     drop(postgres);
     let skipped = skips.read();
     for (name, why) in &skipped {
@@ -50,6 +58,9 @@ pub fn run() -> Result<bool> {
     }
     report.counts = counts.unwrap_or_default();
     report.counts.skipped += skipped.len() as u64;
+    if machine::lacks(Capability::Qemu).is_none() {
+        qemu::step(&mut report);
+    }
     print!("{}", report.summary());
     io::stdout().flush()?;
     Ok(report.passed())
@@ -77,7 +88,8 @@ fn is_older(found: &str, wanted: &str) -> bool {
     }
 }
 
-fn prepare_machine() {
+/// Installs what is missing, where it may.
+pub fn prepare_machine() {
     let packages = machine::missing_packages();
     if packages.is_empty() {
         println!("nothing to install");
@@ -106,13 +118,16 @@ fn cargo(arguments: &[&str]) -> Result<()> {
 }
 
 /// Runs cargo's tests, passing their output on and counting.
-fn tests(postgres: Option<&Postgres>, skips: &Skips) -> Result<Counts> {
+fn tests(postgres: Option<&Postgres>, s3: Option<&Path>, skips: &Skips) -> Result<Counts> {
     // The end-to-end tests drive the real binary.
     cargo(&["build", "--locked", "--bin", "sealci"])?;
     let mut command = workspace::cargo();
     command.args(["test", "--workspace", "--locked", "--no-fail-fast"]).env("SEALCI_SKIPS", &skips.file);
     if let Some(postgres) = postgres {
         command.env("SEALCI_TEST_POSTGRES", &postgres.url);
+    }
+    if let Some(program) = s3 {
+        command.env("SEALCI_TEST_S3", program);
     }
     let mut child =
         command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot run cargo test")?;

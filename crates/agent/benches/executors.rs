@@ -11,6 +11,9 @@ use sealci_agent::executor::process::ProcessExecutor;
 use sealci_agent::executor::{ExecutionEvent, Executor};
 use sealci_core::plan::Network;
 
+#[path = "../tests/executor/images.rs"]
+#[allow(dead_code)]
+mod images;
 #[path = "../tests/executor/lab.rs"]
 #[allow(dead_code)]
 mod lab;
@@ -43,6 +46,12 @@ async fn main() {
         }
         futures_util::future::join_all(running).await;
         println!("sandbox, 40 at once: {:.0} ms", millis(started_at.elapsed()));
+    }
+    if let Some(lab) = Lab::container() {
+        measure("container", lab.executor.as_ref(), lab.folder.path(), Network::Off).await;
+    }
+    if let Some(lab) = Lab::container_copied() {
+        measure("container, copied", lab.executor.as_ref(), lab.folder.path(), Network::Off).await;
     }
     if let Some(lab) = Lab::networked() {
         measure("sandbox, network on", lab.executor.as_ref(), lab.folder.path(), Network::On).await;

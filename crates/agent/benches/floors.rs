@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 use sealci_agent::executor::ExecutionEvent;
 use sealci_core::plan::Network;
 
+#[path = "../tests/executor/images.rs"]
+#[allow(dead_code)]
+mod images;
 #[path = "../tests/executor/lab.rs"]
 #[allow(dead_code)]
 mod lab;

@@ -12,7 +12,7 @@ use prost::Message;
 use sealci_core::ids::AttemptId;
 use sealci_core::outcome::{Cause, Outcome};
 use sealci_core::plan::Resources;
-use sealci_proto::agent::{self, ActionSpec, HeldState};
+use sealci_proto::agent::{self, ActionSpec, ClaimGranted, HeldState};
 use tokio::sync::watch;
 use tokio::task::{Id, JoinError, JoinSet};
 
@@ -171,11 +171,12 @@ impl Agent {
     }
 
     /// Passes the grant on.
-    pub fn grant(&self, id: AttemptId, token: u64, sealed_credentials: Vec<u8>) {
+    pub fn grant(&self, id: AttemptId, granted: ClaimGranted) {
         self.order(id, |orders| {
             if orders.granted.is_none() {
-                orders.granted = Some(token);
-                orders.sealed_credentials = sealed_credentials;
+                orders.granted = Some(granted.token);
+                orders.sealed_credentials = granted.sealed_credentials;
+                orders.sealed_storage = granted.sealed_storage;
             }
         });
     }

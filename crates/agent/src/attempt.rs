@@ -3,13 +3,15 @@
 //! ```text
 //!   fill the workspace ───┐
 //!   make the environment ─┤
-//!   wait for the grant ───┴─▶ spool the token ─▶ begin ─▶ events and output ─▶ terminal event ─▶ clean up
+//!   wait for the grant ───┴─▶ spool the token ─▶ bring files ─▶ begin ─▶ events and output
+//!                                     terminal event ◀─ clean up ◀─ keep files ◀─┘
 //! ```
 //!
 //! - No command starts before the grant is spooled.
 //! - An attempt that is forgotten reports nothing; one that was granted ends with exactly one terminal event.
 //! - The task ends when nothing of the action lives any more and its folders are gone.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,11 +22,14 @@ use sealci_proto::agent::{self, ActionSpec, event};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::executor::{Execution, ExecutionEvent, Standby};
+use crate::executor::door::Door;
+use crate::executor::{Execution, ExecutionEvent, NoteReader, notes};
 use crate::identity::unix_ms;
-use crate::preparation::{Means, Preparation, Prepared, changed};
+use crate::preparation::{Means, Preparation, Prepared, Ready, changed};
 use crate::room::{Occupancy, Stop};
+use crate::services::Services;
 use crate::spool::{AttemptSpool, SpoolError};
+use crate::storage::{self, Luggage};
 use crate::workspace::Folders;
 
 /// What the session wants of an attempt. It is only ever added to.
@@ -34,6 +39,7 @@ pub struct Orders {
     pub granted: Option<u64>,
     /// What came with the grant, sealed to the agent's key.
     pub sealed_credentials: Vec<u8>,
+    pub sealed_storage: Vec<u8>,
     /// End it properly, with so much time between TERM and KILL.
     pub cancel: Option<Duration>,
     /// It lost its action: end it at once, deliver what it told.
@@ -80,6 +86,47 @@ impl Told {
     }
 }
 
+/// What runs, and what belongs to it.
+struct Begun {
+    execution: Execution,
+    executor: ExecutorKind,
+    luggage: Option<Luggage>,
+    services: Option<Services>,
+    /// What is said in the log beside the commands.
+    said: NoteReader,
+}
+
+/// Keeps what the action leaves, while its environment stays, and ends what runs beside it.
+async fn wind_up(
+    luggage: Option<&Luggage>,
+    services: Option<Services>,
+    door: &Door,
+    outcome: Outcome,
+) -> Result<(), storage::Failure> {
+    let kept = match luggage {
+        Some(luggage) => luggage.keep(door, outcome).await,
+        None => Ok(()),
+    };
+    if let Some(services) = services {
+        let logs = services.stop().await;
+        if let Some(luggage) = luggage {
+            luggage.keep_service_logs(&logs).await;
+        }
+    }
+    kept
+}
+
+/// Files being taken out and kept.
+type Keeping<'a> = Pin<Box<dyn Future<Output = Result<(), storage::Failure>> + Send + 'a>>;
+
+/// Never comes back while nothing is being kept.
+async fn kept(keeping: &mut Option<Keeping<'_>>) -> Result<(), storage::Failure> {
+    match keeping {
+        Some(keeping) => keeping.await,
+        None => std::future::pending().await,
+    }
+}
+
 impl AttemptTask {
     /// Runs the attempt to its end. Dropping the future kills the action.
     pub async fn run(mut self) -> Ended {
@@ -102,15 +149,16 @@ impl AttemptTask {
 
     async fn perform(&mut self, folders: &Folders, place: &mut Occupancy) -> Told {
         match self.prepare_and_claim(folders).await {
-            Ok((standby, kind)) => self.follow(&mut standby.begin(), kind, place).await,
+            Ok(begun) => self.follow(begun, place).await,
             Err(told) => told,
         }
     }
 
     /// Prepares while the claim is on its way; comes back when both are done, or as soon as the attempt is to end and
     /// what was prepared is taken down.
-    async fn prepare_and_claim(&mut self, folders: &Folders) -> Result<(Standby, ExecutorKind), Told> {
+    async fn prepare_and_claim(&mut self, folders: &Folders) -> Result<Begun, Told> {
         let (means, spec) = (self.means.clone(), self.spec.clone());
+        let (notes, mut said) = notes();
         let stop = CancellationToken::new();
         let preparation = Preparation {
             attempt: self.spool.id(),
@@ -118,6 +166,7 @@ impl AttemptTask {
             means: &means,
             folders,
             orders: self.orders.clone(),
+            notes,
             stop: stop.clone(),
         };
         let preparing = preparation.run();
@@ -150,29 +199,52 @@ impl AttemptTask {
                     false => Told::Nothing { remains },
                 });
             }
-            match prepared.take() {
-                Some(Prepared::Ready(standby, kind)) if granted => return Ok((standby, kind)),
-                Some(Prepared::Failed { outcome, remains }) if granted => {
-                    return Err(Told::Outcome { outcome, remains });
+            if granted && let Some(prepared) = prepared.take() {
+                for line in said.rest() {
+                    self.take_output(line).await;
                 }
-                result => prepared = result,
+                return match prepared {
+                    Prepared::Ready(ready) => {
+                        let Ready { standby, executor, luggage, services } = *ready;
+                        Ok(Begun { execution: standby.begin(), executor, luggage, services, said })
+                    }
+                    Prepared::Failed { outcome, remains } => Err(Told::Outcome { outcome, remains }),
+                };
             }
             tokio::select! {
                 result = &mut preparing, if prepared.is_none() => prepared = Some(result),
                 () = changed(&mut self.orders) => {}
+                // Before the grant there is no log; what is said waits where it is.
+                Some(line) = said.next(), if granted => self.take_output(line).await,
             }
         }
     }
 
     /// Takes down what an execution tells, until nothing of it lives any more.
-    async fn follow(&mut self, execution: &mut Execution, kind: ExecutorKind, place: &mut Occupancy) -> Told {
+    async fn follow(&mut self, begun: Begun, place: &mut Occupancy) -> Told {
+        let Begun { mut execution, executor: kind, luggage, mut services, mut said } = begun;
         let handle = execution.handle();
+        let door = execution.door();
         let mut broken: Option<Outcome> = None;
         let mut stopped: Option<Stop> = None;
+        let mut keeping: Option<Keeping<'_>> = None;
         self.orders.mark_changed();
         loop {
             let event = tokio::select! {
                 event = execution.next() => event,
+                Some(line) = said.next() => {
+                    self.take_output(line).await;
+                    continue;
+                }
+                kept = kept(&mut keeping) => {
+                    keeping = None;
+                    // Commands that failed have failed all the same.
+                    if let Err(failure) = kept && broken.is_none() {
+                        broken = Some(failure.into_outcome());
+                    }
+                    execution.leave();
+                    continue;
+                }
                 stop = place.must_stop() => {
                     stopped = Some(stop);
                     handle.kill();
@@ -195,7 +267,18 @@ impl AttemptTask {
                 }
                 None if forgotten => return Told::Nothing { remains: None },
                 Some(_) if forgotten => {}
+                Some(ExecutionEvent::Over { outcome }) => {
+                    let winding_up = wind_up(luggage.as_ref(), services.take(), &door, outcome);
+                    keeping = Some(Box::pin(winding_up));
+                }
                 Some(ExecutionEvent::Finished { mut outcome, remains }) => {
+                    for line in said.rest() {
+                        self.take_output(line).await;
+                    }
+                    if keeping.take().is_some() {
+                        // What was to be kept is not.
+                        outcome = if handle.is_ended() { Outcome::Cancelled } else { broke_off() };
+                    }
                     // An end that came first stands.
                     if let Some(stop) = stopped.filter(|_| outcome == Outcome::Cancelled) {
                         self.take_output(format!("sealci: {stop}\n").into()).await;
@@ -234,6 +317,8 @@ impl AttemptTask {
                         cpu_user_us: micros(resource_use.cpu_user),
                         cpu_system_us: micros(resource_use.cpu_system),
                         memory_peak_bytes: resource_use.memory_peak_bytes,
+                        read_bytes: resource_use.read_bytes,
+                        write_bytes: resource_use.write_bytes,
                     }),
                 })
             }
@@ -241,7 +326,7 @@ impl AttemptTask {
                 self.take_output(output).await;
                 return Ok(());
             }
-            ExecutionEvent::Finished { .. } => return Ok(()),
+            ExecutionEvent::Over { .. } | ExecutionEvent::Finished { .. } => return Ok(()),
         };
         self.spool.record(body, unix_ms())
     }

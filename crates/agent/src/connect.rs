@@ -63,12 +63,14 @@ pub struct ConnectTimes {
 pub struct Schedulers {
     endpoints: Vec<Endpoint>,
     current: usize,
+    /// A connection to the current one that has answered, and that nobody uses.
+    idle: Option<Channel>,
 }
 
 impl Schedulers {
     pub fn new(urls: &[String], ca_pem: Option<&[u8]>, times: ConnectTimes) -> Result<Self, InvalidAddress> {
         let endpoints: Result<_, _> = urls.iter().map(|url| endpoint(url, ca_pem, times)).collect();
-        Ok(Self { endpoints: endpoints?, current: 0 })
+        Ok(Self { endpoints: endpoints?, current: 0, idle: None })
     }
 
     /// The one to be tried now.
@@ -88,25 +90,29 @@ impl Schedulers {
 
     /// The current one failed: the next one's turn.
     pub fn try_next(&mut self) {
+        self.idle = None;
         self.current = (self.current + 1) % self.endpoints.len().max(1);
     }
 
-    async fn client(&self) -> Result<(AgentServiceClient<Channel>, String), ConnectError> {
+    async fn connect(&mut self) -> Result<(Channel, String), ConnectError> {
         let (endpoint, url) = self.current();
+        if let Some(channel) = self.idle.take() {
+            return Ok((channel, url));
+        }
         match endpoint.connect().await {
-            Ok(channel) => Ok((AgentServiceClient::new(channel), url)),
+            Ok(channel) => Ok((channel, url)),
             Err(source) => Err(ConnectError::Transport { url, source }),
         }
     }
 
-    /// Makes the agent known. Repeatable.
+    /// Makes the agent known. Repeatable. The next session goes over the same connection.
     pub async fn enrol(
-        &self,
+        &mut self,
         identity: &Identity,
         name: &str,
         token: &SecretString,
     ) -> Result<(), ConnectError> {
-        let (mut client, url) = self.client().await?;
+        let (channel, url) = self.connect().await?;
         let request = EnrolRequest {
             token: token.expose_secret().to_owned(),
             agent_id: identity.agent.to_string(),
@@ -114,24 +120,27 @@ impl Schedulers {
             credential: identity.credential.bytes().to_vec(),
             public_key: identity.public_key().to_vec(),
         };
-        match client.enrol(request).await {
-            Ok(_) => Ok(()),
+        match AgentServiceClient::new(channel.clone()).enrol(request).await {
+            Ok(_) => {
+                self.idle = Some(channel);
+                Ok(())
+            }
             Err(status) => Err(ConnectError::Refused { url, status: Box::new(status) }),
         }
     }
 
     /// Opens the stream. `outbound` must already hold what the scheduler waits for before it answers.
     pub async fn session(
-        &self,
+        &mut self,
         identity: &Identity,
         outbound: mpsc::Receiver<AgentMessage>,
     ) -> Result<(Streaming<SchedulerMessage>, String), ConnectError> {
-        let (mut client, url) = self.client().await?;
+        let (channel, url) = self.connect().await?;
         let mut request = Request::new(ReceiverStream::new(outbound));
         let metadata = request.metadata_mut();
         metadata.insert("authorization", header(&format!("Bearer {}", identity.credential.bearer())));
         metadata.insert("sealci-agent-id", header(&identity.agent.to_string()));
-        match client.session(request).await {
+        match AgentServiceClient::new(channel).session(request).await {
             Ok(response) => Ok((response.into_inner(), url)),
             Err(status) => Err(ConnectError::Refused { url, status: Box::new(status) }),
         }

@@ -35,9 +35,19 @@ pub enum IdentityError {
 #[error("it was not sealed for this agent, or was changed on its way")]
 pub struct NotForUs;
 
+/// Whether what is written matters to another process than this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Persistence {
+    /// It is on the disk before anything is done that builds on it.
+    Durable,
+    /// It goes with this process, and so waits for no disk.
+    Scratch,
+}
+
 /// Who this agent is.
 pub struct Identity {
     path: PathBuf,
+    persistence: Persistence,
     pub agent: AgentId,
     /// 32 random bytes; the other side keeps only their SHA-256.
     pub credential: Credential,
@@ -86,15 +96,16 @@ struct Stored {
 
 impl Identity {
     /// Reads the identity in the data folder, or makes one.
-    pub fn load_or_make(data_folder: &Path) -> Result<Self, IdentityError> {
+    pub fn load_or_make(data_folder: &Path, persistence: Persistence) -> Result<Self, IdentityError> {
         let path = data_folder.join("identity.json");
         match fs::read(&path) {
-            Ok(text) => Self::read(path, &text),
+            Ok(text) => Self::read(path, persistence, &text),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 fs::create_dir_all(data_folder)
                     .map_err(|source| IdentityError::Write { path: data_folder.to_owned(), source })?;
                 let identity = Self {
                     path,
+                    persistence,
                     agent: new_agent_id(),
                     credential: Credential(random()),
                     secret_key: SecretKey::from(random::<32>()),
@@ -107,7 +118,7 @@ impl Identity {
         }
     }
 
-    fn read(path: PathBuf, text: &[u8]) -> Result<Self, IdentityError> {
+    fn read(path: PathBuf, persistence: Persistence, text: &[u8]) -> Result<Self, IdentityError> {
         let malformed = |why: String| IdentityError::Malformed { path: path.clone(), why };
         // The parser's own message could repeat what it read.
         let stored: Stored = serde_json::from_slice(text)
@@ -117,7 +128,8 @@ impl Identity {
         };
         let credential = Credential(key("credential", &stored.credential)?);
         let secret_key = SecretKey::from(key("secret_key", &stored.secret_key)?);
-        Ok(Self { agent: stored.agent_id, credential, secret_key, enrolled: stored.enrolled, path })
+        let Stored { agent_id: agent, enrolled, .. } = stored;
+        Ok(Self { path, persistence, agent, credential, secret_key, enrolled })
     }
 
     fn store(&self) -> Result<(), IdentityError> {
@@ -129,7 +141,7 @@ impl Identity {
         };
         let text = serde_json::to_vec_pretty(&stored)
             .map_err(|error| IdentityError::Malformed { path: self.path.clone(), why: error.to_string() })?;
-        write_private(&self.path, &text)
+        write_private(&self.path, &text, self.persistence)
             .map_err(|source| IdentityError::Write { path: self.path.clone(), source })
     }
 
@@ -181,17 +193,19 @@ fn random<const N: usize>() -> [u8; N] {
     bytes
 }
 
-/// Writes a file that only its owner can read, whole or not at all, and durably.
-pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Writes a file that only its owner can read, whole or not at all.
+pub(crate) fn write_private(path: &Path, bytes: &[u8], persistence: Persistence) -> io::Result<()> {
     let beside = path.with_extension("new");
     let mut file =
         fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
     file.write_all(bytes)?;
-    file.sync_all()?;
+    if persistence == Persistence::Durable {
+        file.sync_all()?;
+    }
     fs::rename(&beside, path)?;
     match path.parent() {
-        Some(folder) => fs::File::open(folder)?.sync_all(),
-        None => Ok(()),
+        Some(folder) if persistence == Persistence::Durable => fs::File::open(folder)?.sync_all(),
+        _ => Ok(()),
     }
 }
 
@@ -223,10 +237,10 @@ mod tests {
     #[test]
     fn an_identity_survives_a_restart_and_is_private() {
         let folder = tempfile::tempdir().unwrap();
-        let mut made = Identity::load_or_make(folder.path()).unwrap();
+        let mut made = Identity::load_or_make(folder.path(), Persistence::Durable).unwrap();
         assert!(!made.is_enrolled());
         made.enrolled().unwrap();
-        let read = Identity::load_or_make(folder.path()).unwrap();
+        let read = Identity::load_or_make(folder.path(), Persistence::Durable).unwrap();
         assert_eq!(
             (read.agent, read.credential.bearer(), read.public_key(), read.is_enrolled()),
             (made.agent, made.credential.bearer(), made.public_key(), true)
@@ -238,8 +252,8 @@ mod tests {
     #[test]
     fn only_the_agent_opens_what_is_sealed_to_it() {
         let folder = tempfile::tempdir().unwrap();
-        let ours = Identity::load_or_make(&folder.path().join("a")).unwrap();
-        let other = Identity::load_or_make(&folder.path().join("b")).unwrap();
+        let ours = Identity::load_or_make(&folder.path().join("a"), Persistence::Scratch).unwrap();
+        let other = Identity::load_or_make(&folder.path().join("b"), Persistence::Scratch).unwrap();
         let public_key = crypto_box::PublicKey::from(ours.public_key());
         let mut sealed = public_key.seal(&mut crypto_box::aead::OsRng, b"for you alone").unwrap();
         assert_eq!(ours.open(&sealed).unwrap(), b"for you alone");
@@ -254,7 +268,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("identity.json");
         fs::write(&path, r#"{"agent_id": "hunter2"}"#).unwrap();
-        let error = Identity::load_or_make(folder.path()).unwrap_err().to_string();
+        let error = Identity::load_or_make(folder.path(), Persistence::Durable).unwrap_err().to_string();
         assert!(error.contains("identity.json") && !error.contains("hunter2"), "{error}");
     }
 }

@@ -30,8 +30,10 @@ mod offer;
 mod preparation;
 mod reconcile;
 mod room;
+mod services;
 mod session;
 mod spool;
+mod storage;
 mod stream;
 pub mod workspace;
 
@@ -53,11 +55,13 @@ use crate::offer::{Disk, Offering};
 use crate::preparation::Means;
 use crate::room::Room;
 use crate::session::{Session, SessionTimes};
-use crate::spool::{Spool, SpoolError};
+use crate::spool::{AttemptSpool, Spool, SpoolError};
+use crate::storage::{HttpSource, Patience};
 use crate::stream::Rhythm;
 use crate::workspace::Checkout;
 
 pub use crate::capacity::detected as machine_capacity;
+pub use crate::identity::Persistence;
 pub use crate::offer::{DiskProbe, machine_labels};
 pub use crate::room::RoomLimits;
 pub use crate::session::Shutdown;
@@ -69,6 +73,8 @@ pub struct Config {
     pub name: String,
     /// Holds the identity, the spool and the workspaces. One agent at a time.
     pub data_folder: PathBuf,
+    /// Whether that folder outlives this process.
+    pub persistence: Persistence,
     /// `https://host:port` of one or more schedulers; they are tried in turn.
     pub schedulers: Vec<String>,
     /// Whom to trust for `https`, besides the public authorities.
@@ -109,6 +115,7 @@ impl Config {
         Self {
             name,
             data_folder,
+            persistence: Persistence::Durable,
             schedulers,
             scheduler_ca_pem: None,
             enrolment_token: None,
@@ -143,6 +150,8 @@ pub struct Periods {
     pub resend: Duration,
     /// `Held` is said at least so often, until the scheduler says how often.
     pub held_interval: Duration,
+    /// So long the controller's storage may be away before what needs it is given up.
+    pub storage_patience: Duration,
     /// How often the disk is looked at and overdue things are looked for.
     pub tick: Duration,
 }
@@ -159,12 +168,18 @@ impl Default for Periods {
             admission: Duration::from_secs(30),
             resend: Duration::from_secs(10),
             held_interval: Duration::from_secs(10),
+            storage_patience: Duration::from_secs(10 * 60),
             tick: Duration::from_millis(250),
         }
     }
 }
 
 impl Periods {
+    fn storage(&self) -> Patience {
+        let (shortest_wait, longest_wait) = (self.backoff_shortest, self.backoff_longest);
+        Patience { most: self.storage_patience, shortest_wait, longest_wait }
+    }
+
     fn session(&self) -> SessionTimes {
         let rhythm = Rhythm {
             resend: ResendRules { without_progress: self.resend, when_told: self.resend / 20 },
@@ -198,6 +213,10 @@ pub enum AgentError {
     Config(&'static str),
     #[error("cannot make the folder {path} for workspaces: {source}")]
     Work { path: PathBuf, source: std::io::Error },
+    #[error(
+        "cannot set up HTTP for the controller's storage; check the certificates of the scheduler's authority"
+    )]
+    Http(#[from] reqwest::Error),
     #[error("this agent is not enrolled yet; start it with an enrolment token")]
     NotEnrolled,
     #[error(
@@ -208,74 +227,102 @@ pub enum AgentError {
 
 /// Runs an agent until it has drained or is stopped.
 pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), AgentError> {
-    let times = ConnectTimes {
-        connect: config.periods.connect_timeout,
-        keepalive_interval: config.periods.keepalive_interval,
-        keepalive_timeout: config.periods.keepalive_timeout,
-    };
-    let mut schedulers = Schedulers::new(&config.schedulers, config.scheduler_ca_pem.as_deref(), times)?;
-    if schedulers.is_empty() {
-        return Err(AgentError::Config("it names no scheduler"));
-    }
-    if config.executors.is_empty() {
-        return Err(AgentError::Config("it allows no executor"));
-    }
-    // The spool's lock comes first: it keeps two first starts from making two identities.
-    let (spool, left) =
-        Spool::open(&config.data_folder.join("spool"), config.spool, identity::new_instance_id)?;
-    let mut identity = Identity::load_or_make(&config.data_folder)?;
-    if !identity.is_enrolled() && !enrol(&config, &mut identity, &mut schedulers, &shutdown).await? {
-        return Ok(());
-    }
-    let work = config.data_folder.join("work");
-    for executor in &config.executors {
-        // What was left may hold the folders that are removed next.
-        if let Err(error) = executor.sweep().await {
-            let kind = executor.kind().as_str();
-            tracing::error!(
-                executor = kind,
-                error = error.message(),
-                "cannot clean up after a former process"
-            );
+    Opened::open(config).await?.run(shutdown).await
+}
+
+/// An agent that has its data folder to itself, knows who it is and has cleaned up after a former process, but has not
+/// dialled yet.
+pub struct Opened {
+    config: Config,
+    schedulers: Schedulers,
+    spool: Spool,
+    left: Vec<Arc<AttemptSpool>>,
+    identity: Identity,
+    work: PathBuf,
+    capacity: Resources,
+}
+
+impl Opened {
+    /// Does what an agent can do before anybody has to be there for it.
+    pub async fn open(config: Config) -> Result<Self, AgentError> {
+        let times = ConnectTimes {
+            connect: config.periods.connect_timeout,
+            keepalive_interval: config.periods.keepalive_interval,
+            keepalive_timeout: config.periods.keepalive_timeout,
+        };
+        let schedulers = Schedulers::new(&config.schedulers, config.scheduler_ca_pem.as_deref(), times)?;
+        if schedulers.is_empty() {
+            return Err(AgentError::Config("it names no scheduler"));
         }
-    }
-    workspace::clear(&work).map_err(|source| AgentError::Work { path: work.clone(), source })?;
-    let identity = Arc::new(identity);
-    let names = config.executors.iter().map(|executor| executor.kind().as_str().to_owned()).collect();
-    let capacity = config.capacity.unwrap_or_else(capacity::detected);
-    let offering = Offering::new(capacity, config.labels, names, config.slots);
-    let disk = Disk::new(work.clone(), config.min_free_disk_bytes, config.disk_probe);
-    let executors = config.executors.clone();
-    let room = Arc::new(Room::new(work.clone(), config.room));
-    let means = Means {
-        identity: identity.clone(),
-        executors: config.executors,
-        checkout: config.checkout,
-        work,
-        room: room.clone(),
-    };
-    let mut agent = Agent::new(spool, left, offering, disk, Arc::new(means));
-    let session = Session {
-        schedulers,
-        identity,
-        name: config.name,
-        enrolment_token: config.enrolment_token,
-        version: config.version,
-        times: config.periods.session(),
-        shutdown,
-    };
-    tokio::select! {
-        () = session.run(&mut agent) => {}
-        never = room.watch() => match never {},
-    }
-    agent.stop().await;
-    for executor in executors {
-        // What does not die is found by the next start's sweep.
-        if tokio::time::timeout(CLOSING, executor.close()).await.is_err() {
-            tracing::error!(executor = executor.kind().as_str(), "something of an action is still there");
+        if config.executors.is_empty() {
+            return Err(AgentError::Config("it allows no executor"));
         }
+        // The spool's lock comes first: it keeps two first starts from making two identities.
+        let folder = config.data_folder.join("spool");
+        let (spool, left) =
+            Spool::open(&folder, config.spool, config.persistence, identity::new_instance_id)?;
+        let identity = Identity::load_or_make(&config.data_folder, config.persistence)?;
+        let work = config.data_folder.join("work");
+        for executor in &config.executors {
+            // What was left may hold the folders that are removed next.
+            if let Err(error) = executor.sweep().await {
+                let kind = executor.kind().as_str();
+                tracing::error!(
+                    executor = kind,
+                    error = error.message(),
+                    "cannot clean up after a former process"
+                );
+            }
+        }
+        workspace::clear(&work).map_err(|source| AgentError::Work { path: work.clone(), source })?;
+        let capacity = config.capacity.unwrap_or_else(capacity::detected);
+        Ok(Self { config, schedulers, spool, left, identity, work, capacity })
     }
-    Ok(())
+
+    /// Runs it until it has drained or is stopped.
+    pub async fn run(self, shutdown: Shutdown) -> Result<(), AgentError> {
+        let Self { config, mut schedulers, spool, left, mut identity, work, capacity } = self;
+        if !identity.is_enrolled() && !enrol(&config, &mut identity, &mut schedulers, &shutdown).await? {
+            return Ok(());
+        }
+        let identity = Arc::new(identity);
+        let names = config.executors.iter().map(|executor| executor.kind().as_str().to_owned()).collect();
+        let offering = Offering::new(capacity, config.labels, names, config.slots);
+        let disk = Disk::new(work.clone(), config.min_free_disk_bytes, config.disk_probe);
+        let executors = config.executors.clone();
+        let room = Arc::new(Room::new(work.clone(), config.room));
+        let means = Means {
+            identity: identity.clone(),
+            executors: config.executors,
+            checkout: config.checkout,
+            work,
+            room: room.clone(),
+            http: HttpSource::new(config.scheduler_ca_pem),
+            storage_patience: config.periods.storage(),
+        };
+        let mut agent = Agent::new(spool, left, offering, disk, Arc::new(means));
+        let session = Session {
+            schedulers,
+            identity,
+            name: config.name,
+            enrolment_token: config.enrolment_token,
+            version: config.version,
+            times: config.periods.session(),
+            shutdown,
+        };
+        tokio::select! {
+            () = session.run(&mut agent) => {}
+            never = room.watch() => match never {},
+        }
+        agent.stop().await;
+        for executor in executors {
+            // What does not die is found by the next start's sweep.
+            if tokio::time::timeout(CLOSING, executor.close()).await.is_err() {
+                tracing::error!(executor = executor.kind().as_str(), "something of an action is still there");
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Makes the agent known, however long it takes to reach someone who can; false if it is told to leave before.

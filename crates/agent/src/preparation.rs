@@ -9,16 +9,20 @@ use std::time::Duration;
 
 use sealci_core::ids::AttemptId;
 use sealci_core::outcome::{Cause, Outcome};
-use sealci_core::plan::{ExecutorKind, Network, Resources};
+use sealci_core::plan::{Container, ExecutorKind, Network, Resources, Service};
 use sealci_proto::agent::{self, ActionSpec};
+use serde::Deserialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::attempt::Orders;
+use crate::causes::with_causes;
 use crate::environment;
-use crate::executor::{ExecutionRequest, Executor, ExecutorError, ShellKind, Standby};
+use crate::executor::{ExecutionRequest, Executor, ExecutorError, Neighbourhood, Notes, ShellKind, Standby};
 use crate::identity::Identity;
 use crate::room::Room;
+use crate::services::{ServiceError, Services};
+use crate::storage::{Access, HttpSource, KeySource, Luggage, Patience, Storage, StorageError, Wishes};
 use crate::workspace::{Checkout, Folders, Source, WorkspaceError};
 
 /// What all attempts of an agent share.
@@ -28,11 +32,34 @@ pub struct Means {
     pub checkout: Arc<dyn Checkout>,
     pub work: PathBuf,
     pub room: Arc<Room>,
+    /// For the controller's storage.
+    pub http: HttpSource,
+    pub storage_patience: Patience,
+}
+
+/// What waits for its beginning.
+pub struct Ready {
+    pub standby: Standby,
+    pub executor: ExecutorKind,
+    /// None where no files come and go.
+    pub luggage: Option<Luggage>,
+    /// None where nothing runs beside it.
+    pub services: Option<Services>,
+}
+
+/// What is to be prepared.
+struct Asked<'a> {
+    executor: &'a dyn Executor,
+    request: ExecutionRequest,
+    wishes: Wishes,
+    services: Vec<Service>,
+    /// What runs those.
+    service_executor: &'a dyn Executor,
 }
 
 /// How it came out.
 pub enum Prepared {
-    Ready(Standby, ExecutorKind),
+    Ready(Box<Ready>),
     /// Nothing of it is left, but what remains.
     Failed {
         outcome: Outcome,
@@ -44,7 +71,7 @@ impl Prepared {
     /// Takes it down; returns what could not be taken down.
     pub async fn abandon(self) -> Option<String> {
         match self {
-            Self::Ready(standby, _) => standby.abandon().await,
+            Self::Ready(ready) => ready.standby.abandon().await,
             Self::Failed { remains, .. } => remains,
         }
     }
@@ -58,6 +85,8 @@ pub struct Preparation<'a> {
     pub means: &'a Means,
     pub folders: &'a Folders,
     pub orders: watch::Receiver<Orders>,
+    /// Takes what there is to say meanwhile.
+    pub notes: Notes,
     /// Ends it early, and properly.
     pub stop: CancellationToken,
 }
@@ -67,10 +96,11 @@ impl Preparation<'_> {
     /// executor.
     pub async fn run(self) -> Prepared {
         let failed = |failure: Failure| Prepared::Failed { outcome: failure.into_outcome(), remains: None };
-        let (executor, request, source) = match self.read() {
-            Ok(read) => read,
+        let asked = match self.read() {
+            Ok(asked) => asked,
             Err(failure) => return failed(failure),
         };
+        let (executor, request) = (asked.executor, asked.request.clone());
         if let Err(error) = self.folders.make().await {
             return failed(error.into());
         }
@@ -82,38 +112,135 @@ impl Preparation<'_> {
             }
             stood
         };
-        let filling = stop.run_until_cancelled(self.fill(executor.uses_workspace().then_some(source)));
+        let filling = async {
+            let source = if executor.uses_workspace() { self.source() } else { None };
+            let filled = stop.run_until_cancelled(self.fill(source)).await;
+            if filled.as_ref().is_some_and(Result::is_err) {
+                stop.cancel();
+            }
+            filled
+        };
         let (filled, stood) = tokio::join!(filling, standing);
         match (filled, stood) {
-            (Some(Ok(())), Ok(standby)) => Prepared::Ready(standby, executor.kind()),
-            (_, Err(error)) => failed(error.into()),
-            (filled, Ok(standby)) => {
-                let remains = standby.abandon().await;
-                let outcome = match filled {
-                    Some(Err(failure)) => failure.into_outcome(),
-                    _ => Outcome::Cancelled,
-                };
-                Prepared::Failed { outcome, remains }
+            (Some(Ok(())), Ok(standby)) => self.furnish(standby, asked).await,
+            // What came first is what is wrong.
+            (Some(Err(failure)), Err(ExecutorError::Stopped)) => failed(failure),
+            (_, Err(ExecutorError::Stopped)) => {
+                Prepared::Failed { outcome: Outcome::Cancelled, remains: None }
             }
+            (_, Err(error)) => failed(error.into()),
+            (filled, Ok(standby)) => give_up(standby, filled.and_then(Result::err)).await,
         }
     }
 
-    /// Who shall run what, on which source.
-    fn read(&self) -> Result<(&dyn Executor, ExecutionRequest, &agent::Source), Failure> {
+    /// Brings the files that come from elsewhere, and starts what runs beside the action: both need the grant.
+    async fn furnish(&self, standby: Standby, asked: Asked<'_>) -> Prepared {
+        let executor = asked.executor.kind();
+        if asked.wishes.is_empty() && asked.services.is_empty() {
+            return Prepared::Ready(Box::new(Ready { standby, executor, luggage: None, services: None }));
+        }
+        match self.stop.run_until_cancelled(self.supply(&standby, asked)).await {
+            Some(Ok((luggage, services))) => {
+                Prepared::Ready(Box::new(Ready { standby, executor, luggage, services }))
+            }
+            supplied => give_up(standby, supplied.and_then(Result::err)).await,
+        }
+    }
+
+    async fn supply(
+        &self,
+        standby: &Standby,
+        asked: Asked<'_>,
+    ) -> Result<(Option<Luggage>, Option<Services>), Failure> {
+        let Asked { request, wishes, services, service_executor, .. } = asked;
+        let sealed = granted(self.orders.clone(), |orders| orders.sealed_storage.clone()).await;
+        let storage = match self.storage(&sealed).await {
+            Ok(storage) => Some(storage),
+            Err(failure) if !wishes.is_empty() => return Err(Failure::storage(failure)),
+            Err(failure) => {
+                self.notes.say(format_args!("what services say will not be kept: {failure}"));
+                None
+            }
+        };
+        let folder = self.folders.archives().await?;
+        let luggage = storage.map(|storage| Luggage::new(wishes, storage, folder, self.notes.clone()));
+        let bringing = self.bring(standby, luggage);
+        if services.is_empty() {
+            return Ok((bringing.await?, None));
+        }
+        let scratch = self.folders.scratch();
+        let starting = async {
+            let started = Services::start(service_executor, &request, &services, &scratch).await;
+            started.map_err(Failure::from)
+        };
+        let (luggage, services) = tokio::try_join!(bringing, starting)?;
+        Ok((luggage, Some(services)))
+    }
+
+    async fn bring(&self, standby: &Standby, luggage: Option<Luggage>) -> Result<Option<Luggage>, Failure> {
+        let Some(mut luggage) = luggage else { return Ok(None) };
+        let source = self.source().cloned().unwrap_or_default();
+        let keys =
+            KeySource { workspace: self.folders.workspace(), r#ref: source.r#ref, revision: source.revision };
+        luggage.bring(&standby.door(), keys).await.map_err(|error| Failure::from(error.into_outcome()))?;
+        Ok(Some(luggage))
+    }
+
+    /// The error is for a person.
+    async fn storage(&self, sealed: &[u8]) -> Result<Storage, String> {
+        let access = self.storage_access(sealed)?;
+        let message = |error: StorageError| error.message();
+        let http = self.means.http.client(&access.url).await.map_err(message)?;
+        Storage::new(http, &access, self.attempt, self.means.storage_patience).map_err(message)
+    }
+
+    /// The error is for a person, and repeats nothing of what was sealed.
+    fn storage_access(&self, sealed: &[u8]) -> Result<Access, String> {
+        if sealed.is_empty() {
+            return Err("the controller gives this attempt no storage".to_owned());
+        }
+        let opened = self.means.identity.open(sealed).map_err(|error| {
+            format!("the way to the storage cannot be opened: {error}; if this agent was set up anew, enrol it anew as well")
+        })?;
+        match serde_json::from_slice(&opened) {
+            Ok(SealedStorage::Access(access)) => Ok(access),
+            Ok(SealedStorage::Refused { refused }) => Err(refused),
+            Err(_) => Err("the way to the storage is of no known form".to_owned()),
+        }
+    }
+
+    fn source(&self) -> Option<&agent::Source> {
+        self.spec.and_then(|spec| spec.source.as_ref())
+    }
+
+    /// Who shall run what, which files come and go, and what runs beside it.
+    fn read(&self) -> Result<Asked<'_>, Failure> {
         let spec = self.spec.ok_or_else(|| {
             let text =
                 "what to do cannot be read; the controller and this agent may be of different releases";
             Failure::unsupported(text.into())
         })?;
         let executor = self.means.executor(&spec.executor)?;
-        let source =
-            spec.source.as_ref().ok_or_else(|| Failure::unsupported("the action has no source".into()))?;
-        let has_files = !spec.caches.is_empty() || !spec.uses.is_empty() || !spec.junit.is_empty();
-        if has_files || spec.artifacts.is_some() || !spec.services.is_empty() {
-            let text = "this agent's release has no services, caches, artifacts and reports; leave them out of the action";
-            return Err(Failure::unsupported(text.into()));
+        if spec.source.is_none() {
+            return Err(Failure::unsupported("the action has no source".into()));
         }
-        Ok((executor, self.request(spec)?, source))
+        let wishes = Wishes::read(spec).map_err(|error| Failure::unsupported(error.to_string()))?;
+        if !wishes.is_empty() && !executor.uses_workspace() {
+            let kind = executor.kind().as_str();
+            let text = format!(
+                "the executor `{kind}` has no files; leave out caches, artifacts, `uses` and reports"
+            );
+            return Err(Failure::unsupported(text));
+        }
+        let services = spec.services.iter().map(Service::try_from).collect::<Result<Vec<_>, _>>();
+        let services = services.map_err(|error| Failure::unsupported(error.to_string()))?;
+        let service_executor =
+            if services.is_empty() { executor } else { self.means.service_executor(executor.kind())? };
+        let stays = wishes.keeps_anything() || !services.is_empty();
+        let neighbourhood = (!services.is_empty()).then(Neighbourhood::default);
+        let names = services.iter().map(|service| service.name.clone()).collect();
+        let request = ExecutionRequest { stays, neighbourhood, names, ..self.request(spec)? };
+        Ok(Asked { executor, request, wishes, services, service_executor })
     }
 
     /// What the executor is asked to do.
@@ -126,6 +253,8 @@ impl Preparation<'_> {
         if spec.commands.is_empty() {
             return Err(Failure::unsupported("the action has no commands".into()));
         }
+        let container = spec.container.as_ref().map(Container::try_from).transpose();
+        let container = container.map_err(|error| Failure::unsupported(error.to_string()))?;
         Ok(ExecutionRequest {
             attempt: self.attempt,
             commands: spec.commands.clone(),
@@ -133,10 +262,17 @@ impl Preparation<'_> {
             env: environment::variables(spec),
             workspace: self.folders.workspace(),
             scratch: self.folders.scratch(),
+            container,
+            notes: self.notes.clone(),
+            stop: self.stop.clone(),
             resources: spec.resources.map_or(Resources::DEFAULT, Resources::from),
             network: Network::from(spec.network()),
+            neighbourhood: None,
+            service: None,
+            names: Vec::new(),
             timeout: Duration::from_millis(spec.timeout_ms),
             grace: Duration::from_millis(spec.grace_ms),
+            stays: false,
         })
     }
 
@@ -144,7 +280,7 @@ impl Preparation<'_> {
     async fn fill(&self, source: Option<&agent::Source>) -> Result<(), Failure> {
         let Some(source) = source else { return Ok(()) };
         let sealed_credentials = if source.needs_credentials {
-            granted_credentials(self.orders.clone()).await
+            granted(self.orders.clone(), |orders| orders.sealed_credentials.clone()).await
         } else {
             Vec::new()
         };
@@ -153,16 +289,24 @@ impl Preparation<'_> {
     }
 }
 
-async fn granted_credentials(mut orders: watch::Receiver<Orders>) -> Vec<u8> {
+/// What came with the grant; waits for it.
+async fn granted(mut orders: watch::Receiver<Orders>, sealed: fn(&Orders) -> Vec<u8>) -> Vec<u8> {
     loop {
         {
             let orders = orders.borrow_and_update();
             if orders.granted.is_some() {
-                return orders.sealed_credentials.clone();
+                return sealed(&orders);
             }
         }
         changed(&mut orders).await;
     }
+}
+
+/// Takes down what stands, because of a failure, or because it is not wanted any more.
+async fn give_up(standby: Standby, failure: Option<Failure>) -> Prepared {
+    let remains = standby.abandon().await;
+    let outcome = failure.map_or(Outcome::Cancelled, Failure::into_outcome);
+    Prepared::Failed { outcome, remains }
 }
 
 impl Means {
@@ -182,31 +326,78 @@ impl Means {
     }
 }
 
-/// Why an attempt ends as errored.
-struct Failure {
-    cause: Cause,
-    message: String,
+impl Means {
+    /// What runs services beside an action of this executor.
+    fn service_executor(&self, kind: ExecutorKind) -> Result<&dyn Executor, Failure> {
+        let wanted = match kind {
+            ExecutorKind::Sandbox | ExecutorKind::Container => ExecutorKind::Container,
+            other => other,
+        };
+        let found = self.executors.iter().find(|executor| executor.kind() == wanted);
+        found.map(AsRef::as_ref).ok_or_else(|| {
+            let text = "this agent runs no images, and so no services beside an action; `sealci doctor` says what it lacks";
+            Failure::unsupported(text.to_owned())
+        })
+    }
 }
 
+/// What comes sealed with a grant about the storage.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum SealedStorage {
+    Access(Access),
+    /// For a person.
+    Refused {
+        refused: String,
+    },
+}
+
+/// Why an attempt ends as errored.
+struct Failure(Outcome);
+
 impl Failure {
+    fn of(cause: Cause, message: String) -> Self {
+        Self(Outcome::Errored { cause, message })
+    }
+
     fn unsupported(message: String) -> Self {
-        Self { cause: Cause::Unsupported, message }
+        Self::of(Cause::Unsupported, message)
+    }
+
+    fn storage(message: String) -> Self {
+        Self::of(Cause::Storage, message)
     }
 
     fn into_outcome(self) -> Outcome {
-        Outcome::Errored { cause: self.cause, message: self.message }
+        self.0
+    }
+}
+
+impl From<Outcome> for Failure {
+    fn from(outcome: Outcome) -> Self {
+        Self(outcome)
+    }
+}
+
+impl From<ServiceError> for Failure {
+    fn from(error: ServiceError) -> Self {
+        let message = with_causes(&error);
+        match error {
+            ServiceError::Start { source, .. } => Self::of(source.cause(), message),
+            ServiceError::Ended { .. } | ServiceError::NotReady { .. } => Self::of(Cause::Service, message),
+        }
     }
 }
 
 impl From<WorkspaceError> for Failure {
     fn from(error: WorkspaceError) -> Self {
-        Self { cause: error.cause(), message: error.to_string() }
+        Self::of(error.cause(), error.to_string())
     }
 }
 
 impl From<ExecutorError> for Failure {
     fn from(error: ExecutorError) -> Self {
-        Self { cause: error.cause(), message: error.message() }
+        Self::of(error.cause(), error.message())
     }
 }
 

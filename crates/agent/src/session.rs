@@ -111,7 +111,7 @@ impl Session {
     }
 
     /// The installation does not know this agent (any more). With a token it can be made known again.
-    async fn refused(&self, error: &ConnectError) {
+    async fn refused(&mut self, error: &ConnectError) {
         if error.code() != Some(Code::Unauthenticated) {
             return;
         }
@@ -159,12 +159,13 @@ impl Session {
         for message in first.into_iter().flatten() {
             let _ = outbound.try_send(message);
         }
+        let are_several = self.schedulers.are_several();
         let opening = self.schedulers.session(&self.identity, receiver);
         let (inbound, url) = tokio::select! {
             opened = opening => opened?,
             () = self.shutdown.stop.cancelled() => return Ok(Over::Stopped),
             () = drained(&self.shutdown, agent) => return Ok(Over::Drained),
-            () = tokio::time::sleep(self.times.admission), if self.schedulers.are_several() => {
+            () = tokio::time::sleep(self.times.admission), if are_several => {
                 let why = "it is connected to no controller that knows this agent".into();
                 return Ok(Over::Broken { why, was_welcomed: false });
             }

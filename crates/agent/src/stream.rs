@@ -398,7 +398,7 @@ impl Stream {
             Some(claim_answer::Answer::Granted(granted)) if granted.token != 0 => {
                 self.claims_due.remove(&id);
                 self.claims_asked.remove(&id);
-                agent.grant(id, granted.token, granted.sealed_credentials);
+                agent.grant(id, granted);
             }
             Some(claim_answer::Answer::Refused(refused)) => {
                 tracing::info!(attempt.id = %id, reason = refused.reason, "the claim is refused");

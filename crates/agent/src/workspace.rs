@@ -6,6 +6,7 @@
 //! ```
 
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
@@ -158,6 +159,15 @@ impl Folders {
         self.root.join("scratch")
     }
 
+    /// For archives on their way in or out; made where it is absent.
+    pub async fn archives(&self) -> Result<PathBuf, WorkspaceError> {
+        let path = self.root.join("archives");
+        match tokio::fs::create_dir_all(&path).await {
+            Ok(()) => Ok(path),
+            Err(source) => Err(WorkspaceError::Folder { path, source }),
+        }
+    }
+
     /// Makes them, empty.
     pub async fn make(&self) -> Result<(), WorkspaceError> {
         for path in [self.workspace(), self.scratch()] {
@@ -170,11 +180,41 @@ impl Folders {
 
     /// Removes them with all that is in them. What cannot be removed now is removed at the next start.
     pub async fn remove(&self) {
-        match tokio::fs::remove_dir_all(&self.root).await {
+        let root = self.root.clone();
+        let removed = tokio::task::spawn_blocking(move || remove_tree(&root)).await;
+        match removed.unwrap_or_else(|error| Err(io::Error::other(error))) {
             Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => tracing::warn!(folder = %self.root.display(), %error, "cannot remove a workspace"),
         }
+    }
+}
+
+/// Removes a folder with all that is in it, also where its owner is not root and folders of his are closed to himself. One
+/// that is not there is fine. Nobody may use it meanwhile. Blocks.
+pub fn remove_tree(folder: &Path) -> io::Result<()> {
+    let mut removed = std::fs::remove_dir_all(folder);
+    if removed.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied) {
+        open_up(folder);
+        removed = std::fs::remove_dir_all(folder);
+    }
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+/// Opens a folder and all folders below to their owner, following no link. What cannot be opened stays as it is.
+fn open_up(folder: &Path) {
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let Ok(metadata) = std::fs::symlink_metadata(&folder) else { continue };
+        if !metadata.is_dir() {
+            continue;
+        }
+        let mode = metadata.permissions().mode();
+        let _ = std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(mode | 0o700));
+        let Ok(entries) = std::fs::read_dir(&folder) else { continue };
+        folders.extend(entries.flatten().map(|entry| entry.path()));
     }
 }
 
@@ -184,7 +224,7 @@ pub fn clear(work: &Path) -> io::Result<()> {
         Ok(entries) => {
             for entry in entries {
                 let path = entry?.path();
-                if let Err(error) = std::fs::remove_dir_all(&path) {
+                if let Err(error) = remove_tree(&path) {
                     tracing::warn!(folder = %path.display(), %error, "cannot remove a leftover workspace");
                 }
             }
@@ -204,6 +244,7 @@ pub fn free_disk_bytes(folder: &Path) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::Persistence;
 
     fn wire(needs_credentials: bool) -> agent::Source {
         agent::Source {
@@ -218,7 +259,7 @@ mod tests {
     #[test]
     fn credentials_are_opened_and_never_shown() {
         let folder = tempfile::tempdir().unwrap();
-        let identity = Identity::load_or_make(folder.path()).unwrap();
+        let identity = Identity::load_or_make(folder.path(), Persistence::Scratch).unwrap();
         let key = crypto_box::PublicKey::from(identity.public_key());
         let seal = |text: &str| key.seal(&mut crypto_box::aead::OsRng, text.as_bytes()).unwrap();
         let read = |sealed: &[u8]| Source::read(&wire(true), sealed, &identity);
@@ -238,7 +279,7 @@ mod tests {
     #[test]
     fn a_source_without_a_full_revision_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let identity = Identity::load_or_make(folder.path()).unwrap();
+        let identity = Identity::load_or_make(folder.path(), Persistence::Scratch).unwrap();
         for revision in ["", "main", "--upload-pack=x"] {
             let wire = agent::Source { revision: revision.into(), ..wire(false) };
             let error = Source::read(&wire, &[], &identity).unwrap_err();

@@ -1,13 +1,15 @@
 //! Owns the truth: turns events and manifests into pipelines, and records what becomes of them.
 //!
 //! Rooms: `intake` makes a request into a plan, `dispatch` drives the pipelines (the only writer), `store` is the
-//! database, `api` the REST doors. The core decides; nothing is answered before it is durable.
+//! database, `storage` what actions leave, `api` the REST doors. The core decides; nothing is answered before it is durable.
 
 pub mod api;
 pub mod dispatch;
 pub mod intake;
 pub mod repositories;
+pub mod storage;
 pub mod store;
+mod ticket;
 pub mod watchers;
 
 use std::path::PathBuf;
@@ -26,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use api::Api;
 use dispatch::{ActionLimits, Dispatch, Driver, LinkConfig};
 use repositories::GitRepositories;
+use storage::{Storage, StorageConfig, StorageError};
 use store::{Store, StoreError};
 use watchers::Watchers;
 
@@ -69,6 +72,8 @@ pub struct Config {
     pub close_logs_after: Duration,
     /// TERM → so long → KILL.
     pub grace: Duration,
+    /// Where and how long what actions leave is kept.
+    pub storage: StorageConfig,
 }
 
 /// What ends a controller before it is told to stop.
@@ -78,6 +83,8 @@ pub enum ServeError {
     Database(#[from] DatabaseError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Storage(#[from] StorageError),
     #[error("cannot use the data folder {path}")]
     Data { path: PathBuf, source: std::io::Error },
 }
@@ -88,6 +95,7 @@ pub struct Controller {
     /// Keeps a SQLite file this process's own.
     database: Database,
     store: Store,
+    storage: Storage,
     driver: Driver,
     dispatch: Dispatch,
     watchers: Watchers,
@@ -102,6 +110,7 @@ impl Controller {
         std::fs::create_dir_all(&config.data).map_err(data)?;
         let database = Database::open(&config.database).await?;
         let store = Store::open(database.writer.clone(), database.readers.clone()).await?;
+        let storage = Storage::open(store.clone(), config.storage.clone()).await?;
         let watchers = Watchers::default();
         let driver = dispatch::Config {
             lost_after: config.lost_after,
@@ -113,6 +122,7 @@ impl Controller {
                 .iter()
                 .map(|token| Sha256::digest(token.expose()).into())
                 .collect(),
+            storage: storage.door(),
         };
         let (driver, dispatch) = Driver::open(store.clone(), driver, watchers.clone()).await?;
         let mut options = Options::new(config.data.join("git-home"));
@@ -123,7 +133,7 @@ impl Controller {
         let mirrors = Mirrors::new(git, config.data.join("mirrors"), MIRRORS_BUDGET_BYTES).map_err(data)?;
         let credentials = Arc::clone(&config.credentials);
         let repositories = Arc::new(GitRepositories::new(mirrors, config.transports, credentials));
-        Ok(Self { config, database, store, driver, dispatch, watchers, repositories })
+        Ok(Self { config, database, store, storage, driver, dispatch, watchers, repositories })
     }
 
     /// The door for whoever has the controller in the same process. It answers while [`Controller::serve`] runs.
@@ -133,8 +143,16 @@ impl Controller {
 
     /// Serves until told to stop.
     pub async fn serve(self, door: Door, stop: CancellationToken) {
-        let Self { config, database: _database, store, driver, dispatch, watchers, repositories } = self;
-        let api = Api { store, dispatch: dispatch.clone(), watchers, repositories, stop: stop.clone() };
+        let Self { config, database: _database, store, storage, driver, dispatch, watchers, repositories } =
+            self;
+        let api = Api {
+            store,
+            storage: storage.clone(),
+            dispatch: dispatch.clone(),
+            watchers,
+            repositories,
+            stop: stop.clone(),
+        };
         let router = api::router(api, &config.tokens);
         let link = LinkConfig {
             endpoints: config.schedulers,
@@ -143,6 +161,7 @@ impl Controller {
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(driver.run(stop.clone()));
+        tasks.spawn(storage.clone().keep_swept(stop.clone()));
         tasks.spawn(dispatch::keep_link(link, dispatch, stop.clone()));
         let limits = Limits::default();
         let mut http = std::pin::pin!(listen::serve(door, router, &limits, &stop));
@@ -156,6 +175,7 @@ impl Controller {
         }
         stop.cancel();
         while tasks.join_next().await.is_some() {}
+        storage.close().await;
     }
 }
 

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use openapiv3::OpenAPI;
+use sealci_controller::api::Access;
 use sealci_service::auth::Role;
 use serde_json::{Value, json};
 use support::*;
@@ -27,19 +28,29 @@ fn what_is_served_is_what_is_documented() {
     let documented: BTreeSet<(String, String, String)> = document()
         .operations()
         .map(|(path, method, operation)| {
-            let is_open = operation.security.as_ref().is_some_and(Vec::is_empty);
+            let security = operation.security.as_deref();
+            let has_ticket =
+                security.is_some_and(|all| all.iter().any(|one| one.contains_key("attemptTicket")));
             let summary = operation.summary.clone().unwrap_or_default();
-            let role =
-                ["read", "run", "admin"].into_iter().find(|role| summary.contains(&format!("(role {role})")));
-            let role = if is_open { "none" } else { role.expect("a summary names its role") };
+            let role = ["(role read)", "(role run)", "(role admin)", "(ticket)"]
+                .into_iter()
+                .find(|role| summary.contains(role));
+            assert_eq!(has_ticket, role == Some("(ticket)"), "{path}");
+            let is_open = security.is_some_and(<[_]>::is_empty);
+            let role = if is_open { "anyone" } else { role.expect("a summary names who may call it") };
             (path.to_owned(), method.to_owned(), role.to_owned())
         })
         .collect();
     let served: BTreeSet<(String, String, String)> = sealci_controller::api::routes()
         .into_iter()
         .map(|route| {
-            let role = route.role.map_or("none".to_owned(), |role| role.to_string());
-            (route.path.to_owned(), route.method.to_owned(), role)
+            let role = match route.access {
+                Access::Anyone => "anyone".to_owned(),
+                Access::Role(role) => format!("(role {role})"),
+                Access::Ticket => "(ticket)".to_owned(),
+            };
+            // The last part of a path may hold slashes, which the document cannot say.
+            (route.path.replace("{*", "{"), route.method.to_owned(), role)
         })
         .collect();
     assert_eq!(served, documented);
@@ -208,11 +219,17 @@ async fn who_may_not_is_told_so() {
     let (_folder, database) = sqlite();
     let world = World::on(database, LONG).await;
     for route in sealci_controller::api::routes() {
-        let Some(needed) = route.role else { continue };
-        let path = ["pipeline_id", "action_id", "agent_id"]
+        let needed = match route.access {
+            Access::Anyone => continue,
+            Access::Role(role) => Some(role),
+            Access::Ticket => None,
+        };
+        let path = ["pipeline_id", "action_id", "agent_id", "artifact_id", "cache_id", "*path"]
             .iter()
             .fold(route.path.to_owned(), |path, name| path.replace(&format!("{{{name}}}"), NOWHERE))
-            .replace("{number}", "1");
+            .replace("{number}", "1")
+            .replace("{attempt}", &format!("{NOWHERE}.1"))
+            .replace("{digest}", "sha256:0");
         let method: reqwest::Method = route.method.to_uppercase().parse().unwrap();
         let call = || world.http.request(method.clone(), format!("{}{path}", world.url));
         let without = call().send().await.unwrap();
@@ -220,7 +237,10 @@ async fn who_may_not_is_told_so() {
         assert_eq!(without.headers()["www-authenticate"], "Bearer");
         assert_eq!(call().bearer_auth("guess").send().await.unwrap().status(), 401, "{path}");
         let reader = call().bearer_auth(world.read_token.expose()).send().await.unwrap();
-        assert_eq!(reader.status() == 403, needed > Role::Read, "{path}");
+        match needed {
+            Some(needed) => assert_eq!(reader.status() == 403, needed > Role::Read, "{path}"),
+            None => assert_eq!(reader.status(), 401, "no role opens what a ticket opens: {path}"),
+        }
     }
 }
 

@@ -51,6 +51,8 @@ pub enum Cause {
     Workspace,
     /// The image could not be had.
     Image,
+    /// A service beside the action did not come up.
+    Service,
     /// The environment could not be made or broke.
     Executor,
     /// What was to be brought from, or kept in, the storage could not be.
@@ -62,16 +64,18 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// Whether another attempt may end otherwise. What stands in the manifest or the repository does not change.
+    /// Whether another attempt may end otherwise. What stands in the manifest or the repository does not change, and a service
+    /// that does not come up has had its time.
     pub fn is_transient(self) -> bool {
-        !matches!(self, Self::Unsupported)
+        !matches!(self, Self::Unsupported | Self::Service)
     }
 
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::AgentLost,
         Self::AgentRestarted,
         Self::Workspace,
         Self::Image,
+        Self::Service,
         Self::Executor,
         Self::Storage,
         Self::DiskFull,
@@ -85,6 +89,7 @@ impl Cause {
             Self::AgentRestarted => "agent_restarted",
             Self::Workspace => "workspace",
             Self::Image => "image",
+            Self::Service => "service",
             Self::Executor => "executor",
             Self::Storage => "storage",
             Self::DiskFull => "disk_full",

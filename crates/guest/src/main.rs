@@ -4,12 +4,20 @@
 //! or beside it. Invariants: when the channel ends, everything below this process is killed and it exits; `Finished` is
 //! sent only when nothing below it lives; no command's doing makes it wait without end, crash or grow.
 
+mod beside;
+mod carrier;
+mod choice;
+mod failure;
 mod kinfolk;
 mod meter;
 mod outbox;
-mod shell;
+mod pack;
+mod places;
+mod run;
+mod script;
 mod supervisor;
 mod sys;
+mod unpack;
 
 use std::fs::File;
 use std::os::fd::AsFd;

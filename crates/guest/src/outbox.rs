@@ -1,18 +1,18 @@
-//! Holds what waits to be sent to the host, and moves the log into it with one copy.
+//! Holds what waits to be sent to the host, and moves the log, and archives, into it with one copy.
 //!
-//! Invariant: log is taken in only while little is waiting ([`Outbox::takes_log`]), so a host that does not read stops the
+//! Invariant: of those, a piece is taken in only while little is waiting ([`Outbox::takes_more`]), so a host that does not read stops the
 //! commands' writing, not the init. Control frames always fit; there are a bounded number of them.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
 
-use sealci_guest::wire::{FromInit, HEADER_BYTES, WireError, output_header};
+use sealci_guest::wire::{FromInit, HEADER_BYTES, WireError, output_header, take_data_header};
 
-/// The most log in one frame.
-const LOG_FRAME_BYTES: usize = 128 << 10;
-/// Past so many waiting bytes no more log is taken in.
+/// The most log, or archive, in one frame.
+const PIECE_BYTES: usize = 128 << 10;
+/// Past so many waiting bytes no more is taken in.
 const ENOUGH_BYTES: usize = 64 << 10;
-const CAPACITY_BYTES: usize = ENOUGH_BYTES + HEADER_BYTES + LOG_FRAME_BYTES;
+const CAPACITY_BYTES: usize = ENOUGH_BYTES + HEADER_BYTES + PIECE_BYTES;
 
 /// Frames, complete but for what is already sent of the first.
 pub struct Outbox {
@@ -31,7 +31,7 @@ impl Outbox {
         self.start == self.end
     }
 
-    pub fn takes_log(&self) -> bool {
+    pub fn takes_more(&self) -> bool {
         self.end - self.start <= ENOUGH_BYTES
     }
 
@@ -46,20 +46,34 @@ impl Outbox {
     }
 
     /// Reads at most `limit` bytes of log into a frame. 0: there is nothing to read now.
-    pub fn take_log(&mut self, mut log: &File, limit: usize) -> io::Result<usize> {
-        let limit = limit.min(LOG_FRAME_BYTES);
+    pub fn take_log(&mut self, log: &File, limit: usize) -> io::Result<usize> {
+        self.take_piece(log, limit, output_header).map(|count| count.unwrap_or(0))
+    }
+
+    /// Reads a piece of an archive into a frame. 0: it has ended; none: there is nothing to read now.
+    pub fn take_archive(&mut self, archive: impl Read) -> io::Result<Option<usize>> {
+        self.take_piece(archive, usize::MAX, take_data_header)
+    }
+
+    fn take_piece(
+        &mut self,
+        mut source: impl Read,
+        limit: usize,
+        header: fn(usize) -> [u8; HEADER_BYTES],
+    ) -> io::Result<Option<usize>> {
+        let limit = limit.min(PIECE_BYTES);
         self.make_room(HEADER_BYTES + limit);
         let payload = self.end + HEADER_BYTES;
-        let count = match log.read(&mut self.bytes[payload..payload + limit]) {
+        let count = match source.read(&mut self.bytes[payload..payload + limit]) {
             Ok(count) => count,
-            Err(error) if is_transient(&error) => 0,
+            Err(error) if is_transient(&error) => return Ok(None),
             Err(error) => return Err(error),
         };
         if count > 0 {
-            self.bytes[self.end..payload].copy_from_slice(&output_header(count));
+            self.bytes[self.end..payload].copy_from_slice(&header(count));
             self.end = payload + count;
         }
-        Ok(count)
+        Ok(Some(count))
     }
 
     /// Sends what the channel takes without waiting.

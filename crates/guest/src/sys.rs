@@ -75,6 +75,26 @@ pub fn make_fifo(path: &Path, mode: u32) -> io::Result<()> {
     check(unsafe { libc::mkfifo(path.as_ptr(), mode) }).map(drop)
 }
 
+/// As whom this process makes files.
+pub fn own_uid() -> u32 {
+    // SAFETY: takes no arguments and cannot fail.
+    unsafe { libc::geteuid() }
+}
+
+/// Sets when a symbolic link itself was changed last.
+pub fn set_link_time(path: &Path, seconds: u64, nanoseconds: u32) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let time = libc::timespec {
+        tv_sec: libc::time_t::try_from(seconds).unwrap_or(libc::time_t::MAX),
+        tv_nsec: nanoseconds.into(),
+    };
+    // SAFETY: `path` is a NUL-terminated string and the times an array of two, both alive over the call.
+    let result = unsafe {
+        libc::utimensat(libc::AT_FDCWD, path.as_ptr(), [time, time].as_ptr(), libc::AT_SYMLINK_NOFOLLOW)
+    };
+    check(result).map(drop)
+}
+
 /// Turns signals into something to poll for: blocks them and opens a signalfd(2).
 pub fn signal_file(signals: &[libc::c_int]) -> io::Result<File> {
     // SAFETY: all zeroes is a valid sigset_t, and sigemptyset makes it a defined one.
@@ -106,6 +126,7 @@ pub fn read_signal(entry: &[u8]) -> Option<(libc::c_int, u32)> {
 const SENDER_OFFSET: usize = std::mem::offset_of!(libc::signalfd_siginfo, ssi_pid);
 
 /// What to watch on a descriptor, and what poll(2) saw.
+#[repr(transparent)]
 pub struct Watch(libc::pollfd);
 
 impl Watch {
@@ -122,6 +143,11 @@ impl Watch {
         Self(libc::pollfd { fd, events, revents: 0 })
     }
 
+    /// Takes bytes, or is broken: a write does not wait.
+    pub fn writable(&self) -> bool {
+        self.0.revents & (libc::POLLOUT | libc::POLLERR) != 0
+    }
+
     /// Readable, hung up or broken: a read does not wait.
     pub fn readable(&self) -> bool {
         self.0.revents & (libc::POLLIN | libc::POLLHUP | libc::POLLERR) != 0
@@ -129,7 +155,7 @@ impl Watch {
 }
 
 /// Waits until something happens on a watched descriptor, a signal comes in, or the time is over.
-pub fn poll<const N: usize>(watches: &mut [Watch; N], timeout: Option<Duration>) -> io::Result<()> {
+pub fn poll(watches: &mut [Watch], timeout: Option<Duration>) -> io::Result<()> {
     // Rounded up, so that a deadline has passed when its poll is over.
     let timeout = match timeout {
         None => -1,
@@ -137,9 +163,8 @@ pub fn poll<const N: usize>(watches: &mut [Watch; N], timeout: Option<Duration>)
             libc::c_int::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(libc::c_int::MAX)
         }
     };
-    // SAFETY: `Watch` is one pollfd in a newtype; poll reads and writes N of them, all exclusively borrowed. That newtype
-    // has a single field, whose address is taken.
-    let result = unsafe { libc::poll((&raw mut watches[0].0).cast(), N as libc::nfds_t, timeout) };
+    // SAFETY: `Watch` is transparently one pollfd; poll reads and writes as many of them as are exclusively borrowed here.
+    let result = unsafe { libc::poll(watches.as_mut_ptr().cast(), watches.len() as libc::nfds_t, timeout) };
     match check(result) {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
@@ -157,6 +182,9 @@ pub struct Reaped {
     pub cpu_system: Duration,
     /// The largest resident set among them.
     pub memory_peak_bytes: u64,
+    /// Of storage, by all of them.
+    pub read_bytes: u64,
+    pub write_bytes: u64,
 }
 
 /// What asking for an ended child found.
@@ -188,6 +216,9 @@ pub fn reap() -> Reaping {
             cpu_user: duration(usage.ru_utime),
             cpu_system: duration(usage.ru_stime),
             memory_peak_bytes: u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024,
+            // Linux counts in blocks of 512 bytes, whatever the file system's are.
+            read_bytes: u64::try_from(usage.ru_inblock).unwrap_or(0) * 512,
+            write_bytes: u64::try_from(usage.ru_oublock).unwrap_or(0) * 512,
         }),
     }
 }

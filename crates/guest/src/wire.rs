@@ -3,19 +3,32 @@
 //!
 //! ```text
 //! frame    length: u32 LE, of the payload alone | kind: u8 | payload
-//! host     Hello  Start  (Signal | Cancel)*  Kill?
-//! init     Hello  Ready  (CommandStarted | Output | CommandFinished)*  Finished
+//! host     Hello  (Put PutData* PutEnd)*  Start  (Signal | Exec | Cancel)*  Take*  Leave?  Kill?
+//! init     Hello  (PutRoom* Stored)*  Ready  (CommandStarted | Output | CommandFinished | ExecEnded)*
+//!                                            (Ended  (TakeData* Taken)*)?  Finished
 //! ```
+//!
+//! `Ended` comes only where `Start` said that the init stays. `Refused` may stand in the place of `Stored` and `Taken`.
+//! Of a `Put`'s archive the host sends at most [`PUT_WINDOW_BYTES`] at first, and then as much as each `PutRoom` says: so the
+//! init reads its channel whatever becomes of the files, and hears a `Kill` among them.
 //!
 //! Invariants: a payload is never longer than its direction's bound, which is checked before a byte of it is kept;
 //! bytes left over in a payload are an error; no decoder panics or reserves memory on a stranger's word. The channel's end
-//! is a message too: it tells the init to end everything. Kinds from 0x10 up are kept free for messages to come (the
+//! is a message too: it tells the init to end everything. Kinds from 0x20 up are kept free for messages to come (the
 //! renewed deadline of exclusive actions is one), which raise [`VERSION`].
+
+mod fields;
+mod requests;
+mod start;
 
 use std::fmt;
 
+use fields::{Fields, put_bytes};
+pub use requests::{Exec, ExecEnd, Put, Take, Taken};
+pub use start::{DEFAULT_STOP_SIGNAL, Start, User};
+
 /// The protocol both ends speak; each says its own in `Hello` and refuses another.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// Bytes in front of every payload.
 pub const HEADER_BYTES: usize = 5;
@@ -26,8 +39,11 @@ pub const MAX_TO_INIT_BYTES: usize = 8 << 20;
 /// The longest payload towards the host: the largest `Output`.
 pub const MAX_FROM_INIT_BYTES: usize = 256 << 10;
 
-/// Commands of one action, and variables of one environment, at most.
-const MAX_ITEMS: usize = 16 << 10;
+/// How many bytes of an archive may be on their way into the init.
+pub const PUT_WINDOW_BYTES: usize = 1 << 20;
+
+/// The longest payload of a `PutData`.
+pub const MAX_PUT_DATA_BYTES: usize = 128 << 10;
 
 /// What a frame refuses.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,34 +98,6 @@ impl Header {
     }
 }
 
-/// Which user the commands run as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct User {
-    pub uid: u32,
-    pub gid: u32,
-}
-
-/// What the init shall run. Paths are as seen from inside.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Start {
-    /// Run in order, in one shell.
-    pub commands: Vec<String>,
-    /// Name or path of a shell that takes `-e` and `-c`: "sh", "bash".
-    pub shell: String,
-    /// The whole environment of the commands.
-    pub env: Vec<(String, String)>,
-    /// Where the first command starts.
-    pub workdir: Vec<u8>,
-    /// An existing folder for what init and shell pass to each other; nobody else's.
-    pub scratch: Vec<u8>,
-    /// From the first command's start; none: without end.
-    pub timeout_ms: Option<u64>,
-    /// TERM → so long → KILL, when the timeout is reached.
-    pub grace_ms: u64,
-    /// None: as the init itself.
-    pub user: Option<User>,
-}
-
 /// Host → init.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ToInit {
@@ -127,6 +115,17 @@ pub enum ToInit {
     },
     /// KILL to all, at once.
     Kill,
+    Put(Put),
+    /// The archive is whole.
+    PutEnd,
+    Take(Take),
+    Exec(Exec),
+    /// This request is to end, whatever it has come to; it is answered all the same.
+    Stop {
+        id: u32,
+    },
+    /// After `Ended`: nothing else is wanted.
+    Leave,
 }
 
 /// What a command took. 0 where unknown.
@@ -135,6 +134,10 @@ pub struct Usage {
     pub cpu_user_us: u64,
     pub cpu_system_us: u64,
     pub memory_peak_bytes: u64,
+    /// Read from storage; what the page cache had is not in it.
+    pub read_bytes: u64,
+    /// Written, or to be written, to storage.
+    pub write_bytes: u64,
 }
 
 /// How the whole ended.
@@ -173,10 +176,39 @@ pub enum FromInit<'a> {
         log_offset: u64,
         usage: Usage,
     },
+    /// The commands are over, nothing of them lives, and the log is complete; the init waits for `Take` and `Leave`.
+    Ended {
+        ending: Ending,
+        survivors: u32,
+    },
     /// The last frame. `survivors` counts processes that even KILL did not end.
     Finished {
         ending: Ending,
         survivors: u32,
+    },
+    /// So many bytes more of the archive may be sent. 0 is a sign of life.
+    PutRoom {
+        bytes: u32,
+    },
+    /// A `Put` is done: so many entries, and bytes of content.
+    Stored {
+        id: u32,
+        files: u64,
+        bytes: u64,
+    },
+    /// A `Put` or `Take` is not done, or not to its end; says why, for a person.
+    Refused {
+        id: u32,
+        why: String,
+    },
+    /// A piece of the archive that was asked for. An empty one is a sign of life.
+    TakeData(&'a [u8]),
+    Taken(Taken),
+    ExecEnded {
+        id: u32,
+        end: ExecEnd,
+        /// The last of what it wrote to either of its outputs.
+        output: Vec<u8>,
     },
 }
 
@@ -186,6 +218,13 @@ mod kind {
     pub const SIGNAL: u8 = 0x03;
     pub const CANCEL: u8 = 0x04;
     pub const KILL: u8 = 0x05;
+    pub const PUT: u8 = 0x10;
+    pub const PUT_DATA: u8 = 0x11;
+    pub const PUT_END: u8 = 0x12;
+    pub const TAKE: u8 = 0x13;
+    pub const EXEC: u8 = 0x14;
+    pub const STOP: u8 = 0x15;
+    pub const LEAVE: u8 = 0x16;
 
     pub const INIT_HELLO: u8 = 0x81;
     pub const READY: u8 = 0x82;
@@ -193,11 +232,37 @@ mod kind {
     pub const OUTPUT: u8 = 0x84;
     pub const COMMAND_FINISHED: u8 = 0x85;
     pub const FINISHED: u8 = 0x86;
+    pub const ENDED: u8 = 0x90;
+    pub const PUT_ROOM: u8 = 0x91;
+    pub const STORED: u8 = 0x92;
+    pub const REFUSED: u8 = 0x93;
+    pub const TAKE_DATA: u8 = 0x94;
+    pub const TAKEN: u8 = 0x95;
+    pub const EXEC_ENDED: u8 = 0x96;
 }
 
 /// The kind of an `Output` frame: its payload is the output and nothing else, so that both ends can move it without
 /// copying it through [`FromInit`].
 pub const OUTPUT_KIND: u8 = kind::OUTPUT;
+
+/// The kind of a frame with a piece of the archive that was asked for: nothing else, as [`OUTPUT_KIND`].
+pub const TAKE_DATA_KIND: u8 = kind::TAKE_DATA;
+
+/// The kind of a frame with a piece of an archive for the init: at most [`MAX_PUT_DATA_BYTES`], and nothing else. [`ToInit`]
+/// has no part in it.
+pub const PUT_DATA_KIND: u8 = kind::PUT_DATA;
+
+/// The header of a `PutData` frame of `payload_bytes`, at most [`MAX_PUT_DATA_BYTES`].
+pub fn put_data_header(payload_bytes: usize) -> [u8; HEADER_BYTES] {
+    debug_assert!(payload_bytes <= MAX_PUT_DATA_BYTES);
+    Header { kind: kind::PUT_DATA, payload_bytes }.to_bytes()
+}
+
+/// The header of a `TakeData` frame of `payload_bytes`, at most [`MAX_FROM_INIT_BYTES`].
+pub fn take_data_header(payload_bytes: usize) -> [u8; HEADER_BYTES] {
+    debug_assert!(payload_bytes <= MAX_FROM_INIT_BYTES);
+    Header { kind: kind::TAKE_DATA, payload_bytes }.to_bytes()
+}
 
 /// The header of an `Output` frame of `payload_bytes`, at most [`MAX_FROM_INIT_BYTES`].
 pub fn output_header(payload_bytes: usize) -> [u8; HEADER_BYTES] {
@@ -226,6 +291,24 @@ impl ToInit {
                 kind::CANCEL
             }
             Self::Kill => kind::KILL,
+            Self::Put(put) => {
+                put.encode(out);
+                kind::PUT
+            }
+            Self::PutEnd => kind::PUT_END,
+            Self::Take(take) => {
+                take.encode(out);
+                kind::TAKE
+            }
+            Self::Exec(exec) => {
+                exec.encode(out);
+                kind::EXEC
+            }
+            Self::Stop { id } => {
+                out.extend(id.to_le_bytes());
+                kind::STOP
+            }
+            Self::Leave => kind::LEAVE,
         })
     }
 
@@ -238,61 +321,16 @@ impl ToInit {
             kind::SIGNAL => Self::Signal { number: fields.u8()? },
             kind::CANCEL => Self::Cancel { grace_ms: fields.u64()? },
             kind::KILL => Self::Kill,
+            kind::PUT => Self::Put(Put::decode(&mut fields)?),
+            kind::PUT_END => Self::PutEnd,
+            kind::TAKE => Self::Take(Take::decode(&mut fields)?),
+            kind::EXEC => Self::Exec(Exec::decode(&mut fields)?),
+            kind::STOP => Self::Stop { id: fields.u32()? },
+            kind::LEAVE => Self::Leave,
             _ => return Err(WireError::Invalid("kind")),
         };
         fields.end()?;
         Ok(message)
-    }
-}
-
-impl Start {
-    fn encode(&self, out: &mut Vec<u8>) {
-        put_count(out, self.commands.len());
-        for command in &self.commands {
-            put_bytes(out, command.as_bytes());
-        }
-        put_bytes(out, self.shell.as_bytes());
-        put_count(out, self.env.len());
-        for (name, value) in &self.env {
-            put_bytes(out, name.as_bytes());
-            put_bytes(out, value.as_bytes());
-        }
-        put_bytes(out, &self.workdir);
-        put_bytes(out, &self.scratch);
-        match self.timeout_ms {
-            None => out.push(0),
-            Some(timeout_ms) => {
-                out.push(1);
-                out.extend(timeout_ms.to_le_bytes());
-            }
-        }
-        out.extend(self.grace_ms.to_le_bytes());
-        match self.user {
-            None => out.push(0),
-            Some(user) => {
-                out.push(1);
-                out.extend(user.uid.to_le_bytes());
-                out.extend(user.gid.to_le_bytes());
-            }
-        }
-    }
-
-    fn decode(fields: &mut Fields<'_>) -> Result<Self, WireError> {
-        let mut start = Self::default();
-        for _ in 0..fields.count()? {
-            start.commands.push(fields.text()?);
-        }
-        start.shell = fields.text()?;
-        for _ in 0..fields.count()? {
-            start.env.push((fields.text()?, fields.text()?));
-        }
-        start.workdir = fields.bytes()?.to_vec();
-        start.scratch = fields.bytes()?.to_vec();
-        start.timeout_ms = if fields.flag()? { Some(fields.u64()?) } else { None };
-        start.grace_ms = fields.u64()?;
-        start.user =
-            if fields.flag()? { Some(User { uid: fields.u32()?, gid: fields.u32()? }) } else { None };
-        Ok(start)
     }
 }
 
@@ -322,17 +360,48 @@ impl<'a> FromInit<'a> {
                 out.extend(usage.cpu_user_us.to_le_bytes());
                 out.extend(usage.cpu_system_us.to_le_bytes());
                 out.extend(usage.memory_peak_bytes.to_le_bytes());
+                out.extend(usage.read_bytes.to_le_bytes());
+                out.extend(usage.write_bytes.to_le_bytes());
                 kind::COMMAND_FINISHED
             }
-            Self::Finished { ending, survivors } => {
+            Self::Ended { ending, survivors } | Self::Finished { ending, survivors } => {
                 out.extend(survivors.to_le_bytes());
                 ending.encode(out);
-                kind::FINISHED
+                if matches!(self, Self::Ended { .. }) { kind::ENDED } else { kind::FINISHED }
+            }
+            Self::PutRoom { bytes } => {
+                out.extend(bytes.to_le_bytes());
+                kind::PUT_ROOM
+            }
+            Self::Stored { id, files, bytes } => {
+                out.extend(id.to_le_bytes());
+                out.extend(files.to_le_bytes());
+                out.extend(bytes.to_le_bytes());
+                kind::STORED
+            }
+            Self::Refused { id, why } => {
+                out.extend(id.to_le_bytes());
+                put_bytes(out, why.as_bytes());
+                kind::REFUSED
+            }
+            Self::TakeData(bytes) => {
+                out.extend_from_slice(bytes);
+                kind::TAKE_DATA
+            }
+            Self::Taken(taken) => {
+                taken.encode(out);
+                kind::TAKEN
+            }
+            Self::ExecEnded { id, end, output } => {
+                out.extend(id.to_le_bytes());
+                end.encode(out);
+                put_bytes(out, output);
+                kind::EXEC_ENDED
             }
         })
     }
 
-    /// Reads a frame's payload; `Output` borrows from it.
+    /// Reads a frame's payload; `Output` and `TakeData` borrow from it.
     pub fn decode(kind: u8, payload: &'a [u8]) -> Result<Self, WireError> {
         let mut fields = Fields(payload);
         let message = match kind {
@@ -349,11 +418,24 @@ impl<'a> FromInit<'a> {
                     cpu_user_us: fields.u64()?,
                     cpu_system_us: fields.u64()?,
                     memory_peak_bytes: fields.u64()?,
+                    read_bytes: fields.u64()?,
+                    write_bytes: fields.u64()?,
                 },
             },
+            kind::ENDED => Self::Ended { survivors: fields.u32()?, ending: Ending::decode(&mut fields)? },
             kind::FINISHED => {
                 Self::Finished { survivors: fields.u32()?, ending: Ending::decode(&mut fields)? }
             }
+            kind::PUT_ROOM => Self::PutRoom { bytes: fields.u32()? },
+            kind::STORED => Self::Stored { id: fields.u32()?, files: fields.u64()?, bytes: fields.u64()? },
+            kind::REFUSED => Self::Refused { id: fields.u32()?, why: fields.text()? },
+            kind::TAKE_DATA => return Ok(Self::TakeData(payload)),
+            kind::TAKEN => Self::Taken(Taken::decode(&mut fields)?),
+            kind::EXEC_ENDED => Self::ExecEnded {
+                id: fields.u32()?,
+                end: ExecEnd::decode(&mut fields)?,
+                output: fields.bytes()?.to_vec(),
+            },
             _ => return Err(WireError::Invalid("kind")),
         };
         fields.end()?;
@@ -404,201 +486,5 @@ fn frame(out: &mut Vec<u8>, limit: usize, write: impl FnOnce(&mut Vec<u8>) -> u8
     Ok(())
 }
 
-// Lengths that do not fit in 32 bits make a frame that `frame` refuses for its size.
-fn put_count(out: &mut Vec<u8>, count: usize) {
-    out.extend((count as u32).to_le_bytes());
-}
-
-fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
-    put_count(out, bytes.len());
-    out.extend_from_slice(bytes);
-}
-
-/// What is left to read of a payload.
-struct Fields<'a>(&'a [u8]);
-
-impl<'a> Fields<'a> {
-    fn take(&mut self, count: usize) -> Result<&'a [u8], WireError> {
-        let (head, tail) = self.0.split_at_checked(count).ok_or(WireError::Truncated)?;
-        self.0 = tail;
-        Ok(head)
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], WireError> {
-        let (head, tail) = self.0.split_first_chunk::<N>().ok_or(WireError::Truncated)?;
-        self.0 = tail;
-        Ok(*head)
-    }
-
-    fn u8(&mut self) -> Result<u8, WireError> {
-        self.array::<1>().map(|[byte]| byte)
-    }
-
-    fn u16(&mut self) -> Result<u16, WireError> {
-        self.array().map(u16::from_le_bytes)
-    }
-
-    fn u32(&mut self) -> Result<u32, WireError> {
-        self.array().map(u32::from_le_bytes)
-    }
-
-    fn i32(&mut self) -> Result<i32, WireError> {
-        self.array().map(i32::from_le_bytes)
-    }
-
-    fn u64(&mut self) -> Result<u64, WireError> {
-        self.array().map(u64::from_le_bytes)
-    }
-
-    fn flag(&mut self) -> Result<bool, WireError> {
-        match self.u8()? {
-            0 => Ok(false),
-            1 => Ok(true),
-            _ => Err(WireError::Invalid("flag")),
-        }
-    }
-
-    fn bytes(&mut self) -> Result<&'a [u8], WireError> {
-        let count = self.u32()? as usize;
-        self.take(count)
-    }
-
-    fn text(&mut self) -> Result<String, WireError> {
-        let bytes = self.bytes()?;
-        std::str::from_utf8(bytes).map(str::to_owned).map_err(|_| WireError::Invalid("text"))
-    }
-
-    fn count(&mut self) -> Result<usize, WireError> {
-        let count = self.u32()? as usize;
-        if count > MAX_ITEMS { Err(WireError::Invalid("count")) } else { Ok(count) }
-    }
-
-    fn end(&self) -> Result<(), WireError> {
-        if self.0.is_empty() { Ok(()) } else { Err(WireError::TrailingBytes) }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn header_of(frame: &[u8], limit: usize) -> (Header, &[u8]) {
-        let (head, payload) = frame.split_first_chunk::<HEADER_BYTES>().unwrap();
-        let header = Header::parse(*head, limit).unwrap();
-        assert_eq!(header.payload_bytes, payload.len());
-        (header, payload)
-    }
-
-    fn start() -> impl Strategy<Value = Start> {
-        (
-            prop::collection::vec(any::<String>(), 0..5),
-            any::<String>(),
-            prop::collection::vec(any::<(String, String)>(), 0..5),
-            any::<Vec<u8>>(),
-            any::<Vec<u8>>(),
-            any::<Option<u64>>(),
-            any::<u64>(),
-            any::<Option<(u32, u32)>>(),
-        )
-            .prop_map(|(commands, shell, env, workdir, scratch, timeout_ms, grace_ms, user)| Start {
-                commands,
-                shell,
-                env,
-                workdir,
-                scratch,
-                timeout_ms,
-                grace_ms,
-                user: user.map(|(uid, gid)| User { uid, gid }),
-            })
-    }
-
-    fn to_init() -> impl Strategy<Value = ToInit> {
-        prop_oneof![
-            any::<u16>().prop_map(|version| ToInit::Hello { version }),
-            start().prop_map(ToInit::Start),
-            any::<u8>().prop_map(|number| ToInit::Signal { number }),
-            any::<u64>().prop_map(|grace_ms| ToInit::Cancel { grace_ms }),
-            Just(ToInit::Kill),
-        ]
-    }
-
-    fn ending() -> impl Strategy<Value = Ending> {
-        prop_oneof![
-            Just(Ending::Succeeded),
-            any::<i32>().prop_map(|exit_code| Ending::Failed { exit_code }),
-            Just(Ending::TimedOut),
-            Just(Ending::Cancelled),
-            any::<String>().prop_map(Ending::Error),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn what_is_said_to_the_init_is_what_it_hears(message in to_init()) {
-            let mut frame = vec![9];
-            message.encode(&mut frame).unwrap();
-            let (header, payload) = header_of(&frame[1..], MAX_TO_INIT_BYTES);
-            prop_assert_eq!(ToInit::decode(header.kind, payload), Ok(message));
-        }
-
-        #[test]
-        fn what_the_init_says_is_what_is_heard(
-            index: u32, exit_code: i32, numbers: [u64; 5], output: Vec<u8>, ending in ending(), survivors: u32,
-        ) {
-            let [duration_us, log_offset, cpu_user_us, cpu_system_us, memory_peak_bytes] = numbers;
-            let usage = Usage { cpu_user_us, cpu_system_us, memory_peak_bytes };
-            for message in [
-                FromInit::Hello { version: 3 },
-                FromInit::Ready,
-                FromInit::CommandStarted { index, log_offset },
-                FromInit::Output(&output),
-                FromInit::CommandFinished { index, exit_code, duration_us, log_offset, usage },
-                FromInit::Finished { ending: ending.clone(), survivors },
-            ] {
-                let mut frame = Vec::new();
-                message.encode(&mut frame).unwrap();
-                let (header, payload) = header_of(&frame, MAX_FROM_INIT_BYTES);
-                prop_assert_eq!(FromInit::decode(header.kind, payload), Ok(message));
-            }
-        }
-
-        #[test]
-        fn garbage_is_refused_or_read_but_never_panics(kind: u8, payload: Vec<u8>) {
-            let _ = ToInit::decode(kind, &payload);
-            let _ = FromInit::decode(kind, &payload);
-        }
-
-        #[test]
-        fn a_cut_or_lengthened_frame_is_refused(message in to_init(), cut: prop::sample::Index) {
-            let mut frame = Vec::new();
-            message.encode(&mut frame).unwrap();
-            let (header, payload) = header_of(&frame, MAX_TO_INIT_BYTES);
-            if !payload.is_empty() {
-                let shorter = &payload[..cut.index(payload.len())];
-                prop_assert!(ToInit::decode(header.kind, shorter).is_err());
-            }
-            let longer = [payload, &[0]].concat();
-            prop_assert_eq!(ToInit::decode(header.kind, &longer), Err(WireError::TrailingBytes));
-        }
-    }
-
-    #[test]
-    fn bounds_hold_on_both_ends() {
-        let huge = ToInit::Start(Start { commands: vec!["x".repeat(MAX_TO_INIT_BYTES)], ..Start::default() });
-        let mut frame = vec![1, 2];
-        assert!(matches!(huge.encode(&mut frame), Err(WireError::TooLong { .. })));
-        assert_eq!(frame, [1, 2]);
-        let header = Header { kind: 2, payload_bytes: MAX_TO_INIT_BYTES + 1 }.to_bytes();
-        assert!(matches!(Header::parse(header, MAX_TO_INIT_BYTES), Err(WireError::TooLong { .. })));
-        assert!(Header::parse(output_header(MAX_FROM_INIT_BYTES), MAX_FROM_INIT_BYTES).is_ok());
-    }
-
-    #[test]
-    fn a_count_that_lies_reserves_nothing() {
-        let mut payload = u32::MAX.to_le_bytes().to_vec();
-        payload.extend([0; 64]);
-        assert_eq!(ToInit::decode(kind::START, &payload), Err(WireError::Invalid("count")));
-    }
-}
+mod tests;

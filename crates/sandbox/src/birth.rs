@@ -85,6 +85,14 @@ fn signal(pidfd: &OwnedFd, signal: libc::c_int) -> io::Result<()> {
     }
 }
 
+/// The process id of a pidfd's process, which nobody else gets before it is reaped (proc_pid_fdinfo(5)).
+pub fn id(pidfd: &OwnedFd) -> io::Result<u32> {
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+    let id = text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
+    // -1 for one that is reaped.
+    id.ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
 /// Takes note of the end of a pidfd's process, waiting for it, so that no zombie stays.
 pub fn reap(pidfd: &OwnedFd) -> io::Result<()> {
     sys::reap(pidfd)
@@ -147,8 +155,10 @@ mod tests {
     #[test]
     fn a_killed_process_is_reaped() {
         let child = spawn("/bin/sleep", &["1000"], null()).unwrap();
+        assert!(std::path::Path::new(&format!("/proc/{}", id(&child).unwrap())).exists());
         kill(&child).unwrap();
         reap(&child).unwrap();
         kill(&child).unwrap();
+        assert!(id(&child).is_err());
     }
 }

@@ -8,7 +8,8 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::spec::{SandboxSpec, inside};
+use crate::spec::{RootSpec, SandboxSpec, inside};
+use crate::staging::User;
 
 /// What of `/proc` tells of the host or changes it.
 const MASKED: [&str; 10] = [
@@ -25,9 +26,20 @@ const MASKED: [&str; 10] = [
 ];
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// The runtime specification (OCI runtime-spec 1.0.2). `processes` limits how many there are at a time, where no control
-/// group does.
-pub fn config(spec: &SandboxSpec, root: &Path, user_namespace: &Path, processes: Option<u64>) -> Value {
+/// What is known once the root stands.
+pub struct Bundle<'a> {
+    pub spec: &'a SandboxSpec,
+    pub root: &'a Path,
+    /// Whom the init runs as.
+    pub user: &'a User,
+    pub user_namespace: &'a Path,
+    /// How many processes there are at a time, where no control group limits them.
+    pub processes: Option<u64>,
+}
+
+/// The runtime specification (OCI runtime-spec 1.0.2).
+pub fn config(bundle: &Bundle<'_>) -> Value {
+    let Bundle { spec, root, user, user_namespace, processes } = *bundle;
     let mut terminals = vec!["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"];
     if spec.ids() > 5 {
         // The group `tty`, which the kernel refuses where it is not mapped.
@@ -35,6 +47,13 @@ pub fn config(spec: &SandboxSpec, root: &Path, user_namespace: &Path, processes:
     }
     // A core would be piped to the host's handler. The other limits are inherited: a hard one cannot be raised.
     let mut limits = vec![json!({"type": "RLIMIT_CORE", "hard": 0, "soft": 0})];
+    // What another user than root is let alone would be lost by the change of user.
+    let capabilities: Vec<String> = match &spec.root {
+        RootSpec::Image(image) if user.uid == 0 => {
+            image.capabilities.iter().map(|capability| capability.kernel_name()).collect()
+        }
+        _ => Vec::new(),
+    };
     if let Some(pids) = processes {
         limits.push(json!({"type": "RLIMIT_NPROC", "hard": pids, "soft": pids}));
     }
@@ -44,11 +63,17 @@ pub fn config(spec: &SandboxSpec, root: &Path, user_namespace: &Path, processes:
         "root": {"path": root, "readonly": false},
         "process": {
             "terminal": false,
-            "user": {"uid": 0, "gid": 0},
+            "user": {"uid": user.uid, "gid": user.gid, "additionalGids": user.groups},
             "args": [inside::INIT],
             "cwd": "/",
-            "env": [],
-            "capabilities": {"bounding": [], "effective": [], "inheritable": [], "permitted": [], "ambient": []},
+            // The executor passes none on. Without it libcontainer would look for a home in the image's own `/etc/passwd`,
+            // whatever that is: a pipe, say.
+            "env": ["HOME=/"],
+            // Nothing is handed down to another user.
+            "capabilities": {
+                "bounding": capabilities, "effective": capabilities, "permitted": capabilities,
+                "inheritable": [], "ambient": [],
+            },
             "rlimits": limits,
             "noNewPrivileges": true,
         },

@@ -19,6 +19,9 @@ const MOUNTS: &str = "/proc/self/mountinfo";
 /// Detaches every control group file system from this process's mount namespace, which must be its own and private.
 /// Refuses if one stays: nothing of libcontainer may run then.
 pub fn hide() -> io::Result<()> {
+    // Usually all of them hang below this one and go with it. Each call waits for the kernel's grace period, and where
+    // nothing is mounted here, or it is locked, the loop finds what there is.
+    let _ = sys::detach(Path::new(ROOT));
     // The deepest first: what is mounted on top hides what is below.
     for mount in group_mounts(&fs::read_to_string(MOUNTS)?).into_iter().rev() {
         sys::detach(&mount)?;

@@ -1,7 +1,7 @@
 //! Makes one sandbox, waits for its init, and takes it down with itself.
 
 use std::error::Error;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
@@ -14,14 +14,25 @@ use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 
-use crate::bundle;
+use serde::Serialize;
+
+use crate::bundle::{self, Bundle};
 use crate::cgroups;
-use crate::network::Link;
-use crate::rootless::{self, RootlessError};
+use crate::network::{self, Link};
+use crate::rootless::{self, Enclosed, RootlessError};
 use crate::seccomp::{Filters, SeccompError};
-use crate::spec::{NetworkSpec, SandboxSpec, inside};
-use crate::staging::{self, Stage, StagingError};
+use crate::spec::{IDS_PER_SANDBOX, NetworkSpec, RootSpec, SandboxSpec, inside};
+use crate::staging::{self, ImageProbe, Stage, Staged, StagingError};
 use crate::sys;
+
+/// Given to the helper in the place of a description, with two empty folders and the host's id of root inside (0 without
+/// root): it tries whether layers below the one can be stacked with a folder below the other on top, and writes an
+/// [`ImageProbe`] as JSON to its standard output.
+pub const IMAGE_PROBE_ARGUMENT: &str = "--probe-image";
+
+/// Given to the helper before a description: it copies the layers of the image to one tree in the scratch, for
+/// [`crate::Assembly::Copied`], and writes a [`crate::User`] as JSON to its standard output.
+pub const COPY_ARGUMENT: &str = "--copy-image";
 
 /// Why there is no sandbox.
 #[derive(Debug, thiserror::Error)]
@@ -80,28 +91,40 @@ pub fn chain(error: &dyn Error) -> String {
 
 fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<i32, HelperError> {
     let mut arguments = arguments.into_iter();
-    let (Some(path), None) = (arguments.next(), arguments.next()) else { return Err(HelperError::Usage) };
-    if path == rootless::PROBE_ARGUMENT {
+    let first = arguments.next().ok_or(HelperError::Usage)?;
+    let further: Vec<OsString> = arguments.collect();
+    if first == rootless::PROBE_ARGUMENT && further.is_empty() {
         return rootless::probe().map_err(io_error("tell what was found"));
     }
-    let text = fs::read(path).map_err(io_error("read the sandbox's description"))?;
-    let spec: SandboxSpec = serde_json::from_slice(&text).map_err(HelperError::Spec)?;
+    if first == IMAGE_PROBE_ARGUMENT {
+        let [layers, scratch, owner] = &further[..] else { return Err(HelperError::Usage) };
+        let owner = owner.to_str().and_then(|owner| owner.parse().ok()).ok_or(HelperError::Usage)?;
+        return probe_image(layers.as_ref(), scratch.as_ref(), owner);
+    }
+    if first == COPY_ARGUMENT {
+        let [path] = &further[..] else { return Err(HelperError::Usage) };
+        return copy_image(&read_spec(path)?);
+    }
+    if !further.is_empty() {
+        return Err(HelperError::Usage);
+    }
+    let spec = read_spec(&first)?;
     // A /dev/null from outside would be opened anew inside, and read-only at that.
     sys::redirect(io::stderr().as_fd(), 1).map_err(io_error("redirect the standard output"))?;
 
     sys::reset_umask();
     let filters = Filters::compile()?;
     if spec.rootless {
-        if let Some(code) = rootless::enclose()? {
-            return Ok(code);
+        match rootless::enclose(&spec.network)? {
+            Enclosed::Ended(code) => return Ok(code),
+            Enclosed::Inside { joined } => rootless::part_from_host(&spec, joined)?,
         }
-        rootless::part_from_host(&spec)?;
     } else {
         part_from_host(&spec.network)?;
     }
     let user_namespace =
         sys::user_namespace(spec.id_base, spec.ids()).map_err(io_error("make a user namespace"))?;
-    let mut root = Stage::build(&spec, &user_namespace)?;
+    let Staged { mut root, user } = Stage::build(&spec, &user_namespace)?;
     // In memory, and gone with the helper's mounts.
     let mut folder = staging::folder(&spec);
     let mut namespace_path =
@@ -111,54 +134,106 @@ fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<i32, HelperError
         folder = PathBuf::from("/");
         namespace_path = rootless::name_namespace(&namespace_path)?;
     }
-    let pid = start_container(&spec, &folder, &root, &namespace_path, filters)?;
+    let processes = spec.rootless.then(|| rootless::process_limit(spec.pids));
+    let bundle = Bundle { spec: &spec, root: &root, user: &user, user_namespace: &namespace_path, processes };
+    let pid = start_container(&bundle, &folder, filters)?;
 
+    if spec.rootless {
+        // libcontainer has closed them, and they are what another sandbox's helper joins. Inside nobody sees this process.
+        sys::show_namespaces().map_err(io_error("show the sandbox's namespaces"))?;
+    }
     // The channel is the init's alone from here on, so that its end is the channel's.
     let null = File::open("/dev/null").map_err(io_error("open /dev/null"))?;
     sys::redirect(null.as_fd(), 0).map_err(io_error("let go of the channel"))?;
     sys::wait(pid).map_err(io_error("wait for sealci-init"))
 }
 
+fn read_spec(path: &OsStr) -> Result<SandboxSpec, HelperError> {
+    let text = fs::read(path).map_err(io_error("read the sandbox's description"))?;
+    serde_json::from_slice(&text).map_err(HelperError::Spec)
+}
+
 /// Leaves the host's mounts and network.
 fn part_from_host(network: &NetworkSpec) -> Result<(), HelperError> {
     let link = match network {
         NetworkSpec::On { .. } => Some(Link::prepare().map_err(io_error("prepare the link to the host"))?),
-        NetworkSpec::Off | NetworkSpec::Relayed { .. } => None,
+        NetworkSpec::Off | NetworkSpec::Relayed { .. } | NetworkSpec::Joined { .. } => None,
     };
-    sys::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWNET).map_err(io_error("make namespaces"))?;
-    // Whatever is mounted or detached from here on stays in this namespace.
-    sys::mount("none", Path::new("/"), "", libc::MS_REC | libc::MS_PRIVATE, "")
-        .map_err(io_error("make the mounts private"))?;
-    cgroups::hide().map_err(io_error("hide the host's control groups"))?;
-    sys::raise_loopback().map_err(io_error("raise the loopback"))?;
+    if let NetworkSpec::Joined { helper, .. } = network {
+        network::of_another(|| Ok(*helper))
+            .and_then(|namespace| sys::enter(namespace.as_fd()))
+            .map_err(io_error("enter the other sandbox's network"))?;
+        return part_from_mounts();
+    }
+    sys::unshare(libc::CLONE_NEWNET).map_err(io_error("make a network namespace"))?;
+    part_from_mounts()?;
+    network::arrange().map_err(io_error("raise the loopback"))?;
     if let (Some(link), NetworkSpec::On { host_interface, host_address, address, .. }) = (link, network) {
         link.make(host_interface, *host_address, *address).map_err(io_error("make the link to the host"))?;
     }
     Ok(())
 }
 
-fn start_container(
-    spec: &SandboxSpec,
-    folder: &Path,
-    root: &Path,
-    user_namespace: &Path,
-    filters: Filters,
-) -> Result<i32, HelperError> {
-    let bundle = folder.join("bundle");
+fn part_from_mounts() -> Result<(), HelperError> {
+    sys::unshare(libc::CLONE_NEWNS).map_err(io_error("make a mount namespace"))?;
+    // Whatever is mounted or detached from here on stays in this namespace.
+    sys::mount("none", Path::new("/"), "", libc::MS_REC | libc::MS_PRIVATE, "")
+        .map_err(io_error("make the mounts private"))?;
+    cgroups::hide().map_err(io_error("hide the host's control groups"))
+}
+
+/// Finds out whether layers can be stacked, and tells on the standard output.
+fn probe_image(layers: &Path, scratch: &Path, owner: u32) -> Result<i32, HelperError> {
+    let tried = if owner == 0 {
+        match rootless::enclose(&NetworkSpec::Off)? {
+            Enclosed::Ended(code) => return Ok(code),
+            Enclosed::Inside { .. } => rootless::take_mounts().map_err(HelperError::from),
+        }
+        .and_then(|()| Ok(staging::look(layers, scratch, owner, None)?))
+    } else {
+        part_from_mounts().and_then(|()| {
+            let mapping =
+                sys::user_namespace(owner, IDS_PER_SANDBOX).map_err(io_error("make a user namespace"))?;
+            Ok(staging::look(layers, scratch, owner, Some(mapping.as_fd()))?)
+        })
+    };
+    tell(&ImageProbe { stacking: tried.err().map(|error| chain(&error)) })
+}
+
+/// Copies an image's layers to one tree, and tells whom it runs as on the standard output.
+fn copy_image(spec: &SandboxSpec) -> Result<i32, HelperError> {
+    // Nobody would take what is copied for an agent that is gone.
+    sys::die_with_parent().map_err(io_error("bind this process to its parent"))?;
+    sys::reset_umask();
+    let RootSpec::Image(image) = &spec.root else { return Err(HelperError::Usage) };
+    if spec.rootless
+        && let Enclosed::Ended(code) = rootless::enclose(&NetworkSpec::Off)?
+    {
+        return Ok(code);
+    }
+    tell(&staging::copy_image(spec, image)?)
+}
+
+fn tell(what: &impl Serialize) -> Result<i32, HelperError> {
+    let told = serde_json::to_writer(io::stdout(), what);
+    told.map_err(|error| HelperError::Io { doing: "tell what was found", source: error.into() })?;
+    Ok(0)
+}
+
+fn start_container(bundle: &Bundle<'_>, folder: &Path, filters: Filters) -> Result<i32, HelperError> {
+    let description = folder.join("bundle");
     let state = folder.join("state");
-    for folder in [&bundle, &state] {
+    for folder in [&description, &state] {
         fs::create_dir(folder).map_err(io_error("make the container's folders"))?;
     }
-    let processes = spec.rootless.then(|| rootless::process_limit(spec.pids));
-    let config = bundle::config(spec, root, user_namespace, processes);
-    fs::write(bundle.join("config.json"), config.to_string())
+    fs::write(description.join("config.json"), bundle::config(bundle).to_string())
         .map_err(io_error("write the container's description"))?;
     let container_error = |error| HelperError::Container(Box::new(error));
     let mut container = ContainerBuilder::new("sandbox".to_owned(), SyscallType::default())
         .with_executor(Seal { filters })
         .with_root_path(&state)
         .map_err(container_error)?
-        .as_init(&bundle)
+        .as_init(&description)
         .with_systemd(false)
         .build()
         .map_err(container_error)?;

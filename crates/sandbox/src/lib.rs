@@ -1,4 +1,5 @@
-//! Seals one action: the helper process that makes an environment from the host's own files, and puts `sealci-init` in it.
+//! Seals one action: the helper process that makes an environment from the host's own files or from an image's, and
+//! puts `sealci-init` in it.
 //!
 //! The agent starts its own binary once more as this helper ([`helper_main`]), because a container's processes cannot be
 //! cloned safely from a process with threads. The helper lives as long as the sandbox:
@@ -30,8 +31,11 @@ mod spec;
 mod staging;
 mod sys;
 
-pub use helper::helper_main;
+pub use helper::{COPY_ARGUMENT, IMAGE_PROBE_ARGUMENT, helper_main};
 pub use network::{Relay, RelayError, RelayKind, Uplink, UplinkError};
 pub use rootless::{PROBE_ARGUMENT, Probe};
-pub use spec::{HELPER_COMMAND, IDS_PER_SANDBOX, NetworkSpec, SandboxSpec, inside};
-pub use staging::{give_away, maps_owners};
+pub use spec::{
+    Assembly, Capability, HELPER_COMMAND, IDS_PER_SANDBOX, ImageRoot, NetworkSpec, RootSpec, SandboxSpec,
+    inside,
+};
+pub use staging::{ImageProbe, User, give_away, maps_owners};

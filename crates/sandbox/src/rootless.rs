@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroups;
 use crate::helper::chain;
-use crate::network::{RelayError, relay};
+use crate::network::{self, RelayError, relay};
 use crate::spec::{NetworkSpec, SandboxSpec};
 use crate::sys;
 
@@ -48,21 +48,55 @@ fn io_error(doing: &'static str) -> impl FnOnce(io::Error) -> RootlessError {
     move |source| RootlessError::Io { doing, source }
 }
 
-/// Splits this process in two: the one that is told `None` goes on, as root in namespaces of its own; the other returns
-/// only after that one's end, with its exit code. To be called in a process with one thread.
-pub fn enclose() -> Result<Option<i32>, RootlessError> {
-    become_root()?;
+/// Which of the two this process is.
+pub enum Enclosed {
+    /// The one outside, after the other's end; with that one's exit code.
+    Ended(i32),
+    /// Root in namespaces of its own.
+    Inside {
+        /// The network that it shall be in.
+        joined: Option<fs::File>,
+    },
+}
+
+/// Splits this process in two: the one that goes on inside, and the other, which returns only after that one's end. To be
+/// called in a process with one thread.
+pub fn enclose(network: &NetworkSpec) -> Result<Enclosed, RootlessError> {
+    let joined = match network {
+        NetworkSpec::Joined { helper, .. } => {
+            Some(join(*helper).map_err(io_error("enter the other sandbox's user namespace"))?)
+        }
+        NetworkSpec::Off | NetworkSpec::On { .. } | NetworkSpec::Relayed { .. } => {
+            become_root()?;
+            None
+        }
+    };
     sys::unshare(libc::CLONE_NEWPID).map_err(io_error("make a PID namespace"))?;
     sys::hold_signals().map_err(io_error("hold signals back"))?;
     if let Some(pid) = sys::fork().map_err(io_error("start another process"))? {
         // The channel is the other's alone, so that its end is the channel's.
         let null = fs::File::open("/dev/null").map_err(io_error("open /dev/null"))?;
         sys::redirect(null.as_fd(), 0).map_err(io_error("let go of the channel"))?;
-        return sys::wait_or_end(pid).map(Some).map_err(io_error("wait for the sandbox's end"));
+        return sys::wait_or_end(pid).map(Enclosed::Ended).map_err(io_error("wait for the sandbox's end"));
     }
     sys::release_signals().map_err(io_error("let signals through"))?;
     sys::die_with_parent().map_err(io_error("bind this process to its parent"))?;
-    Ok(None)
+    Ok(Enclosed::Inside { joined })
+}
+
+/// Becomes root in the user namespace of another sandbox's helper; returns that sandbox's network. The helper is the half
+/// outside, which has one child, the half inside.
+fn join(helper: u32) -> io::Result<fs::File> {
+    let inside = || {
+        let children = fs::read_to_string(format!("/proc/{helper}/task/{helper}/children"))?;
+        let first = children.split_whitespace().next().and_then(|id| id.parse().ok());
+        first.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+    };
+    let network = network::of_another(inside)?;
+    // By now the half outside is in it, too.
+    let user = fs::File::open(format!("/proc/{helper}/ns/user"))?;
+    sys::enter(user.as_fd())?;
+    Ok(network)
 }
 
 fn become_root() -> Result<(), RootlessError> {
@@ -82,19 +116,23 @@ fn become_root() -> Result<(), RootlessError> {
 
 /// Takes a mount namespace of its own, in which `/proc` shows the processes of this sandbox, and enters the network that
 /// the sandbox will have.
-pub fn part_from_host(spec: &SandboxSpec) -> Result<(), RootlessError> {
+pub fn part_from_host(spec: &SandboxSpec, joined: Option<fs::File>) -> Result<(), RootlessError> {
     take_mounts()?;
-    match &spec.network {
-        NetworkSpec::Relayed { relay, .. } => relay::connect(relay, &spec.scratch)?,
-        NetworkSpec::Off | NetworkSpec::On { .. } => {
+    match (&spec.network, joined) {
+        (_, Some(namespace)) => {
+            sys::enter(namespace.as_fd()).map_err(io_error("enter the other sandbox's network"))?;
+        }
+        (NetworkSpec::Relayed { relay, .. }, None) => relay::connect(relay, &spec.scratch)?,
+        (NetworkSpec::Off | NetworkSpec::On { .. } | NetworkSpec::Joined { .. }, None) => {
             sys::unshare(libc::CLONE_NEWNET).map_err(io_error("make a network namespace"))?;
-            sys::raise_loopback().map_err(io_error("raise the loopback"))?;
+            network::arrange().map_err(io_error("raise the loopback"))?;
         }
     }
     Ok(())
 }
 
-fn take_mounts() -> Result<(), RootlessError> {
+/// A mount namespace of its own, in which `/proc` shows the processes of this sandbox.
+pub fn take_mounts() -> Result<(), RootlessError> {
     sys::unshare(libc::CLONE_NEWNS).map_err(io_error("make a mount namespace"))?;
     sys::mount("none", Path::new("/"), "", libc::MS_REC | libc::MS_PRIVATE, "")
         .map_err(io_error("make the mounts private"))?;
@@ -153,9 +191,9 @@ pub struct Probe {
 
 /// Tries it, and tells on the standard output. Where this process is split, one half tells.
 pub fn probe() -> io::Result<i32> {
-    let found = match enclose() {
-        Ok(Some(code)) => return Ok(code),
-        Ok(None) => look(),
+    let found = match enclose(&NetworkSpec::Off) {
+        Ok(Enclosed::Ended(code)) => return Ok(code),
+        Ok(Enclosed::Inside { .. }) => look(),
         Err(error) => Probe { sealing: Some(chain(&error)), ..Probe::default() },
     };
     serde_json::to_writer(io::stdout(), &found)?;

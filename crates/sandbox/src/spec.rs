@@ -36,10 +36,9 @@ pub struct SandboxSpec {
     pub init: PathBuf,
     /// On the host; `/workspace` inside, to be changed by the action.
     pub workspace: PathBuf,
-    /// An existing, empty folder on the host. The action's home and `/tmp` are kept in it.
+    /// An existing, empty folder on the host. What the action writes beside its workspace is kept in it.
     pub scratch: PathBuf,
-    /// More folders and files of the host, seen at the same place inside, read-only.
-    pub extra_paths: Vec<PathBuf>,
+    pub root: RootSpec,
     /// The host's id of root inside; [`IDS_PER_SANDBOX`] from it on belong to this sandbox alone. Without root it is 0:
     /// the helper's own user is all there is, and root in its own eyes.
     pub id_base: u32,
@@ -49,11 +48,90 @@ pub struct SandboxSpec {
     /// Processes and threads at a time, where no control group of the agent's limits them.
     #[serde(default)]
     pub pids: u64,
-    /// Whether mounts map owners. Where they cannot, whoever fills the workspace gives it to `id_base`.
+    /// Whether mounts map owners. Where they cannot, whoever fills the workspace gives it to whom the action runs as.
     pub maps_owners: bool,
-    /// How much the throw-away layer over the host's files may hold, in memory.
-    pub layer_bytes: u64,
     pub network: NetworkSpec,
+    /// More names for this sandbox's own loopback, in `/etc/hosts`.
+    #[serde(default)]
+    pub names: Vec<String>,
+}
+
+/// What is at `/` inside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RootSpec {
+    /// The host's own programs; the action's home and `/tmp` are in the scratch.
+    Host {
+        /// More folders and files of the host, seen at the same place inside, read-only.
+        extra_paths: Vec<PathBuf>,
+        /// How much the throw-away layer over the host's files may hold, in memory.
+        layer_bytes: u64,
+    },
+    Image(ImageRoot),
+}
+
+/// An image's tree, with a throw-away layer on top that is kept in the scratch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRoot {
+    /// Folders with one unpacked layer each, the lowest first. What is removed or hidden in a layer is told in overlayfs's
+    /// own way, in `user.overlay.*` attributes where attributes are needed (`userxattr`).
+    pub layers: Vec<PathBuf>,
+    pub assembly: Assembly,
+    /// Whom the init runs as: `user`, `uid`, `user:group` or `uid:gid` with the image's own names; empty for root.
+    pub user: String,
+    /// What root inside may do beyond what its files allow. Nobody else may anything.
+    #[serde(default)]
+    pub capabilities: Vec<Capability>,
+}
+
+/// How one tree is made of layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Assembly {
+    /// By the kernel, in no time.
+    Stacked,
+    /// It has been made by [`crate::COPY_ARGUMENT`] already.
+    Copied,
+}
+
+/// The privileges that an image's root may have: none that reaches past the files and processes of its own sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Capability {
+    Chown,
+    DacOverride,
+    Fowner,
+    Kill,
+    Setgid,
+    Setuid,
+}
+
+impl Capability {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Chown, Self::DacOverride, Self::Fowner, Self::Kill, Self::Setgid, Self::Setuid];
+
+    /// The name in configurations.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Chown => "chown",
+            Self::DacOverride => "dac_override",
+            Self::Fowner => "fowner",
+            Self::Kill => "kill",
+            Self::Setgid => "setgid",
+            Self::Setuid => "setuid",
+        }
+    }
+
+    /// Reads [`Capability::as_str`].
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|capability| capability.as_str() == name)
+    }
+
+    /// As capabilities(7) writes it.
+    pub(crate) fn kernel_name(self) -> String {
+        format!("CAP_{}", self.as_str().to_uppercase())
+    }
 }
 
 /// What a sandbox reaches.
@@ -76,6 +154,13 @@ pub enum NetworkSpec {
         /// Whom to ask for names.
         resolvers: Vec<String>,
     },
+    /// That of another sandbox, whatever it reaches.
+    Joined {
+        /// The process id of that one's helper, which whoever started it has not reaped yet.
+        helper: u32,
+        /// Whom to ask for names.
+        resolvers: Vec<String>,
+    },
 }
 
 impl NetworkSpec {
@@ -83,7 +168,9 @@ impl NetworkSpec {
     pub fn resolvers(&self) -> &[String] {
         match self {
             Self::Off => &[],
-            Self::On { resolvers, .. } | Self::Relayed { resolvers, .. } => resolvers,
+            Self::On { resolvers, .. } | Self::Relayed { resolvers, .. } | Self::Joined { resolvers, .. } => {
+                resolvers
+            }
         }
     }
 }

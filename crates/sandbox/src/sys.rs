@@ -2,6 +2,8 @@
 //!
 //! All unsafe code of this crate stands here.
 
+mod child;
+
 use std::ffi::{CStr, CString, OsStr};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -92,6 +94,22 @@ pub fn set_attributes(
     check(result).map(drop)
 }
 
+/// Mounts a tree from [`clone_tree`] on the folder or file that a descriptor stands for.
+pub fn attach_tree_to(tree: &OwnedFd, target: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: both paths are empty and static; the rest are integers.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            target.as_raw_fd(),
+            c"".as_ptr(),
+            libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH,
+        )
+    };
+    check(result).map(drop)
+}
+
 /// Mounts a tree from [`clone_tree`].
 pub fn attach_tree(tree: &OwnedFd, target: &Path) -> io::Result<()> {
     let target = text(target.as_os_str())?;
@@ -109,34 +127,43 @@ pub fn attach_tree(tree: &OwnedFd, target: &Path) -> io::Result<()> {
     check(result).map(drop)
 }
 
-/// Makes a user namespace in which `count` ids from 0 on are the host's from `base` on.
-///
-/// A child of this process makes it and ends; the namespace lives on in the descriptor. To be called in a process with
-/// one thread.
+/// Makes a user namespace in which `count` ids from 0 on are the host's from `base` on; see [`mapped_namespace`].
 pub fn user_namespace(base: u32, count: u32) -> io::Result<OwnedFd> {
-    let (mut from_child, mut to_parent) = io::pipe()?;
-    let (mut from_parent, mut to_child) = io::pipe()?;
-    // SAFETY: this process has one thread, so the child may do all that a process may.
-    let pid = check(unsafe { libc::fork() }.into())? as libc::pid_t;
-    if pid == 0 {
-        let made = unshare(libc::CLONE_NEWUSER).and_then(|()| to_parent.write_all(b"."));
-        drop(to_child);
-        // Until the parent has opened the namespace: the other end closes.
-        let _ = made.and_then(|()| from_parent.read(&mut [0]));
-        // SAFETY: ends the child at once, running nothing of the parent's.
-        unsafe { libc::_exit(0) };
-    }
-    drop(to_parent);
-    let opened = from_child.read_exact(&mut [0]).and_then(|()| {
-        let map = format!("0 {base} {count}");
-        fs::write(format!("/proc/{pid}/uid_map"), &map)?;
-        fs::write(format!("/proc/{pid}/gid_map"), &map)?;
-        File::open(format!("/proc/{pid}/ns/user"))
-    });
-    let _ = to_child.write_all(b".");
-    drop(to_child);
-    let _ = wait(pid);
+    let map = format!("0 {base} {count}");
+    mapped_namespace(&map, &map)
+}
+
+/// Makes a user namespace with these maps of user and group ids, written as user_namespaces(7) says.
+///
+/// A child of this process is born in it and ends; the namespace lives on in the descriptor.
+pub fn mapped_namespace(users: &str, groups: &str) -> io::Result<OwnedFd> {
+    // SAFETY: all zeroes is a valid clone_args.
+    let mut how: libc::clone_args = unsafe { std::mem::zeroed() };
+    how.flags = libc::CLONE_NEWUSER as u64;
+    let mut stack = child::Stack::new();
+    // SAFETY: takes nothing and cannot fail.
+    let parent = unsafe { libc::getpid() };
+    // SAFETY: `linger` takes a number for a pointer, and its stack lives until it is waited for.
+    let pid = unsafe { child::start(how, &mut stack, linger, parent as usize as *const _) }?;
+    let opened = fs::write(format!("/proc/{pid}/uid_map"), users)
+        .and_then(|()| fs::write(format!("/proc/{pid}/gid_map"), groups))
+        .and_then(|()| File::open(format!("/proc/{pid}/ns/user")));
+    // SAFETY: takes integers only. The child is not waited for yet, so its id is its own.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
+    wait(pid)?;
     opened.map(OwnedFd::from)
+}
+
+/// Does nothing until it is killed, or its parent ends.
+unsafe extern "C" fn linger(parent: *const libc::c_void) -> ! {
+    // SAFETY: takes integers only, and ends the child at once if its parent was quicker.
+    unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+        while libc::getppid() as usize == parent as usize {
+            libc::pause();
+        }
+        libc::_exit(0)
+    }
 }
 
 /// A network namespace in which nobody is, after `prepare` was run in it.
@@ -189,6 +216,24 @@ pub fn exit_now(code: libc::c_int) -> ! {
 pub fn acting_ids() -> (u32, u32) {
     // SAFETY: both take nothing and cannot fail.
     unsafe { (libc::geteuid(), libc::getegid()) }
+}
+
+/// Has this thread make files as this user and group, and keeps it allowed to go everywhere all the same.
+pub fn act_on_files_as(id: u32) -> io::Result<()> {
+    // SAFETY: all take integers only. They tell the id before, and -1 changes nothing.
+    let ids = unsafe {
+        libc::setfsgid(id);
+        libc::setfsuid(id);
+        [libc::setfsgid(libc::gid_t::MAX), libc::setfsuid(libc::uid_t::MAX)]
+    };
+    // Ids of the kernel's are compared bit by bit, whatever their sign.
+    if ids.iter().any(|now| *now as u32 != id) {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    // Another user than root loses what lets root act on everybody's files (capabilities(7)).
+    caps::read(None, caps::CapSet::Permitted)
+        .and_then(|permitted| caps::set(None, caps::CapSet::Effective, &permitted))
+        .map_err(io::Error::other)
 }
 
 /// Keeps TERM and the news of a child's end for [`wait_or_end`]. Inherited by what is forked, until [`release_signals`].
@@ -274,6 +319,12 @@ pub fn die_with_parent() -> io::Result<()> {
     check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) }.into()).map(drop)
 }
 
+/// Lets this process's namespaces be found by others of its user.
+pub fn show_namespaces() -> io::Result<()> {
+    // SAFETY: takes integers only.
+    check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0) }.into()).map(drop)
+}
+
 /// Becomes another program, with no variables in its environment. Returns only what went wrong.
 pub fn exec(program: &str) -> io::Error {
     let Ok(program) = CString::new(program) else { return io::Error::from(io::ErrorKind::InvalidInput) };
@@ -346,22 +397,17 @@ impl Child<'_> {
         let mut pidfd: libc::c_int = -1;
         // SAFETY: all zeroes is a valid clone_args.
         let mut how: libc::clone_args = unsafe { std::mem::zeroed() };
-        how.flags = libc::CLONE_PIDFD as u64;
+        // Its parent waits until it is another program, or has ended.
+        how.flags = libc::CLONE_PIDFD as u64 | libc::CLONE_VFORK as u64;
         how.pidfd = &raw mut pidfd as u64;
-        how.exit_signal = libc::SIGCHLD as u64;
         if let Some(cgroup) = cgroup {
             how.flags |= CLONE_INTO_CGROUP;
             // Descriptors are not negative.
             how.cgroup = cgroup.as_raw_fd() as u64;
         }
-        // SAFETY: `how` is a clone_args of the size that is told, and it and `pidfd` live over the call. Without CLONE_VM the
-        // child has its own copy of all memory, like a child of fork.
-        let pid =
-            check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut how, size_of::<libc::clone_args>()) })?;
-        if pid == 0 {
-            // SAFETY: this is the child, and `arguments` ends with a null pointer.
-            unsafe { self.become_it(arguments.as_ptr()) };
-        }
+        let birth = Birth { child: self, arguments: arguments.as_ptr() };
+        // SAFETY: `pidfd`, `birth` and all it leads to live over the call, and so until the child needs them no more.
+        unsafe { child::start(how, &mut child::Stack::new(), be_born, (&raw const birth).cast()) }?;
         // SAFETY: clone3 has just stored this descriptor, and nothing else owns it.
         Ok(unsafe { OwnedFd::from_raw_fd(pidfd) })
     }
@@ -369,10 +415,10 @@ impl Child<'_> {
     /// # Safety
     ///
     /// Only for the child, and `arguments` has to end with a null pointer. Only what is async-signal-safe is called here:
-    /// another thread may have held any lock when the process was copied.
+    /// another thread may hold any lock, or have held it when the process was copied.
     unsafe fn become_it(&self, arguments: *const *const libc::c_char) -> ! {
         let environment = [ptr::null::<libc::c_char>()];
-        // SAFETY: every pointer is to something that lives in the child's copy of the memory.
+        // SAFETY: every pointer is to something that lives until the child is another program.
         unsafe {
             let mut done = true;
             for file in self.tasks {
@@ -402,6 +448,22 @@ impl Child<'_> {
             libc::write(self.report.as_raw_fd(), code.as_ptr().cast(), code.len());
             libc::_exit(127)
         }
+    }
+}
+
+/// What [`Child::start`] hands to its child.
+struct Birth<'a> {
+    child: &'a Child<'a>,
+    /// Ends with a null pointer.
+    arguments: *const *const libc::c_char,
+}
+
+/// Is what a [`Child`] begins with: `birth` is a [`Birth`].
+unsafe extern "C" fn be_born(birth: *const libc::c_void) -> ! {
+    // SAFETY: it is what `Child::start` has given, which waits.
+    unsafe {
+        let birth = &*birth.cast::<Birth<'_>>();
+        birth.child.become_it(birth.arguments)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{agents, check, completion, doctor, logs, pipelines, repos, run, serve, up};
+use crate::{agents, artifacts, caches, check, completion, doctor, logs, pipelines, repos, run, serve, up};
 
 /// A distributed CI that runs every action sealed.
 #[derive(Debug, Parser)]
@@ -34,6 +34,12 @@ pub enum Command {
     Rerun(pipelines::RerunArgs),
     /// Say why an action waits, was skipped, or ended as it did
     Why(pipelines::WhyArgs),
+    /// What actions have kept for people
+    #[command(subcommand)]
+    Artifact(ArtifactCommand),
+    /// What actions have kept for later ones
+    #[command(subcommand)]
+    Cache(CacheCommand),
     /// Watched repositories
     #[command(subcommand)]
     Repo(RepoCommand),
@@ -67,6 +73,24 @@ impl Command {
             _ => false,
         }
     }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ArtifactCommand {
+    /// List what a pipeline's actions have kept
+    List(artifacts::ArtifactListArgs),
+    /// Download and unpack what a pipeline's actions have kept
+    Download(artifacts::ArtifactDownloadArgs),
+    /// Delete artifacts
+    Delete(artifacts::ArtifactDeleteArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CacheCommand {
+    /// List the entries of caches, last used first
+    List(caches::CacheListArgs),
+    /// Delete entries of caches
+    Delete(caches::CacheDeleteArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -133,6 +157,14 @@ mod tests {
             "repo add https://example.org/x",
             "repo list",
             "repo remove 1",
+            "artifact list 7 --json",
+            "artifact download 7 --action build out/a b --output /tmp/x --json",
+            "artifact download 7 --archive -o x",
+            "artifact delete 018f0000-0000-7000-8000-00000000000a",
+            "cache list --repository https://example.org/x -n 500",
+            "cache delete 018f0000-0000-7000-8000-00000000000a 018f0000-0000-7000-8000-00000000000b",
+            "up --objects s3://b/p --keep-artifacts 12h --cache-budget 5GiB",
+            "controller --agents-url https://ci.example.org --max-upload 1GiB",
             "check --file x.yaml --json",
             "doctor",
             "completion bash",
@@ -168,6 +200,10 @@ mod tests {
             "up --workspace-bytes 0",
             "run --executor nonsense",
             "agent drain",
+            "artifact download 7 x --archive",
+            "artifact delete",
+            "cache delete 7",
+            "up --keep-caches forever",
             "nonsense",
         ] {
             let words = std::iter::once("sealci").chain(line.split(' ').filter(|word| !word.is_empty()));

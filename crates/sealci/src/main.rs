@@ -4,6 +4,8 @@
 
 mod agents;
 mod args;
+mod artifacts;
+mod caches;
 mod check;
 mod completion;
 mod connect;
@@ -13,6 +15,7 @@ mod doctor;
 mod exit;
 mod follow;
 mod format;
+mod kept;
 mod logs;
 mod output;
 mod pipelines;
@@ -24,6 +27,7 @@ mod service;
 mod show;
 mod sse;
 mod terminal;
+mod unpack;
 mod up;
 mod view;
 
@@ -31,7 +35,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
-use crate::args::{AgentCommand, Cli, Command, RepoCommand};
+use crate::args::{AgentCommand, ArtifactCommand, CacheCommand, Cli, Command, RepoCommand};
 use crate::exit::{Exit, Failure};
 use crate::terminal::Terminal;
 
@@ -77,6 +81,11 @@ async fn dispatch(command: Command, terminal: Terminal) -> Result<Exit, Failure>
         Command::Cancel(args) => pipelines::cancel(args).await,
         Command::Rerun(args) => pipelines::rerun(args, terminal).await,
         Command::Why(args) => pipelines::why(args, terminal).await,
+        Command::Artifact(ArtifactCommand::List(args)) => artifacts::list(args, terminal).await,
+        Command::Artifact(ArtifactCommand::Download(args)) => artifacts::download(args).await,
+        Command::Artifact(ArtifactCommand::Delete(args)) => artifacts::delete(args).await,
+        Command::Cache(CacheCommand::List(args)) => caches::list(args, terminal).await,
+        Command::Cache(CacheCommand::Delete(args)) => caches::delete(args).await,
         Command::Repo(RepoCommand::List(args)) => repos::list(args, terminal).await,
         Command::Repo(RepoCommand::Add(args)) => repos::add(args).await,
         Command::Repo(RepoCommand::Remove(args)) => repos::remove(args).await,

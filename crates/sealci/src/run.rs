@@ -23,23 +23,23 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use clap::Args;
-use sealci_agent::executor::Executor;
 use sealci_controller::dispatch::{Created, NewPipeline};
 use sealci_core::event::{EventKind, Revision};
 use sealci_core::manifest::{self, ManifestSource};
-use sealci_core::plan::{ExecutorKind, Network, Plan};
+use sealci_core::plan::{ExecutorKind, Network, Plan, Resources};
 use sealci_core::repository::RepositoryIdentity;
 use sealci_git::WorktreeSnapshot;
 use sealci_service::shutdown::Signals;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::check;
 use crate::exit::{Exit, Failure};
 use crate::follow;
-use crate::serve::{self, ExecutorOffer, RoomArgs};
+use crate::serve::{self, ExecutorOffer, ImageArgs, RoomArgs};
 use crate::service;
 use crate::terminal::Terminal;
 use crate::view::Style;
-use engine::Engine;
+use engine::{AgentParts, Engine};
 use tree::TreeCheckout;
 
 #[derive(Debug, Args)]
@@ -62,6 +62,8 @@ pub struct RunArgs {
     /// Let actions run as this user, with no isolation at all
     #[arg(long)]
     allow_process: bool,
+    #[command(flatten)]
+    images: ImageArgs,
     #[command(flatten)]
     room: RoomArgs,
     /// Print one JSON object for each thing that happens
@@ -92,19 +94,17 @@ pub async fn run(args: RunArgs, terminal: Terminal) -> Result<Exit, Failure> {
     }
     fit::check_executors(&plan, |kind| match kind {
         ExecutorKind::Process => args.allow_process,
-        ExecutorKind::Sandbox => sealing.is_ok(),
+        ExecutorKind::Sandbox | ExecutorKind::Container => sealing.is_ok(),
         _ => false,
     })?;
-    fit::check_machine(
-        &plan,
-        sealci_agent::machine_capacity(),
-        &BTreeMap::from(sealci_agent::machine_labels()),
-    )?;
+    let capacity = sealci_agent::machine_capacity();
+    fit::check_machine(&plan, capacity, &BTreeMap::from(sealci_agent::machine_labels()))?;
     let folder = tempfile::Builder::new()
         .prefix("sealci-run-")
         .tempdir()
         .map_err(|error| Failure::of_error(Exit::Infrastructure, "cannot make a temporary folder", &error))?;
-    let ended = run_in(folder.path(), &args, &dir, manifest, plan, terminal, &mut signals).await;
+    let wanted = Wanted { dir, manifest, plan, capacity };
+    let ended = run_in(folder.path(), &args, wanted, terminal, &mut signals).await;
     serve::leave(&folder.path().join("agent"));
     // Also where it failed; the failure is what counts then.
     let removed = folder.close();
@@ -115,43 +115,51 @@ pub async fn run(args: RunArgs, terminal: Terminal) -> Result<Exit, Failure> {
     Ok(exit)
 }
 
+/// What is to be run.
+struct Wanted {
+    dir: PathBuf,
+    manifest: Manifest,
+    plan: Plan,
+    capacity: Resources,
+}
+
 /// Runs the plan with all that it needs in `folder`.
 async fn run_in(
     folder: &Path,
     args: &RunArgs,
-    dir: &Path,
-    manifest: Manifest,
-    plan: Plan,
+    wanted: Wanted,
     terminal: Terminal,
     signals: &mut Signals,
 ) -> Result<Exit, Failure> {
-    if folder.starts_with(dir) {
+    let Wanted { dir, manifest, plan, capacity } = wanted;
+    if folder.starts_with(&dir) {
         return Err(Failure::usage(format!("the temporary folder {} is part of it", folder.display()))
             .help("name another with TMPDIR=/somewhere/else, or run a folder further down"));
     }
-    let snapshot = folder.join("tree");
-    let offering = offering(args, folder, plan.clone());
-    let starting = async {
-        // Each of these waits for something else: the disk, the kernel, git.
-        let (doors, executors, tree) =
-            tokio::join!(engine::open(folder), offering, take_snapshot(folder, dir, &snapshot));
-        // All have ended here: what fails leaves nobody at work in the folder.
-        let (doors, executors, tree) = (doors?, executors?, tree?);
-        let engine =
-            doors.start(executors, Arc::new(TreeCheckout::new(snapshot.clone())), args.room.limits())?;
-        Ok::<_, Failure>((engine, tree))
+    // A task of its own: to start a process stops the thread for a while.
+    let snapshot = take_snapshot(folder.to_owned(), dir.clone());
+    let snapshot = AbortOnDropHandle::new(tokio::spawn(snapshot));
+    let parts = agent_parts(args, folder, plan.clone(), capacity)?;
+    let mut starting = pin!(async { tokio::join!(engine::start(folder, parts), snapshot) });
+    let started = tokio::select! {
+        started = &mut starting => Some(started),
+        _ = signals.next() => None,
     };
-    let mut starting = pin!(starting);
-    let (engine, tree) = tokio::select! {
-        started = &mut starting => started?,
-        _ = signals.next() => {
-            let (engine, _) = starting.await?;
-            return service::end(engine.running, signals, Ok(Exit::Interrupted)).await;
-        }
+    let is_wanted = started.is_some();
+    // Waited for in any case: nobody is left at work in the folder.
+    let (engine, tree) = match started {
+        Some(started) => started,
+        None => starting.await,
+    };
+    let engine = engine?;
+    let tree = tree.unwrap_or_else(|stopped| Err(no_tree(&stopped)));
+    let new = match tree.and_then(|tree| new_pipeline(&dir, manifest, plan, tree)) {
+        Ok(new) if is_wanted => new,
+        Ok(_) => return service::end(engine.running, signals, Ok(Exit::Interrupted)).await,
+        Err(failure) => return service::end(engine.running, signals, Err(failure)).await,
     };
     let style = if args.json { Style::Json } else { Style::Words(terminal) };
     let Engine { mut running, dispatch, server } = engine;
-    let new = new_pipeline(dir, manifest, plan, tree)?;
     let outcome = async {
         let refused = |refusal| Failure::of_error(Exit::Infrastructure, "the pipeline", &refusal);
         let (Created::Now(id) | Created::Before(id)) = dispatch.create(new).await.map_err(refused)?;
@@ -234,39 +242,57 @@ fn wanted(args: &RunArgs, plan: Plan) -> Result<Plan, Failure> {
     Ok(plan)
 }
 
-type Executors = Vec<Arc<dyn Executor>>;
-
-/// Makes what runs the plan's actions here.
-async fn offering(args: &RunArgs, folder: &Path, plan: Plan) -> Result<Executors, Failure> {
+/// Makes the agent's parts, what runs the plan's actions above all.
+fn agent_parts(
+    args: &RunArgs,
+    folder: &Path,
+    plan: Plan,
+    capacity: Resources,
+) -> Result<impl Future<Output = Result<AgentParts, Failure>> + Send + 'static, Failure> {
+    let has_images = plan.actions.iter().any(|action| {
+        action.environment.required_executor() == Some(ExecutorKind::Container) || !action.services.is_empty()
+    });
     let offer = ExecutorOffer {
         // The way outwards is only made where somebody will go it.
         network: plan.actions.iter().any(|action| action.environment.network == Network::On),
         sandbox_path: args.sandbox_path.clone(),
         allow_process: args.allow_process,
         allow_fake: false,
+        // They outlive the run; a store is only opened where somebody needs it.
+        images: if has_images { Some(args.images.offer(serve::cached_images()?)?) } else { None },
     };
-    let own = folder.join("agent");
+    let (own, checkout, room) =
+        (folder.join("agent"), TreeCheckout::new(snapshot_folder(folder)), args.room.limits());
     let trouble = |error: &(dyn std::error::Error + 'static)| {
         Failure::of_error(Exit::Infrastructure, "the executors", error)
     };
     // The kernel takes its time over control groups.
-    let making = tokio::task::spawn_blocking(move || {
+    let making = move || {
         fs::create_dir_all(&own).map_err(|error| trouble(&error))?;
         let executors = serve::executors(&offer, &own)?;
-        fit::check_executors(&plan, |kind| executors.iter().any(|offered| offered.kind() == kind))
-            .map(|()| executors)
-    });
-    making.await.unwrap_or_else(|stopped| Err(trouble(&stopped)))
+        fit::check_executors(&plan, |kind| executors.iter().any(|offered| offered.kind() == kind))?;
+        Ok(AgentParts { executors, checkout: Arc::new(checkout), room, capacity })
+    };
+    Ok(
+        async move { tokio::task::spawn_blocking(making).await.unwrap_or_else(|stopped| Err(trouble(&stopped))) },
+    )
 }
 
-async fn take_snapshot(folder: &Path, dir: &Path, into: &Path) -> Result<WorktreeSnapshot, Failure> {
-    let trouble = |error: &(dyn std::error::Error + 'static)| {
-        Failure::of_error(Exit::Infrastructure, "the working tree", error)
-    };
-    fs::create_dir(into).map_err(|error| trouble(&error))?;
+/// Where the run keeps the working tree as it was.
+fn snapshot_folder(folder: &Path) -> PathBuf {
+    folder.join("tree")
+}
+
+async fn take_snapshot(folder: PathBuf, dir: PathBuf) -> Result<WorktreeSnapshot, Failure> {
+    let into = snapshot_folder(&folder);
+    fs::create_dir(&into).map_err(|error| no_tree(&error))?;
     let git = sealci_git::Git::new(sealci_git::Options::new(folder.join("git-home")))
-        .map_err(|error| trouble(&error))?;
-    git.snapshot_worktree(dir, into).await.map_err(|error| trouble(&error))
+        .map_err(|error| no_tree(&error))?;
+    git.snapshot_worktree(&dir, &into).await.map_err(|error| no_tree(&error))
+}
+
+fn no_tree(error: &(dyn std::error::Error + 'static)) -> Failure {
+    Failure::of_error(Exit::Infrastructure, "the working tree", error)
 }
 
 fn new_pipeline(

@@ -3,6 +3,8 @@
 //! Services that share a data folder find one another's secrets in it, so that on one machine they need no flags at all.
 
 mod args;
+mod images;
+mod storage;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,9 +15,11 @@ use std::time::Duration;
 use sealci_agent::Shutdown;
 use sealci_agent::executor::cgroup::{CgroupError, Cgroups, Layout};
 use sealci_agent::executor::fake::FakeExecutor;
+use sealci_agent::executor::helper::HelperCommand;
 use sealci_agent::executor::process::ProcessExecutor;
 use sealci_agent::executor::rootless;
-use sealci_agent::executor::sandbox::{HelperCommand, SandboxExecutor, SandboxOptions};
+use sealci_agent::executor::sandbox::SandboxExecutor;
+use sealci_agent::executor::sealed::{Sealer, SealerOptions};
 use sealci_agent::executor::{Executor, ExecutorError};
 use sealci_agent::mirror::MirrorCheckout;
 use sealci_core::plan::Resources;
@@ -29,10 +33,13 @@ use crate::data_folder::DataFolder;
 use crate::exit::{Exit, Failure};
 use crate::service::{self, Service};
 
+pub use storage::StorageArgs;
+
 pub use args::{
     AgentServeArgs, ControllerArgs, GitArgs, GitTrustArgs, ListenArgs, MonitorArgs, RepositoriesArgs,
     RoomArgs, SchedulerArgs, TrustArgs,
 };
+pub use images::{ImageArgs, ImageOffer, cached_images};
 
 /// Refuses an address at which a secret would travel unencrypted between machines.
 fn check_dialled(flag: &str, url: &str) -> Result<(), Failure> {
@@ -106,10 +113,15 @@ fn database(given: Option<&String>, folder: &DataFolder, file: &str) -> Result<D
 /// Opens the controller's door and makes it ready to run.
 pub async fn prepare_controller(args: &ControllerArgs, stop: CancellationToken) -> Result<Service, Failure> {
     args.scheduler.iter().try_for_each(|url| check_dialled("--scheduler", url))?;
+    args.agents_url.iter().try_for_each(|url| check_dialled("--agents-url", url))?;
     let identity = args.listener.identity()?;
     let folder = DataFolder::open(args.data.as_deref())?;
     let admin = folder.secret(ADMIN_TOKEN).map_err(DataFolder::failure)?;
     let monitor = folder.secret(MONITOR_TOKEN).map_err(DataFolder::failure)?;
+    let (door, url) = service::bind("controller", args.listen, identity.as_ref()).await?;
+    // Who listens on loopback is reached there; agents elsewhere need another address.
+    let own = Some(url.clone()).filter(|_| args.listen.ip().is_loopback());
+    let storage = args.storage.config(&folder, args.agents_url.clone().or(own))?;
     let config = sealci_controller::Config {
         database: database(args.database.as_ref(), &folder, "controller.db")?,
         data: folder.path("controller"),
@@ -126,8 +138,8 @@ pub async fn prepare_controller(args: &ControllerArgs, stop: CancellationToken) 
         lost_after: Duration::from_millis(args.lost_after_ms),
         close_logs_after: sealci_controller::CLOSE_LOGS_AFTER,
         grace: Duration::from_millis(args.grace_ms),
+        storage,
     };
-    let (door, url) = service::bind("controller", args.listen, identity.as_ref()).await?;
     let run = async move { service::ended("controller", sealci_controller::serve(config, door, stop).await) };
     Service::listening("controller", url, args.listener.announce.as_deref(), run)
 }
@@ -241,6 +253,7 @@ pub fn prepare_agent(args: &AgentServeArgs, shutdown: Shutdown) -> Result<Servic
         allow_process: args.allow_process,
         allow_fake: args.allow_fake,
         network: true,
+        images: Some(args.images.offer(own.join("images"))?),
     };
     let mut config = sealci_agent::Config::new(
         name,
@@ -271,6 +284,8 @@ pub struct ExecutorOffer {
     pub allow_fake: bool,
     /// Whether sealed actions that ask for it reach outwards.
     pub network: bool,
+    /// Where images come from and are kept; none: no action runs in one.
+    pub images: Option<ImageOffer>,
 }
 
 /// What runs actions, the default first: sealed where this machine lets us, else only what was allowed.
@@ -283,11 +298,17 @@ pub fn executors(offer: &ExecutorOffer, own: &Path) -> Result<Vec<Arc<dyn Execut
     if let Err(error) = &cgroups {
         tracing::warn!(%error, "no limits of CPU and memory will hold: there are no control groups to use (`sealci doctor` says more)");
     }
-    let sandbox = sandbox(offer, own, &cgroups).map(|sandbox| {
-        if let Some(problem) = sandbox.network_problem().filter(|_| offer.network) {
+    let sandbox = sealer(offer, own, &cgroups).map(|sealer| {
+        if let Some(problem) = sealer.network_problem().filter(|_| offer.network) {
             tracing::warn!(problem, "actions in the sandbox have no network");
         }
-        executors.push(Arc::new(sandbox));
+        executors.push(Arc::new(SandboxExecutor::new(sealer.clone(), offer.sandbox_path.clone())));
+        if let Some(images) = &offer.images {
+            match images.executor(sealer) {
+                Ok(executor) => executors.push(executor),
+                Err(why) => tracing::warn!(%why, "actions cannot run in images"),
+            }
+        }
     });
     if let Err(why) = &sandbox {
         tracing::warn!(%why, "actions cannot be sealed here");
@@ -315,28 +336,24 @@ fn cgroups(own: &Path) -> Result<Cgroups, CgroupError> {
 /// Ends and removes what [`executors`] made outside of the agent's folder `own`, for an agent that never comes again.
 pub fn leave(own: &Path) {
     // Without control groups there is nothing to remove.
-    if let Ok(cgroups) = cgroups(own)
-        && let Err(error) = cgroups.sweep()
+    if let Ok(layout) = Layout::detect()
+        && let Err(error) = Cgroups::clear_up_after(layout, &instance_name(own))
     {
         tracing::error!(%error, "something of an action is still there");
     }
 }
 
 /// Seals actions, with root's means or an ordinary user's; or why that cannot be.
-fn sandbox(
+fn sealer(
     offer: &ExecutorOffer,
     own: &Path,
     cgroups: &Result<Cgroups, CgroupError>,
-) -> Result<SandboxExecutor, String> {
-    let options = SandboxOptions {
-        extra_paths: offer.sandbox_path.clone(),
-        network: offer.network,
-        ..SandboxOptions::default()
-    };
+) -> Result<Sealer, String> {
+    let options = SealerOptions { network: offer.network, ..SealerOptions::default() };
     let made = match (nix::unistd::geteuid().is_root(), cgroups) {
-        (true, Ok(cgroups)) => SandboxExecutor::new(own, cgroups.clone(), options),
+        (true, Ok(cgroups)) => Sealer::new(own, cgroups.clone(), options),
         (true, Err(error)) => return Err(format!("there are no control groups to use: {error}")),
-        (false, cgroups) => SandboxExecutor::rootless(own, cgroups.as_ref().ok().cloned(), options),
+        (false, cgroups) => Sealer::rootless(own, cgroups.as_ref().ok().cloned(), options),
     };
     made.map_err(|error| error.message())
 }

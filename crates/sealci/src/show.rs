@@ -3,6 +3,7 @@
 use sealci_api::controller::types::{Action, Attempt, AttemptState, Command, Pipeline};
 
 use crate::format;
+use crate::kept;
 use crate::terminal::{Terminal, one_line};
 use crate::view::shortened;
 
@@ -60,6 +61,7 @@ fn draw_action(out: &mut String, action: &Action, is_last: bool, terminal: Termi
         for command in &attempt.commands {
             out.push_str(&format!("{commands_indent}{}\n", command_line(command, attempt, terminal)));
         }
+        kept::draw(out, &commands_indent, attempt, terminal);
     }
 }
 
@@ -101,11 +103,25 @@ fn command_line(command: &Command, attempt: &Attempt, terminal: Terminal) -> Str
     };
     let took =
         command.duration_us.map(|us| format!("  {}", format::duration(us as f64 / 1e6))).unwrap_or_default();
-    let memory = match command.memory_peak_bytes {
-        Some(peak) if peak > 0 => terminal.dim(&format!("  {}", format::bytes(peak))),
-        _ => String::new(),
+    let used = Some(resource_use(command)).filter(|used| !used.is_empty());
+    let used = used.map(|used| terminal.dim(&used)).unwrap_or_default();
+    format!("{mark} {}{code}{took}{used}", shortened(&command.text))
+}
+
+/// What is known of it, and is not nothing.
+fn resource_use(command: &Command) -> String {
+    let cpu_us = command.cpu_user_us.unwrap_or(0) + command.cpu_system_us.unwrap_or(0);
+    let cpu = (cpu_us > 0).then(|| format!("  cpu {}", format::duration(cpu_us as f64 / 1e6)));
+    let bytes = |name: &str, count: Option<i64>| {
+        count.filter(|count| *count > 0).map(|count| format!("  {name} {}", format::bytes(count)))
     };
-    format!("{mark} {}{code}{took}{memory}", shortened(&command.text))
+    let used = [
+        cpu,
+        bytes("mem", command.memory_peak_bytes),
+        bytes("read", command.read_bytes),
+        bytes("wrote", command.write_bytes),
+    ];
+    used.into_iter().flatten().collect()
 }
 
 fn in_time(seconds: Option<f64>) -> String {
@@ -128,7 +144,8 @@ mod tests {
                 "started_at": "2026-11-01T10:00:00Z", "finished_at": "2026-11-01T10:00:01Z",
                 "commands": [{"index": 0, "text": "make", "log_offset": 0, "exit_code": 0, "duration_us": 12_000},
                     {"index": 1, "text": "make check", "log_offset": 2, "exit_code": 2, "duration_us": 1_500_000,
-                     "memory_peak_bytes": 1 << 20}],
+                     "cpu_user_us": 900_000, "cpu_system_us": 300_000, "memory_peak_bytes": 1 << 20,
+                     "read_bytes": 0, "write_bytes": 3 << 20}],
             })
         };
         let action = |name: &str, extra: serde_json::Value| {
@@ -159,10 +176,10 @@ tag example.org/demo v1 at 0123456789, round 2
 ├─ build  failed (exit code 2) in 3.0 s
 │  ├─ attempt 1  errored (agent_lost: silent for 60 s), fenced: another attempt took over in 1.0 s  on a1 (sandbox)
 │  │  ok  make  12 ms
-│  │  no  make check  exit code 2  1.5 s  1 MiB
+│  │  no  make check  exit code 2  1.5 s  cpu 1.2 s  mem 1 MiB  wrote 3 MiB
 │  └─ attempt 2  failed (exit code 2) in 1.0 s  on a1 (sandbox)
 │     ok  make  12 ms
-│     no  make check  exit code 2  1.5 s  1 MiB
+│     no  make check  exit code 2  1.5 s  cpu 1.2 s  mem 1 MiB  wrote 3 MiB
 └─ test  skipped (build failed)  needs build
 ";
         assert_eq!(pipeline(&shown, Terminal::PLAIN), expected);

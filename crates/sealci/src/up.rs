@@ -12,9 +12,9 @@ use crate::data_folder::{ClientFile, DataFolder};
 use crate::demo;
 use crate::exit::{Exit, Failure};
 use crate::serve::{
-    ADMIN_TOKEN, AgentServeArgs, ControllerArgs, GitArgs, GitTrustArgs, ListenArgs, MonitorArgs,
-    RepositoriesArgs, RoomArgs, SchedulerArgs, TrustArgs, prepare_agent, prepare_controller, prepare_monitor,
-    prepare_scheduler,
+    ADMIN_TOKEN, AgentServeArgs, ControllerArgs, GitArgs, GitTrustArgs, ImageArgs, ListenArgs, MonitorArgs,
+    RepositoriesArgs, RoomArgs, SchedulerArgs, StorageArgs, TrustArgs, prepare_agent, prepare_controller,
+    prepare_monitor, prepare_scheduler,
 };
 use crate::service::{self, Running};
 use crate::terminal::Terminal;
@@ -44,7 +44,11 @@ pub struct UpArgs {
     #[arg(long)]
     allow_process: bool,
     #[command(flatten)]
+    images: ImageArgs,
+    #[command(flatten)]
     room: RoomArgs,
+    #[command(flatten)]
+    storage: StorageArgs,
     /// Make a sample repository, push a commit to it, and show what happens
     #[arg(long)]
     demo: bool,
@@ -118,6 +122,8 @@ async fn start(args: &UpArgs, folder: &DataFolder) -> Result<(Running, ClientFil
         enrolment_token_file: None,
         git: GitArgs::all(args.git_trust.clone()),
         repositories: args.repositories.clone(),
+        storage: args.storage.clone(),
+        agents_url: None,
         lost_after_ms: 60_000,
         grace_ms: 10_000,
     };
@@ -150,6 +156,7 @@ async fn start(args: &UpArgs, folder: &DataFolder) -> Result<(Running, ClientFil
         allow_process: args.allows_process(),
         allow_fake: false,
         resend_ms: 10_000,
+        images: args.images.clone(),
         git: GitArgs::all(args.git_trust.clone()),
     };
     let shutdown = Shutdown { drain: CancellationToken::new(), stop: stop.clone() };

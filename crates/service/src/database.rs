@@ -18,6 +18,7 @@ use sea_orm::{ConnectOptions, DatabaseConnection, DbErr};
 
 /// How long a connection may be waited for, and a writer for another.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Scratch has one: its process would sooner wait for it than for the next one to be opened.
 const READERS: u32 = 4;
 const POSTGRES_CONNECTIONS: u32 = 10;
 
@@ -132,7 +133,7 @@ impl Database {
 fn sqlite_options(path: &Path, read_only: bool, is_durable: bool) -> ConnectOptions {
     let mut options = ConnectOptions::new("sqlite:database");
     options
-        .max_connections(if read_only { READERS } else { 1 })
+        .max_connections(if read_only && is_durable { READERS } else { 1 })
         .min_connections(1)
         .acquire_timeout(PATIENCE)
         .connect_timeout(PATIENCE)
@@ -143,12 +144,18 @@ fn sqlite_options(path: &Path, read_only: bool, is_durable: bool) -> ConnectOpti
         .sqlx_logging(false);
     let path = path.to_owned();
     options.map_sqlx_sqlite_opts(move |sqlite: SqliteConnectOptions| {
+        // Set here and not in the URL, where a path would have to be escaped.
+        let sqlite = sqlite.filename(&path).create_if_missing(!read_only);
+        let sqlite =
+            sqlite.synchronous(if is_durable { SqliteSynchronous::Full } else { SqliteSynchronous::Off });
+        let sqlite = if is_durable {
+            sqlite.journal_mode(SqliteJournalMode::Wal)
+        } else {
+            // The library would choose it before all else, and a new file is synced four times for that. Under this name
+            // it is chosen in the order of these lines.
+            sqlite.pragma("main.journal_mode", "WAL")
+        };
         sqlite
-            // Set here and not in the URL, where a path would have to be escaped.
-            .filename(&path)
-            .create_if_missing(!read_only)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(if is_durable { SqliteSynchronous::Full } else { SqliteSynchronous::Off })
             .busy_timeout(PATIENCE)
             .foreign_keys(true)
             .pragma("query_only", if read_only { "ON" } else { "OFF" })

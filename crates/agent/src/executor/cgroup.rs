@@ -241,6 +241,11 @@ impl Cgroups {
         Ok(groups)
     }
 
+    /// The group of this name, which somebody else makes and removes.
+    pub fn of(&self, name: &str) -> Cgroup {
+        self.group(name)
+    }
+
     /// Makes a group with these limits.
     pub fn create(&self, name: &str, limits: &Limits) -> Result<Cgroup, CgroupError> {
         let group = self.group(name);
@@ -253,6 +258,15 @@ impl Cgroups {
                 Err(error)
             }
         }
+    }
+
+    /// Ends and removes what is left of an instance whose agent never comes again; nothing is, usually.
+    pub fn clear_up_after(layout: Layout, instance: &str) -> Result<(), CgroupError> {
+        let folder = format!("sealci-{instance}");
+        if layout.hierarchies().iter().any(|hierarchy| hierarchy.join(&folder).exists()) {
+            return Self::open(layout, instance)?.sweep();
+        }
+        Ok(())
     }
 
     /// Ends and removes every group of this instance, and its folders.

@@ -105,31 +105,58 @@ pub(super) struct HostEnvironment {
     child: AsyncFd<OwnedFd>,
     complaints: File,
     cgroup: Option<Cgroup>,
-    attempt: String,
+    /// Whether others are in the group, which end with it.
+    has_guests: bool,
+    /// How its processes are found that have no group of their own; none: they end with the child.
+    marker: Option<String>,
     gift: Option<Gift>,
+}
+
+/// The control group that an environment is made in.
+#[derive(Debug)]
+pub(super) enum Group {
+    None,
+    /// Its own, which goes with it.
+    Own(Cgroup),
+    /// Another one's, which outlives it.
+    Guest(Cgroup),
+}
+
+impl Group {
+    fn cgroup(&self) -> Option<&Cgroup> {
+        match self {
+            Self::None => None,
+            Self::Own(cgroup) | Self::Guest(cgroup) => Some(cgroup),
+        }
+    }
 }
 
 /// What changes its owner before the commands start, where mounts cannot map owners.
 #[derive(Debug)]
 pub(super) struct Gift {
     pub folder: PathBuf,
-    /// The user's and the group's id.
-    pub id: u32,
+    pub user: u32,
+    pub group: u32,
 }
 
 impl HostEnvironment {
     /// Starts an init, or the helper that leads to one, with the channel as its standard input, within the group; removes
-    /// the group if that fails. `attempt` is what the commands have as `SEALCI_ATTEMPT`.
+    /// the group if that fails and it is its own. `attempt` is what the commands have as `SEALCI_ATTEMPT`.
     pub fn spawn(
         program: &Path,
         arguments: &[&OsStr],
-        cgroup: Option<Cgroup>,
+        group: Group,
         attempt: String,
     ) -> Result<(UnixStream, Self), ExecutorError> {
-        let spawned = spawn_in(program, arguments, cgroup.as_ref());
+        let spawned = spawn_in(program, arguments, group.cgroup());
+        let (cgroup, marker) = match group {
+            Group::Own(cgroup) => (Some(cgroup), None),
+            Group::Guest(_) => (None, None),
+            Group::None => (None, Some(format!("SEALCI_ATTEMPT={attempt}"))),
+        };
         match (spawned, cgroup) {
             (Ok((channel, child, complaints)), cgroup) => {
-                Ok((channel, Self { child, complaints, cgroup, attempt, gift: None }))
+                Ok((channel, Self { child, complaints, cgroup, has_guests: false, marker, gift: None }))
             }
             (Err(error), Some(cgroup)) => {
                 // The first error is the one to tell; the next sweep takes what stays.
@@ -140,10 +167,21 @@ impl HostEnvironment {
         }
     }
 
+    /// Has it end those who are guests in its group before the group is removed.
+    pub fn with_guests(mut self, has_guests: bool) -> Self {
+        self.has_guests = has_guests;
+        self
+    }
+
     /// Has the workspace change its owner before the commands start.
     pub fn give(mut self, gift: Option<Gift>) -> Self {
         self.gift = gift;
         self
+    }
+
+    /// The process id of the init, or the helper around it. Nobody else gets it before this is cleared.
+    pub fn process(&self) -> io::Result<u32> {
+        birth::id(self.child.get_ref())
     }
 
     /// Sends TERM to the init, or the helper around it.
@@ -203,9 +241,9 @@ fn watched(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 #[async_trait]
 impl Environment for HostEnvironment {
     async fn open_up(&mut self) -> Result<(), ExecutorError> {
-        let Some(Gift { folder, id }) = self.gift.take() else { return Ok(()) };
+        let Some(Gift { folder, user, group }) = self.gift.take() else { return Ok(()) };
         blocking(move || {
-            sealci_sandbox::give_away(&folder, id)
+            sealci_sandbox::give_away(&folder, user, group)
                 .map_err(ExecutorError::io(format_args!("change the owners below {}", folder.display())))
         })
         .await
@@ -214,9 +252,10 @@ impl Environment for HostEnvironment {
     fn kill(&mut self) {
         // An error means that it is gone.
         let _ = birth::kill(self.child.get_ref());
-        match &self.cgroup {
-            Some(cgroup) => cgroup.kill(),
-            None => kill_by_environment(&self.attempt),
+        match (&self.cgroup, &self.marker) {
+            (Some(cgroup), _) => cgroup.kill(),
+            (None, Some(marker)) => kill_by_environment(marker),
+            (None, None) => {}
         }
     }
 
@@ -232,7 +271,7 @@ impl Environment for HostEnvironment {
             let _ = tokio::time::timeout(EXIT_PATIENCE, self.child.readable()).await;
         }
         let _ = birth::reap(self.child.get_ref());
-        if !orderly {
+        if !orderly || self.has_guests {
             // What the init's end set free, and what was forked meanwhile.
             self.kill();
         }
@@ -250,9 +289,8 @@ impl Environment for HostEnvironment {
     }
 }
 
-/// Kills every process of this attempt that shows its environment. A last resort: whoever has cleared it stays.
-fn kill_by_environment(attempt: &str) {
-    let marker = format!("SEALCI_ATTEMPT={attempt}");
+/// Kills every process that shows this in its environment. A last resort: whoever has cleared it stays.
+fn kill_by_environment(marker: &str) {
     let is_marked =
         |environ: Vec<u8>| environ.split(|byte| *byte == 0).any(|entry| entry == marker.as_bytes());
     let Ok(entries) = fs::read_dir("/proc") else { return };

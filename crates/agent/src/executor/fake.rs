@@ -27,6 +27,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
+use super::door::{ExecEnd, ExecEnded, Piece, Request, Stored, Taken};
 use super::{
     Backstage, ExecutionEvent, ExecutionRequest, Executor, ExecutorError, ResourceUse, Standby, Wish, standby,
 };
@@ -66,18 +67,33 @@ impl Executor for FakeExecutor {
     }
 
     async fn prepare(&self, request: ExecutionRequest) -> Result<Standby, ExecutorError> {
+        request.refuse_service(self.kind())?;
         let attempt = request.attempt;
         if !self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(attempt) {
             return Err(ExecutorError::AlreadyRunning(attempt));
         }
-        let (standby, Backstage { go, events, wishes }) = standby();
+        let (standby, backstage) = standby();
         let running = Arc::clone(&self.running);
         self.tasks.spawn(async move {
+            let Backstage { go, events, wishes, mut requests, leave } = backstage;
             let mut stage = Stage { events, wishes, log_offset: 0, deadline: None };
-            let outcome = match go.await {
-                Ok(()) => stage.play(&request).await,
+            let stays = request.stays;
+            let outcome = match serve(&mut requests, go).await {
+                Ok(()) => serve(&mut requests, stage.play(&request)).await,
                 Err(_) => Outcome::Cancelled,
             };
+            if stays && outcome != Outcome::Cancelled {
+                let over = ExecutionEvent::Over { outcome: outcome.clone() };
+                if stage.events.send(over).await.is_ok() {
+                    let left = async {
+                        tokio::select! {
+                            () = leave.cancelled() => {}
+                            () = cancelled(&mut stage.wishes) => {}
+                        }
+                    };
+                    serve(&mut requests, left).await;
+                }
+            }
             running.lock().unwrap_or_else(PoisonError::into_inner).remove(&attempt);
             // Nobody listens when the execution was dropped.
             let _ = stage.events.send(ExecutionEvent::Finished { outcome, remains: None }).await;
@@ -245,6 +261,33 @@ impl Stage {
     }
 }
 
+/// Answers what is asked through the door, until something else is done. There are no files, and programs do nothing.
+async fn serve<T>(requests: &mut mpsc::Receiver<Request>, until: impl Future<Output = T>) -> T {
+    tokio::pin!(until);
+    loop {
+        let request = tokio::select! {
+            biased;
+            done = &mut until => return done,
+            Some(request) = requests.recv() => request,
+        };
+        // Who asked may be gone.
+        match request {
+            Request::Put { mut pieces, answer, .. } => {
+                while let Some(Piece::Bytes(_)) = pieces.recv().await {}
+                let _ = answer.send(Ok(Stored { files: 0, bytes: 0 }));
+            }
+            Request::Take { wanted, answer, .. } => {
+                let missing = wanted.paths.into_iter().filter(|path| !path.starts_with('!')).collect();
+                let _ = answer.send(Ok(Taken { missing, ..Taken::default() }));
+            }
+            Request::Exec { answer, .. } => {
+                let end = ExecEnd::Exited { exit_code: 0 };
+                let _ = answer.send(Ok(ExecEnded { end, output: Vec::new() }));
+            }
+        }
+    }
+}
+
 async fn cancelled(wishes: &mut watch::Receiver<Wish>) {
     // An error means that the execution and all its handles are dropped, which is a wish, too.
     let _ = wishes.wait_for(|wish| *wish != Wish::GoOn).await;
@@ -280,9 +323,16 @@ mod tests {
             workspace: PathBuf::new(),
             scratch: PathBuf::new(),
             resources: Resources::DEFAULT,
+            container: None,
+            notes: Default::default(),
+            stop: Default::default(),
             network: Network::Off,
+            neighbourhood: None,
+            service: None,
+            names: Vec::new(),
             timeout: Duration::from_secs(600),
             grace: Duration::from_secs(10),
+            stays: false,
         }
     }
 

@@ -4,21 +4,30 @@
 //! an execution tells is an ordered stream that ends with exactly one `Finished`:
 //!
 //! ```text
-//! (Started  (CommandStarted  Output*  CommandFinished)*  Output*)?  Finished
+//! (Started  (CommandStarted  Output*  CommandFinished)*  Output*  Over?)?  Finished
 //! ```
 //!
 //! `Output` between two commands (of something left in the background) belongs to neither. A `CommandFinished` may be
 //! missing where the environment broke in mid command, and every command after the last that started never ran.
 
 pub mod cgroup;
+pub mod container;
+pub mod door;
 mod environment;
 pub mod fake;
+pub mod helper;
+mod images;
 pub mod init;
+mod notes;
 pub mod process;
 pub mod rootless;
 pub mod sandbox;
+pub mod sealed;
 
 pub use environment::DEFAULT_PIDS;
+pub use images::Images;
+pub use notes::{NoteReader, Notes, notes};
+pub use sealed::Neighbourhood;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -28,10 +37,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use door::{Door, Request};
 use sealci_core::ids::AttemptId;
 use sealci_core::outcome::{Cause, Outcome};
-use sealci_core::plan::{ExecutorKind, Network, Resources};
+use sealci_core::plan::{Container, ExecutorKind, Network, Resources};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::causes::with_causes;
 
@@ -88,13 +99,60 @@ pub struct ExecutionRequest {
     pub workspace: PathBuf,
     /// An existing, empty folder on the host, of this attempt alone: the executor's to fill.
     pub scratch: PathBuf,
+    /// The image to run in, for executors that run images.
+    pub container: Option<Container>,
+    /// Takes what there is to say while the environment is made.
+    pub notes: Notes,
+    /// Cancelled: what is being made is not wanted any more, and [`Executor::prepare`] is to come back soon.
+    pub stop: CancellationToken,
     /// Enforced where the executor can.
     pub resources: Resources,
     pub network: Network,
+    /// With whom the network is shared, where the executor can.
+    pub neighbourhood: Option<Neighbourhood>,
+    /// Instead of the commands: what it is beside another environment of the attempt, in the same neighbourhood. It has that
+    /// one's limits together with it, and ends with it at the latest.
+    pub service: Option<ServiceRole>,
+    /// More names for `localhost`, where the executor can.
+    pub names: Vec<String>,
     /// From the first command's start.
     pub timeout: Duration,
     /// Between TERM and KILL when the timeout is reached.
     pub grace: Duration,
+    /// Whether the environment is kept when the commands are over, for files to be taken out of it: see
+    /// [`ExecutionEvent::Over`].
+    pub stays: bool,
+}
+
+/// A program of an image, which runs beside an action.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceRole {
+    /// `[a-z0-9-]`; the attempt has one of each name.
+    pub name: String,
+    /// Words behind the image's entrypoint; none: the image's.
+    pub command: Option<Vec<String>>,
+}
+
+impl ExecutionRequest {
+    /// Names the environment among those that live: `[A-Za-z0-9_.-]`.
+    pub fn environment_name(&self) -> String {
+        match &self.service {
+            Some(service) => format!("{}.{}", self.attempt, service.name),
+            None => self.attempt.to_string(),
+        }
+    }
+
+    /// What an executor says that runs no services.
+    fn refuse_service(&self, kind: ExecutorKind) -> Result<(), ExecutorError> {
+        match &self.service {
+            Some(service) => Err(ExecutorError::Unsupported(format!(
+                "the executor `{}` runs no services, so `{}` cannot be had",
+                kind.as_str(),
+                service.name
+            ))),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Which shell reads the commands.
@@ -126,6 +184,9 @@ pub struct ResourceUse {
     pub cpu_user: Duration,
     pub cpu_system: Duration,
     pub memory_peak_bytes: u64,
+    /// Of storage; what the page cache had is not in it.
+    pub read_bytes: u64,
+    pub write_bytes: u64,
 }
 
 /// What an execution tells.
@@ -149,6 +210,13 @@ pub enum ExecutionEvent {
         log_offset: u64,
         resource_use: ResourceUse,
     },
+    /// The commands are over and nothing of them lives; the environment is kept for files to be taken out, until
+    /// [`Execution::leave`], a wish to end it, or its own end. Only where the request says that it stays, and not of what
+    /// was cancelled or never began.
+    Over {
+        /// `Finished` says the same.
+        outcome: Outcome,
+    },
     /// The last event. Never `Skipped`.
     Finished {
         outcome: Outcome,
@@ -166,6 +234,11 @@ pub struct Standby {
 }
 
 impl Standby {
+    /// The way into the environment, for files that are there before the first command.
+    pub fn door(&self) -> Door {
+        self.execution.door()
+    }
+
     /// Sets the commands going.
     pub fn begin(self) -> Execution {
         // Its task waits for this and nothing else; were it gone, the execution's events would say so by their end.
@@ -194,12 +267,24 @@ impl Standby {
 pub struct Execution {
     events: mpsc::Receiver<ExecutionEvent>,
     handle: ExecutionHandle,
+    door: Door,
+    leave: CancellationToken,
 }
 
 impl Execution {
     /// The next event; none after `Finished`. Dropping the future loses nothing.
     pub async fn next(&mut self) -> Option<ExecutionEvent> {
         self.events.recv().await
+    }
+
+    /// The way into the environment, for as long as it stands.
+    pub fn door(&self) -> Door {
+        self.door.clone()
+    }
+
+    /// Nothing more is wanted after `Over`. May be said before, and then nothing is waited for.
+    pub fn leave(&self) {
+        self.leave.cancel();
     }
 
     /// A handle that may be used while events are awaited.
@@ -230,6 +315,11 @@ impl ExecutionHandle {
     /// KILL to everything, at once. The outcome is `Cancelled`, unless it was over before.
     pub fn kill(&self) {
         self.escalate(Wish::Kill);
+    }
+
+    /// Whether anyone has wished for its end.
+    pub fn is_ended(&self) -> bool {
+        *self.wish.borrow() != Wish::GoOn
     }
 
     fn escalate(&self, wish: Wish) {
@@ -268,6 +358,10 @@ struct Backstage {
     go: oneshot::Receiver<()>,
     events: mpsc::Sender<ExecutionEvent>,
     wishes: watch::Receiver<Wish>,
+    /// What is asked through the door.
+    requests: mpsc::Receiver<Request>,
+    /// Nothing more is wanted when the commands are over.
+    leave: CancellationToken,
 }
 
 /// The two ends of an execution: its owner's, and that of the task that drives it.
@@ -275,8 +369,10 @@ fn standby() -> (Standby, Backstage) {
     let (event_sender, events) = mpsc::channel(EVENT_CAPACITY);
     let (wish, wishes) = watch::channel(Wish::GoOn);
     let (go, may_go) = oneshot::channel();
-    let execution = Execution { events, handle: ExecutionHandle { wish } };
-    (Standby { execution, go }, Backstage { go: may_go, events: event_sender, wishes })
+    let (door, requests) = door::door();
+    let leave = CancellationToken::new();
+    let execution = Execution { events, handle: ExecutionHandle { wish }, door, leave: leave.clone() };
+    (Standby { execution, go }, Backstage { go: may_go, events: event_sender, wishes, requests, leave })
 }
 
 /// Why an action's environment could not be made.
@@ -295,6 +391,18 @@ pub enum ExecutorError {
         "the commands and their variables are too much for one action: {0}; move some of it into files of the repository"
     )]
     TooLarge(#[source] sealci_guest::wire::WireError),
+    #[error("cannot have the image {image}")]
+    Image {
+        image: String,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+        /// For want of room on the agent's disk.
+        disk_full: bool,
+    },
+    #[error("cannot {doing}: {complaint}")]
+    Helper { doing: &'static str, complaint: String },
+    #[error("what it was being prepared for is over")]
+    Stopped,
     #[error("attempt {0} is running already")]
     AlreadyRunning(AttemptId),
     #[error("{0}")]
@@ -310,7 +418,13 @@ impl ExecutorError {
     pub fn cause(&self) -> Cause {
         match self {
             Self::Io { source, .. } if is_full(source) => Cause::DiskFull,
-            Self::Io { .. } | Self::Cgroup(_) | Self::AlreadyRunning(_) => Cause::Executor,
+            Self::Image { disk_full: true, .. } => Cause::DiskFull,
+            Self::Image { .. } => Cause::Image,
+            Self::Io { .. }
+            | Self::Cgroup(_)
+            | Self::Helper { .. }
+            | Self::Stopped
+            | Self::AlreadyRunning(_) => Cause::Executor,
             Self::TooLarge(_) | Self::Unsupported(_) => Cause::Unsupported,
         }
     }

@@ -15,7 +15,7 @@ use sealci_guest::wire;
 use tokio_util::task::TaskTracker;
 
 use super::cgroup::{Cgroups, Limits};
-use super::environment::{DEFAULT_PIDS, HostEnvironment, Running, blocking, stand_by};
+use super::environment::{DEFAULT_PIDS, Group, HostEnvironment, Running, blocking, stand_by};
 use super::init::{self, Prepared};
 use super::{ExecutionRequest, Executor, ExecutorError, Standby};
 
@@ -50,6 +50,7 @@ impl Executor for ProcessExecutor {
     }
 
     async fn prepare(&self, request: ExecutionRequest) -> Result<Standby, ExecutorError> {
+        request.refuse_service(self.kind())?;
         let guard = self.running.enter(request.attempt)?;
         let (init, cgroups, pids) = (self.init.clone(), self.cgroups.clone(), self.pids);
         let making = move || prepare(&init, cgroups.as_ref(), pids, request);
@@ -81,7 +82,8 @@ fn prepare(
     let start = init::encoded(start_message(request)?)?;
     let cgroup =
         cgroups.map(|groups| groups.create(&attempt, &limits)).transpose().map_err(ExecutorError::Cgroup)?;
-    let (channel, environment) = HostEnvironment::spawn(init, &[], cgroup, attempt)?;
+    let group = cgroup.map_or(Group::None, Group::Own);
+    let (channel, environment) = HostEnvironment::spawn(init, &[], group, attempt)?;
     Ok(Prepared { channel, start, environment: Box::new(environment), timeout, grace })
 }
 
@@ -111,6 +113,7 @@ fn start_message(request: ExecutionRequest) -> Result<wire::Start, ExecutorError
         scratch: scratch.as_os_str().as_bytes().to_vec(),
         timeout_ms: Some(u64::try_from(request.timeout.as_millis()).unwrap_or(u64::MAX)),
         grace_ms: u64::try_from(request.grace.as_millis()).unwrap_or(u64::MAX),
-        user: None,
+        stays: request.stays,
+        ..wire::Start::default()
     })
 }

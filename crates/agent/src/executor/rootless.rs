@@ -9,26 +9,12 @@ use sealci_sandbox::{PROBE_ARGUMENT, Probe};
 
 use super::ExecutorError;
 use super::environment::HostEnvironment;
+use super::helper::HelperCommand;
 use super::init::Environment;
-use super::sandbox::HelperCommand;
 
 /// Finds out what of a sandbox this user can make on this machine, by making it.
 pub fn probe(helper: &HelperCommand) -> Result<Probe, ExecutorError> {
-    let output = std::process::Command::new(&helper.program)
-        .args(&helper.arguments)
-        .arg(PROBE_ARGUMENT)
-        .env_clear()
-        .current_dir("/")
-        .stdin(std::process::Stdio::null())
-        .output()
-        .map_err(ExecutorError::io(format_args!("start {}", helper.program.display())))?;
-    let found: Probe = serde_json::from_slice(&output.stdout).map_err(|error| {
-        let complaint = String::from_utf8_lossy(&output.stderr);
-        ExecutorError::Unsupported(format!(
-            "cannot try a sandbox without root: {}; {error}",
-            complaint.trim()
-        ))
-    })?;
+    let found: Probe = helper.ask_now("try a sandbox without root", &[PROBE_ARGUMENT.as_ref()])?;
     match found.sealing {
         Some(problem) => {
             Err(ExecutorError::Unsupported(format!("this user can make no sandbox here: {problem}")))

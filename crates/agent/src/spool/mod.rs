@@ -35,6 +35,7 @@ pub use doorbell::Doorbell;
 pub use log::ReadPlace;
 pub use segment::Piece;
 
+use crate::identity::{Persistence, write_private};
 use attempt::Files;
 use journal::{Claim, JournalFile, Record};
 use log::{Bounds, Log};
@@ -126,11 +127,12 @@ impl Spool {
     pub fn open(
         folder: &Path,
         limits: SpoolLimits,
+        persistence: Persistence,
         make_id: impl FnOnce() -> InstanceId,
     ) -> Result<(Self, Vec<Arc<AttemptSpool>>), SpoolError> {
         fs::create_dir_all(folder).map_err(write_error(folder))?;
         let lock = lock(folder)?;
-        let instance = instance(folder, make_id)?;
+        let instance = instance(folder, persistence, make_id)?;
         let bounds = Arc::new(Bounds {
             disk: Room::new(limits.disk_bytes),
             window: Room::new(limits.window_bytes),
@@ -284,13 +286,17 @@ fn lock(folder: &Path) -> Result<File, SpoolError> {
 }
 
 /// The spool's id, made with it.
-fn instance(folder: &Path, make_id: impl FnOnce() -> InstanceId) -> Result<InstanceId, SpoolError> {
+fn instance(
+    folder: &Path,
+    persistence: Persistence,
+    make_id: impl FnOnce() -> InstanceId,
+) -> Result<InstanceId, SpoolError> {
     let path = folder.join("instance");
     match fs::read_to_string(&path) {
         Ok(text) => text.trim().parse().map_err(|_| SpoolError::NoInstance { path }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let instance = make_id();
-            crate::identity::write_private(&path, instance.to_string().as_bytes())
+            write_private(&path, instance.to_string().as_bytes(), persistence)
                 .map_err(|source| SpoolError::Write { path, source })?;
             Ok(instance)
         }

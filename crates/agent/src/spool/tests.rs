@@ -25,7 +25,7 @@ fn instance_id() -> InstanceId {
 
 fn open(folder: &Path, disk_bytes: u64) -> (Spool, Vec<Arc<AttemptSpool>>) {
     let limits = SpoolLimits { disk_bytes, window_bytes: 4 << 10 };
-    Spool::open(folder, limits, instance_id).unwrap()
+    Spool::open(folder, limits, Persistence::Scratch, instance_id).unwrap()
 }
 
 fn new_attempt(number: u32, log_quota_bytes: u64) -> NewAttempt {
@@ -86,11 +86,12 @@ fn gaps(pieces: &[Piece]) -> Vec<(u64, u64, &str)> {
 fn a_spool_is_used_by_one_agent_and_keeps_its_instance() {
     let folder = tempfile::tempdir().unwrap();
     let (first, _) = open(folder.path(), 1 << 20);
-    let error = Spool::open(folder.path(), SpoolLimits::default(), instance_id).unwrap_err();
+    let error =
+        Spool::open(folder.path(), SpoolLimits::default(), Persistence::Durable, instance_id).unwrap_err();
     assert!(error.to_string().contains(&format!("process id {}", std::process::id())), "{error}");
     drop(first);
     let other = || InstanceId::from_parts(2, &[9; 10]);
-    let (again, _) = Spool::open(folder.path(), SpoolLimits::default(), other).unwrap();
+    let (again, _) = Spool::open(folder.path(), SpoolLimits::default(), Persistence::Durable, other).unwrap();
     assert_eq!(again.instance(), instance_id());
 }
 

@@ -3,13 +3,19 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
-use sealci_agent::executor::sandbox::{HelperCommand, SandboxExecutor, SandboxOptions};
+use sealci_agent::executor::Executor;
+use sealci_agent::executor::container::{ContainerExecutor, ContainerOptions};
+use sealci_agent::executor::helper::HelperCommand;
+use sealci_agent::executor::sandbox::SandboxExecutor;
+use sealci_agent::executor::sealed::{Sealer, SealerOptions};
 use sealci_core::outcome::Outcome;
 use sealci_sandbox::{Relay, RelayKind};
 use tempfile::TempDir;
 
+use crate::images::{self, TestImages};
 use crate::lab::{Lab, PIDS, skip};
 use crate::network::Outside;
 use crate::sealing::script;
@@ -22,25 +28,86 @@ const HELPER: &str = "SEALCI_TEST_HELPER";
 impl Lab {
     /// `sandbox` made by an ordinary user. As root this runs the same test once more as such a user, and has no lab.
     pub fn rootless() -> Option<Self> {
-        Self::rootless_with(None)
+        Self::rootless_sandbox(None)
     }
 
     /// [`Lab::rootless`], for the tests that try to break out of it.
     pub fn rootless_sealed() -> Option<Self> {
-        Self::rootless_with(None)
+        Self::rootless_sandbox(None)
     }
 
     /// [`Lab::rootless`] with a way outwards, by pasta.
     pub fn rootless_pasta() -> Option<Self> {
-        Self::rootless_with(Some(RelayKind::Pasta))
+        Self::rootless_sandbox(Some(RelayKind::Pasta))
     }
 
     /// [`Lab::rootless`] with a way outwards, by slirp4netns.
     pub fn rootless_slirp4netns() -> Option<Self> {
-        Self::rootless_with(Some(RelayKind::Slirp4netns))
+        Self::rootless_sandbox(Some(RelayKind::Slirp4netns))
     }
 
-    fn rootless_with(relay: Option<RelayKind>) -> Option<Self> {
+    /// `container` made by an ordinary user.
+    pub fn rootless_container() -> Option<Self> {
+        Self::rootless_image(ContainerOptions::default())
+    }
+
+    /// [`Lab::rootless_container`], for the tests that try to break out of it.
+    pub fn rootless_container_sealed() -> Option<Self> {
+        Self::rootless_image(ContainerOptions::default())
+    }
+
+    /// [`Lab::rootless_container`] where layers are copied.
+    pub fn rootless_container_copied() -> Option<Self> {
+        Self::rootless_image(ContainerOptions { copies_layers: true, ..ContainerOptions::default() })
+    }
+
+    /// [`Lab::rootless_container`] with a real store of images.
+    pub fn rootless_container_stored() -> Option<Self> {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().to_owned();
+        let mut lab = Self::rootless_with(None, move |sealer| {
+            let store = Arc::new(TestImages::stored(&path));
+            Box::new(ContainerExecutor::new(sealer, store, ContainerOptions::default()).unwrap())
+        })?;
+        lab.shown = folder;
+        Some(lab)
+    }
+
+    fn rootless_sandbox(relay: Option<RelayKind>) -> Option<Self> {
+        let shown = TempDir::new().unwrap();
+        std::fs::write(shown.path().join("tool"), "a tool\n").unwrap();
+        let extra_paths = vec![shown.path().to_owned()];
+        let mut lab =
+            Self::rootless_with(relay, |sealer| Box::new(SandboxExecutor::new(sealer, extra_paths)))?;
+        lab.shown = shown;
+        Some(lab)
+    }
+
+    fn rootless_image(options: ContainerOptions) -> Option<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            let images = Arc::new(TestImages::new());
+            let own = images.clone();
+            let mut lab = Self::rootless_with(None, move |sealer| {
+                let copies = options.copies_layers;
+                let executor = ContainerExecutor::new(sealer, own, options).unwrap();
+                assert_eq!(
+                    executor.stacking_problem().is_some(),
+                    copies,
+                    "{:?}",
+                    executor.stacking_problem()
+                );
+                Box::new(executor)
+            })?;
+            lab.images = images;
+            return Some(lab);
+        }
+        Self::rootless_with(None, |_| unreachable!("root only starts the test anew"))
+    }
+
+    fn rootless_with(
+        relay: Option<RelayKind>,
+        make: impl FnOnce(Sealer) -> Box<dyn Executor>,
+    ) -> Option<Self> {
         let name = std::thread::current().name().unwrap_or_default().to_owned();
         if let Err(why) = relay.map_or(Ok(()), |kind| Relay::find(Some(kind)).map(drop)) {
             skip("rootless", &name, &why.to_string());
@@ -51,25 +118,21 @@ impl Lab {
             return None;
         }
         let folder = TempDir::new().unwrap();
-        let shown = TempDir::new().unwrap();
-        std::fs::write(shown.path().join("tool"), "a tool\n").unwrap();
-        let options = SandboxOptions {
+        let options = SealerOptions {
             helper: HelperCommand { program: helper(), arguments: Vec::new() },
-            extra_paths: vec![shown.path().to_owned()],
             pids: PIDS,
             network: relay.is_some(),
             relay,
         };
-        let executor = match SandboxExecutor::rootless(folder.path(), None, options) {
-            Ok(executor) => Box::new(executor),
+        let sealer = match Sealer::rootless(folder.path(), None, options) {
+            Ok(sealer) => sealer,
             Err(error) => {
                 skip("rootless", &name, &error.to_string());
                 return None;
             }
         };
-        assert_eq!(executor.network_problem().is_none(), relay.is_some(), "{:?}", executor.network_problem());
-        let (cgroup_folders, instance) = (Vec::new(), "none".to_owned());
-        Some(Self { executor, folder, limits: false, cgroup_folders, instance, shown })
+        assert_eq!(sealer.network_problem().is_none(), relay.is_some(), "{:?}", sealer.network_problem());
+        Some(Self::of(make(sealer), folder, None))
     }
 }
 
@@ -85,6 +148,8 @@ fn run_as_user(name: &str, relay: Option<RelayKind>) {
     for file in ["test", "helper"] {
         std::fs::write(open.path().join(file), b"").unwrap();
     }
+    let image = images::tools_of(USER.parse().unwrap());
+    std::fs::create_dir(open.path().join("image")).unwrap();
     let outside = relay.and_then(|_| Outside::make());
     let tunnel = if relay.is_some() {
         "mkdir -p /dev/net && mount -t tmpfs -o mode=755 none /dev/net && mknod -m 666 /dev/net/tun c 10 200 &&"
@@ -92,7 +157,8 @@ fn run_as_user(name: &str, relay: Option<RelayKind>) {
         ""
     };
     let text = format!(
-        "mount --bind \"$1\" \"$3/test\" && mount --bind \"$2\" \"$3/helper\" && {tunnel} \
+        "mount --bind \"$1\" \"$3/test\" && mount --bind \"$2\" \"$3/helper\" && \
+         mount --bind \"$5\" \"$3/image\" && {tunnel} \
          exec setpriv --reuid {USER} --regid {USER} --clear-groups \
          \"$3/test\" --exact \"$4\" --nocapture --test-threads=1"
     );
@@ -100,8 +166,9 @@ fn run_as_user(name: &str, relay: Option<RelayKind>) {
         .args(["--mount", "sh", "-c", &text, "sh"])
         .arg(std::env::current_exe().unwrap())
         .arg(env!("CARGO_BIN_EXE_sealci-sandbox-helper"))
-        .args([open.path(), Path::new(name)])
+        .args([open.path(), Path::new(name), &image])
         .env(HELPER, open.path().join("helper"))
+        .env(images::GIVEN, open.path().join("image"))
         .envs(outside.as_ref().map(Outside::variable))
         .env_remove("SEALCI_SKIPS")
         .current_dir("/")

@@ -252,7 +252,7 @@ pub async fn nothing_outlives_a_killed_agent(lab: &Lab) {
     eventually("everything ends with the agent", || processes_of(attempt).is_empty());
     eventually("all mounts go with it", || !mentioned_in_any_mounts(&attempt.to_string()));
     if lab.limits {
-        assert!(!cgroup_folders(&instance).is_empty());
+        // Another agent that starts meanwhile may clear up as well.
         let next = Cgroups::open(Layout::detect().unwrap(), &instance).unwrap();
         next.sweep().unwrap();
         drop(next);

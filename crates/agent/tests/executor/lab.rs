@@ -4,16 +4,23 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sealci_agent::executor::cgroup::{Cgroups, Layout};
+use sealci_agent::executor::container::{ContainerExecutor, ContainerOptions};
+use sealci_agent::executor::helper::HelperCommand;
 use sealci_agent::executor::process::ProcessExecutor;
-use sealci_agent::executor::sandbox::{HelperCommand, SandboxExecutor, SandboxOptions};
-use sealci_agent::executor::{Execution, ExecutionEvent, ExecutionRequest, Executor, ShellKind};
+use sealci_agent::executor::sandbox::SandboxExecutor;
+use sealci_agent::executor::sealed::{Sealer, SealerOptions};
+use sealci_agent::executor::{Execution, ExecutionEvent, ExecutionRequest, Executor, Notes, ShellKind};
 use sealci_core::ids::{ActionId, AttemptId};
 use sealci_core::outcome::Outcome;
-use sealci_core::plan::{Network, Resources};
+use sealci_core::plan::{Container, Network, Resources};
 use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+use crate::images::TestImages;
 
 /// Longer than anything here takes, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -32,6 +39,8 @@ pub struct Lab {
     pub instance: String,
     /// What the sandbox shows as an extra path.
     pub shown: TempDir,
+    /// What `container` runs.
+    pub images: Arc<TestImages>,
 }
 
 impl Lab {
@@ -39,8 +48,7 @@ impl Lab {
     pub fn process() -> Option<Self> {
         let folder = TempDir::new().unwrap();
         let executor = Box::new(ProcessExecutor::new(folder.path(), None).unwrap());
-        let (cgroup_folders, instance, shown) = (Vec::new(), String::new(), TempDir::new().unwrap());
-        Some(Self { executor, folder, limits: false, cgroup_folders, instance, shown })
+        Some(Self::of(executor, folder, None))
     }
 
     /// `process` within control groups.
@@ -48,14 +56,7 @@ impl Lab {
         let folder = TempDir::new().unwrap();
         let (cgroups, cgroup_folders, instance) = cgroups()?;
         let executor = Box::new(ProcessExecutor::new(folder.path(), Some(cgroups)).unwrap().with_pids(PIDS));
-        Some(Self {
-            executor,
-            folder,
-            limits: true,
-            cgroup_folders,
-            instance,
-            shown: TempDir::new().unwrap(),
-        })
+        Some(Self::of(executor, folder, Some((cgroup_folders, instance))))
     }
 
     /// `sandbox`, for the tests that try to break out of it.
@@ -75,13 +76,7 @@ impl Lab {
 
     /// `sandbox` on a file system that knows no mapped owners.
     pub fn unmapped() -> Option<Self> {
-        let folder = TempDir::new().unwrap();
-        let mounted = Command::new("mount").args(["-t", "ramfs", "sealci-test"]).arg(folder.path()).status();
-        if !mounted.is_ok_and(|status| status.success()) {
-            eprintln!("SKIPPED: a file system can be mounted by root only");
-            return None;
-        }
-        let lab = Self::sandbox_in(folder, false, PIDS);
+        let lab = Self::sandbox_in(unmapped_folder()?, false, PIDS);
         assert!(lab.is_none() || !sealci_sandbox::maps_owners(lab.as_ref()?.folder.path(), 1 << 20));
         lab
     }
@@ -95,24 +90,70 @@ impl Lab {
     }
 
     fn sandbox_in(folder: TempDir, network: bool, pids: u64) -> Option<Self> {
-        // As the agent's own folder is.
-        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+        let (sealer, groups) = sealer_in(&folder, network, pids)?;
         let shown = TempDir::new().unwrap();
         std::fs::write(shown.path().join("tool"), "a tool\n").unwrap();
-        let (cgroups, cgroup_folders, instance) = cgroups()?;
-        let options = SandboxOptions {
-            helper: HelperCommand {
-                program: env!("CARGO_BIN_EXE_sealci-sandbox-helper").into(),
-                arguments: Vec::new(),
-            },
-            extra_paths: vec![shown.path().to_owned()],
-            pids,
-            network,
-            relay: None,
-        };
-        let executor = Box::new(SandboxExecutor::new(folder.path(), cgroups, options).unwrap());
-        assert_eq!(executor.network_problem().is_none(), network, "{:?}", executor.network_problem());
-        Some(Self { executor, folder, limits: true, cgroup_folders, instance, shown })
+        let executor = Box::new(SandboxExecutor::new(sealer, vec![shown.path().to_owned()]));
+        let mut lab = Self::of(executor, folder, Some(groups));
+        lab.shown = shown;
+        Some(lab)
+    }
+
+    /// `container`, as root.
+    pub fn container() -> Option<Self> {
+        Self::container_with(TempDir::new().unwrap(), ContainerOptions::default(), false)
+    }
+
+    /// `container`, for the tests that try to break out of it.
+    pub fn container_sealed() -> Option<Self> {
+        Self::container()
+    }
+
+    /// `container` where layers are copied and mounts map owners.
+    pub fn container_copied() -> Option<Self> {
+        let options = ContainerOptions { copies_layers: true, ..ContainerOptions::default() };
+        Self::container_with(TempDir::new().unwrap(), options, true)
+    }
+
+    /// `container` on a file system that knows no mapped owners, and of which no overlay can be made.
+    pub fn container_unmapped() -> Option<Self> {
+        let lab = Self::container_with(unmapped_folder()?, ContainerOptions::default(), true)?;
+        assert!(!sealci_sandbox::maps_owners(lab.folder.path(), 1 << 20));
+        Some(lab)
+    }
+
+    /// `container` whose root may do a little more.
+    pub fn container_capable() -> Option<Self> {
+        let capabilities = sealci_sandbox::Capability::ALL.to_vec();
+        let options = ContainerOptions { capabilities, ..ContainerOptions::default() };
+        Self::container_with(TempDir::new().unwrap(), options, false)
+    }
+
+    fn container_with(folder: TempDir, options: ContainerOptions, copies: bool) -> Option<Self> {
+        let (sealer, groups) = sealer_in(&folder, false, PIDS)?;
+        let images = Arc::new(TestImages::new());
+        let executor = Box::new(ContainerExecutor::new(sealer, images.clone(), options).unwrap());
+        assert_eq!(executor.stacking_problem().is_some(), copies, "{:?}", executor.stacking_problem());
+        let mut lab = Self::of(executor, folder, Some(groups));
+        lab.images = images;
+        Some(lab)
+    }
+
+    /// `container` with a real store of images.
+    pub fn container_stored() -> Option<Self> {
+        let folder = TempDir::new().unwrap();
+        let (sealer, groups) = sealer_in(&folder, false, PIDS)?;
+        let store = Arc::new(TestImages::stored(folder.path()));
+        let executor = ContainerExecutor::new(sealer, store, ContainerOptions::default()).unwrap();
+        Some(Self::of(Box::new(executor), folder, Some(groups)))
+    }
+
+    /// With control groups where there are some: their folders, and the instance under which they are found again.
+    pub fn of(executor: Box<dyn Executor>, folder: TempDir, groups: Option<(Vec<PathBuf>, String)>) -> Self {
+        let limits = groups.is_some();
+        let (cgroup_folders, instance) = groups.unwrap_or_else(|| (Vec::new(), "none".to_owned()));
+        let (shown, images) = (TempDir::new().unwrap(), Arc::new(TestImages::empty()));
+        Self { executor, folder, limits, cgroup_folders, instance, shown, images }
     }
 
     pub fn request<C: Into<String>>(&self, commands: impl IntoIterator<Item = C>) -> ExecutionRequest {
@@ -149,6 +190,30 @@ impl Drop for Lab {
     }
 }
 
+/// A folder on a file system that knows no mapped owners.
+fn unmapped_folder() -> Option<TempDir> {
+    let folder = TempDir::new().unwrap();
+    let mounted = Command::new("mount").args(["-t", "ramfs", "sealci-test"]).arg(folder.path()).status();
+    if !mounted.is_ok_and(|status| status.success()) {
+        eprintln!("SKIPPED: a file system can be mounted by root only");
+        return None;
+    }
+    Some(folder)
+}
+
+/// What seals for root, and where its control groups are.
+fn sealer_in(folder: &TempDir, network: bool, pids: u64) -> Option<(Sealer, (Vec<PathBuf>, String))> {
+    // As the agent's own folder is.
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+    let (cgroups, cgroup_folders, instance) = cgroups()?;
+    let program = env!("CARGO_BIN_EXE_sealci-sandbox-helper").into();
+    let helper = HelperCommand { program, arguments: Vec::new() };
+    let options = SealerOptions { helper, pids, network, relay: None };
+    let sealer = Sealer::new(folder.path(), cgroups, options).unwrap();
+    assert_eq!(sealer.network_problem().is_none(), network, "{:?}", sealer.network_problem());
+    Some((sealer, (cgroup_folders, instance)))
+}
+
 /// Says loudly what was not tested, and why; `cargo xtask test` lists it at its end. Fails where `SEALCI_REQUIRE` names the
 /// capability.
 pub fn skip(capability: &str, test: &str, why: &str) {
@@ -173,7 +238,8 @@ pub fn cgroups() -> Option<(Cgroups, Vec<PathBuf>, String)> {
             Some((cgroups, folders, instance))
         }
         Err(error) => {
-            eprintln!("SKIPPED: control groups cannot be used here: {error}");
+            let test = std::thread::current().name().unwrap_or_default().to_owned();
+            skip("root", &test, &format!("control groups cannot be used here: {error}"));
             None
         }
     }
@@ -209,10 +275,17 @@ pub fn request_in<C: Into<String>>(folder: &Path, commands: impl IntoIterator<It
         env: BTreeMap::new(),
         workspace: make("workspaces"),
         scratch: make("scratch"),
+        container: Some(Container::of(TestImages::TOOLS)),
+        notes: Notes::default(),
+        stop: CancellationToken::new(),
         resources: Resources { cpu_millis: 2000, memory_bytes: 1 << 30 },
         network: Network::Off,
+        neighbourhood: None,
+        service: None,
+        names: Vec::new(),
         timeout: PATIENCE,
         grace: Duration::from_secs(5),
+        stays: false,
     }
 }
 
@@ -221,6 +294,8 @@ pub fn request_in<C: Into<String>>(folder: &Path, commands: impl IntoIterator<It
 pub struct Record {
     pub output: Vec<u8>,
     pub commands: Vec<CommandRecord>,
+    /// What the commands came to, where the environment was kept.
+    pub over: Option<Outcome>,
     pub outcome: Option<Outcome>,
     pub remains: Option<String>,
     /// Output events, for judging their number.
@@ -285,7 +360,12 @@ impl Record {
                 command.cpu = resource_use.cpu_user + resource_use.cpu_system;
                 command.memory_peak_bytes = resource_use.memory_peak_bytes;
             }
+            ExecutionEvent::Over { outcome } => {
+                assert_eq!(self.over, None);
+                self.over = Some(outcome);
+            }
             ExecutionEvent::Finished { outcome, remains } => {
+                assert!(self.over.as_ref().is_none_or(|over| *over == outcome), "{:?} stands", self.over);
                 self.outcome = Some(outcome);
                 self.remains = remains;
             }

@@ -4,7 +4,10 @@
 
 mod as_user;
 mod behaviour;
+mod containers;
+mod doors;
 mod ending;
+mod images;
 mod lab;
 mod network;
 mod sealing;
@@ -36,7 +39,7 @@ macro_rules! executors {
 }
 
 executors! {
-    process, process_in_cgroup, sandbox, rootless;
+    process, process_in_cgroup, sandbox, rootless, container, rootless_container;
     crate::behaviour::exit_codes_are_the_shells as exit_codes_are_the_shells,
     crate::behaviour::one_shell_runs_all_commands as one_shell_runs_all_commands,
     crate::behaviour::a_failure_stops_what_follows as a_failure_stops_what_follows,
@@ -54,6 +57,13 @@ executors! {
     crate::behaviour::an_attempt_runs_once as an_attempt_runs_once,
     crate::behaviour::a_standby_sees_what_came_after_it as a_standby_sees_what_came_after_it,
     crate::behaviour::an_abandoned_standby_leaves_nothing as an_abandoned_standby_leaves_nothing,
+    crate::doors::files_go_in_and_come_out as files_go_in_and_come_out,
+    crate::doors::what_cannot_be_read_is_named as what_cannot_be_read_is_named,
+    crate::doors::everything_has_its_time as everything_has_its_time,
+    crate::doors::a_put_may_be_given_up as a_put_may_be_given_up,
+    crate::doors::who_takes_slowly_holds_up_nobody as who_takes_slowly_holds_up_nobody,
+    crate::doors::an_environment_that_stays_is_empty_and_ends as an_environment_that_stays_is_empty_and_ends,
+    crate::doors::programs_beside_end_with_the_commands as programs_beside_end_with_the_commands,
     crate::ending::what_is_left_behind_is_gone as what_is_left_behind_is_gone,
     crate::ending::cancel_ends_with_grace as cancel_ends_with_grace,
     crate::ending::what_forks_while_it_is_cancelled_hears_of_it as what_forks_while_it_is_cancelled_hears_of_it,
@@ -102,6 +112,80 @@ executors! {
     crate::sealing::a_failed_start_hurts_nobody as a_failed_start_hurts_nobody,
     crate::sealing::a_fresh_machine_will_do as a_fresh_machine_will_do,
     crate::sealing::the_init_is_out_of_reach as the_init_is_out_of_reach,
+}
+
+executors! {
+    container_sealed;
+    crate::containers::hostile_images_get_nowhere as hostile_images_get_nowhere,
+    crate::containers::images_have_users as images_have_users,
+    crate::containers::an_image_is_its_layers as an_image_is_its_layers,
+    crate::containers::an_image_says_how_it_is_run as an_image_says_how_it_is_run,
+    crate::containers::what_is_not_wanted_any_more_is_not_waited_for as what_is_not_wanted_any_more_is_not_waited_for,
+    crate::containers::what_is_written_is_measured_and_goes as what_is_written_is_measured_and_goes,
+    crate::containers::an_image_that_is_not_to_be_had_is_told as an_image_that_is_not_to_be_had_is_told,
+    crate::containers::neighbours_meet_at_localhost as neighbours_meet_at_localhost,
+    crate::containers::low_ports_are_everybodys as low_ports_are_everybodys,
+    crate::containers::an_entrypoint_is_run_when_asked_for as an_entrypoint_is_run_when_asked_for,
+    crate::sealing::nothing_of_the_host_is_seen as nothing_of_the_host_is_seen,
+    crate::sealing::nothing_of_the_host_is_changed as nothing_of_the_host_is_changed,
+    crate::sealing::there_are_no_privileges as there_are_no_privileges,
+    crate::sealing::system_calls_are_filtered as system_calls_are_filtered,
+    crate::sealing::namespaces_are_its_own as namespaces_are_its_own,
+    crate::sealing::the_network_is_off as the_network_is_off,
+    crate::sealing::the_workspace_stays_the_agents as the_workspace_stays_the_agents,
+    crate::sealing::nothing_is_left as nothing_is_left,
+    crate::sealing::a_fresh_machine_will_do as a_fresh_machine_will_do,
+    crate::sealing::the_init_is_out_of_reach as the_init_is_out_of_reach,
+}
+
+executors! {
+    rootless_container_sealed;
+    crate::containers::hostile_images_get_nowhere as hostile_images_get_nowhere,
+    crate::containers::images_have_users as images_have_users,
+    crate::containers::an_image_is_its_layers as an_image_is_its_layers,
+    crate::containers::an_image_says_how_it_is_run as an_image_says_how_it_is_run,
+    crate::containers::what_is_not_wanted_any_more_is_not_waited_for as what_is_not_wanted_any_more_is_not_waited_for,
+    crate::containers::what_is_written_is_measured_and_goes as what_is_written_is_measured_and_goes,
+    crate::containers::an_image_that_is_not_to_be_had_is_told as an_image_that_is_not_to_be_had_is_told,
+    crate::containers::neighbours_meet_at_localhost as neighbours_meet_at_localhost,
+    crate::containers::low_ports_are_everybodys as low_ports_are_everybodys,
+    crate::containers::an_entrypoint_is_run_when_asked_for as an_entrypoint_is_run_when_asked_for,
+    crate::sealing::nothing_of_the_host_is_seen as nothing_of_the_host_is_seen,
+    crate::sealing::nothing_of_the_host_is_changed as nothing_of_the_host_is_changed,
+    crate::sealing::there_are_no_privileges as there_are_no_privileges,
+    crate::sealing::system_calls_are_filtered as system_calls_are_filtered,
+    crate::sealing::namespaces_are_its_own as namespaces_are_its_own,
+    crate::sealing::the_network_is_off as the_network_is_off,
+    crate::sealing::the_workspace_stays_the_agents as the_workspace_stays_the_agents,
+    crate::sealing::nothing_is_left as nothing_is_left,
+    crate::as_user::processes_are_counted as processes_are_counted,
+    crate::sealing::the_init_is_out_of_reach as the_init_is_out_of_reach,
+}
+
+executors! {
+    container_stored, rootless_container_stored;
+    crate::containers::images_come_from_the_store as images_come_from_the_store,
+}
+
+executors! {
+    container_capable;
+    crate::containers::a_few_privileges_can_be_given as a_few_privileges_can_be_given,
+}
+
+// Where layers are copied: because it is said so, or because the file system allows nothing else.
+executors! {
+    container_copied, container_unmapped, rootless_container_copied;
+    crate::containers::hostile_images_get_nowhere as hostile_images_get_nowhere,
+    crate::containers::images_have_users as images_have_users,
+    crate::containers::an_image_is_its_layers as an_image_is_its_layers,
+    crate::containers::an_image_says_how_it_is_run as an_image_says_how_it_is_run,
+    crate::containers::what_is_not_wanted_any_more_is_not_waited_for as what_is_not_wanted_any_more_is_not_waited_for,
+    crate::containers::what_is_written_is_measured_and_goes as what_is_written_is_measured_and_goes,
+    crate::containers::copying_is_told as copying_is_told,
+    crate::sealing::the_workspace_stays_the_agents as the_workspace_stays_the_agents,
+    crate::behaviour::a_standby_sees_what_came_after_it as a_standby_sees_what_came_after_it,
+    crate::sealing::nothing_of_the_host_is_changed as nothing_of_the_host_is_changed,
+    crate::sealing::there_are_no_privileges as there_are_no_privileges,
 }
 
 // On a file system whose mounts cannot map owners.

@@ -307,7 +307,7 @@ pub async fn nothing_is_left(lab: &Lab) {
     assert!(!in_network(&network), "somebody is left in its network");
     assert_eq!(in_groups(&attempt), 0, "a control group is left");
     // The caller can delete what was the action's.
-    std::fs::remove_dir_all(scratch).unwrap();
+    sealci_agent::workspace::remove_tree(&scratch).unwrap();
 }
 
 fn in_network(network: &str) -> bool {

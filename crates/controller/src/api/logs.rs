@@ -72,14 +72,14 @@ fn finish(response: Result<Response<Body>, axum::http::Error>) -> Result<Respons
 
 /// Bytes `from..to`.
 #[derive(Debug, PartialEq, Eq)]
-struct ByteRange {
-    from: u64,
-    to: u64,
+pub(super) struct ByteRange {
+    pub from: u64,
+    pub to: u64,
 }
 
 /// Reads one range of RFC 9110, section 14.1.2. Several ranges, or another unit, are answered with the whole, as the RFC
 /// allows.
-fn parse_range(text: &str, end: u64) -> Option<ByteRange> {
+pub(super) fn parse_range(text: &str, end: u64) -> Option<ByteRange> {
     let range = text.strip_prefix("bytes=")?.trim();
     let (first, last) = range.split_once('-')?;
     match (first, last) {

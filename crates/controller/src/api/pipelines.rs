@@ -17,6 +17,7 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use super::error::ApiError;
+use super::kept::now_ms;
 use super::{Api, view};
 use crate::dispatch::Created;
 use crate::intake::{self, Request as IntakeRequest};
@@ -148,7 +149,7 @@ fn read_cursor(cursor: &str) -> Result<i64, Problem> {
 }
 
 /// A URL in any form, or an identity as it is shown.
-fn identity_of(text: &str) -> String {
+pub(super) fn identity_of(text: &str) -> String {
     RepositoryIdentity::of_url(text).map_or_else(|_| text.to_owned(), |identity| identity.to_string())
 }
 
@@ -265,10 +266,16 @@ fn is_settled(pipeline: &types::Pipeline) -> bool {
 async fn shown(api: &Api, id: PipelineId, verbose: bool) -> Result<types::Pipeline, ApiError> {
     let story = api.store.story(id).await?.ok_or_else(no_such_pipeline)?;
     let names = if verbose { api.store.agent_names().await? } else { Default::default() };
-    Ok(view::story(&story, &names, verbose)?)
+    let mut shown = view::story(&story, &names, verbose)?;
+    if verbose {
+        let artifacts = api.store.artifacts_of_pipeline(id, now_ms()).await?;
+        let reports = api.store.reports_of_pipeline(id).await?;
+        view::add_kept(&mut shown, &story, &artifacts, &reports);
+    }
+    Ok(shown)
 }
 
-fn no_such_pipeline() -> Problem {
+pub(super) fn no_such_pipeline() -> Problem {
     Problem::not_found("there is no such pipeline")
 }
 

@@ -3,14 +3,16 @@
 use std::collections::HashMap;
 
 use sealci_api::controller::types;
+use sealci_archive::{Entry, EntryKind};
 use sealci_core::outcome::Outcome;
 use sealci_core::pipeline::Action as CoreAction;
 use sealci_core::plan::PlannedAction;
 use uuid::Uuid;
 
 use crate::dispatch::AgentView;
+use crate::store::entity::storage::{artifacts, caches, test_reports};
 use crate::store::entity::{actions, attempts, commands, pipelines};
-use crate::store::{PipelineStory, StoreError, outcome_of_json};
+use crate::store::{PipelineStory, StoreError, counts, outcome_of_json};
 
 /// A pipeline as a list shows it: without its actions.
 pub fn pipeline(row: &pipelines::Model) -> types::Pipeline {
@@ -113,6 +115,8 @@ fn attempt(
         log_end: row.log_end,
         log_length: row.log_length,
         commands: of_attempt.map(|row| command(row, planned)).collect(),
+        artifacts: None,
+        tests: None,
     })
 }
 
@@ -128,6 +132,8 @@ fn command(row: &commands::Model, planned: &PlannedAction) -> types::Command {
         cpu_user_us: row.cpu_user_us,
         cpu_system_us: row.cpu_system_us,
         memory_peak_bytes: row.memory_peak_bytes,
+        read_bytes: row.read_bytes,
+        write_bytes: row.write_bytes,
     }
 }
 
@@ -153,6 +159,82 @@ fn outcome(outcome: &Outcome) -> types::Outcome {
         Outcome::Succeeded | Outcome::Cancelled | Outcome::TimedOut => {}
     }
     shown
+}
+
+/// Adds what is kept of the attempts that count, and what the tests of all attempts did.
+pub fn add_kept(
+    pipeline: &mut types::Pipeline,
+    story: &PipelineStory,
+    artifacts: &[artifacts::Model],
+    reports: &[test_reports::Model],
+) {
+    for (action, row) in pipeline.actions.iter_mut().zip(&story.actions) {
+        let counting =
+            story.attempts.iter().find(|attempt| counts(row, attempt)).map(|attempt| attempt.number);
+        for attempt in &mut action.attempts {
+            let is_own = |id: Uuid, number: i32| id == row.id && number == attempt.number;
+            let own = artifacts.iter().filter(|kept| is_own(kept.action_id, kept.number));
+            let own: Vec<_> = own.filter(|_| counting == Some(attempt.number)).collect();
+            attempt.artifacts = (!own.is_empty()).then(|| types::ArtifactTotals {
+                count: i32::try_from(own.len()).unwrap_or(i32::MAX),
+                size_bytes: own.iter().map(|kept| kept.size_bytes).fold(0, i64::saturating_add),
+                files: own.iter().map(|kept| kept.files).fold(0, i64::saturating_add),
+            });
+            let report = reports.iter().find(|report| is_own(report.action_id, report.number));
+            attempt.tests = report.and_then(|report| serde_json::from_str(&report.report).ok());
+        }
+    }
+}
+
+/// An artifact of an action.
+pub fn artifact(action: &actions::Model, row: &artifacts::Model) -> types::Artifact {
+    types::Artifact {
+        id: row.id,
+        pipeline_id: row.pipeline_id,
+        action_id: row.action_id,
+        action_name: action.name.clone(),
+        attempt: row.number,
+        kind: row.kind.parse().unwrap_or(types::ArtifactKind::Files),
+        name: Some(row.name.clone()).filter(|name| !name.is_empty()),
+        digest: row.digest.clone(),
+        size_bytes: row.size_bytes,
+        unpacked_bytes: row.unpacked_bytes,
+        files: row.files,
+        created_at: time(row.created_at),
+        expires_at: time(row.expires_at),
+    }
+}
+
+/// A file of an artifact.
+pub fn artifact_file(entry: &Entry) -> types::ArtifactFile {
+    types::ArtifactFile {
+        path: entry.path.clone(),
+        kind: match entry.kind {
+            EntryKind::File => types::ArtifactFileKind::File,
+            EntryKind::Folder => types::ArtifactFileKind::Folder,
+            EntryKind::Symlink => types::ArtifactFileKind::Symlink,
+            EntryKind::Hardlink => types::ArtifactFileKind::Hardlink,
+        },
+        size_bytes: big(entry.size_bytes),
+        mode: i32::try_from(entry.mode).unwrap_or_default(),
+        target: entry.target.clone(),
+    }
+}
+
+/// An entry of a cache.
+pub fn cache(row: &caches::Model) -> types::Cache {
+    types::Cache {
+        id: row.id,
+        repository: row.repository.clone(),
+        scope: row.scope.clone(),
+        key: row.key.clone(),
+        digest: row.digest.clone(),
+        size_bytes: row.size_bytes,
+        unpacked_bytes: row.unpacked_bytes,
+        files: row.files,
+        created_at: time(row.created_at),
+        last_used_at: time(row.last_used_at),
+    }
 }
 
 /// An agent as it is known now.

@@ -24,6 +24,7 @@ use super::presence::Presence;
 use super::reports::ReportError;
 use super::wants::{self, ActionLimits};
 use super::{Answer, Dispatch, INBOX, Input, Refusal, TICK};
+use crate::storage::StorageDoor;
 use crate::store::{Store, StoreError};
 use crate::watchers::Watchers;
 
@@ -48,6 +49,8 @@ pub struct Config {
     pub credentials: Arc<CredentialBook>,
     /// SHA-256 of the tokens that let an agent enrol.
     pub enrolment_tokens: Vec<[u8; 32]>,
+    /// What lets attempts reach the storage.
+    pub storage: StorageDoor,
 }
 
 /// The owner of all unfinished pipelines.

@@ -80,18 +80,24 @@ impl Driver {
                     }
                     live.placed.remove(&id);
                     let source = source_to_fetch(live, id);
+                    let keeps = uses_storage(live, id);
                     transaction.touch(live.id(), touched);
                     transaction.touch_attempt(live.id(), id);
                     self.token_is_used();
                     self.presence.heard(id, Instant::now());
-                    Ok((token, source))
+                    Ok((token, source, keeps))
                 }
-                Ok(Granted::Before { token }) => Ok((token, source_to_fetch(live, id))),
+                Ok(Granted::Before { token }) => {
+                    Ok((token, source_to_fetch(live, id), uses_storage(live, id)))
+                }
                 Err(refusal) => Err(refusal.to_string()),
             },
         };
         let answer = match granted {
-            Ok((token, url)) => self.granted(sender.agent, token, url.as_deref()),
+            Ok((token, url, keeps)) => {
+                let storage = keeps.then(|| self.config.storage.open_for(id, token));
+                self.granted(sender.agent, token, url.as_deref(), storage.as_ref())
+            }
             Err(reason) => refused(&reason),
         };
         let answer =
@@ -100,8 +106,14 @@ impl Driver {
         Ok(())
     }
 
-    /// The grant, with what opens the source for this agent alone.
-    fn granted(&self, agent: AgentId, token: FencingToken, source_url: Option<&str>) -> claim_answer::Answer {
+    /// The grant, with what opens the source and the storage for this agent alone.
+    fn granted(
+        &self,
+        agent: AgentId,
+        token: FencingToken,
+        source_url: Option<&str>,
+        storage: Option<&serde_json::Value>,
+    ) -> claim_answer::Answer {
         let credentials = source_url.map_or(Credentials::None, |url| self.config.credentials.of(url));
         let sealed = sealing::sealed(&credentials, self.agents.public_key(agent));
         // The agent says what it lacks, where people see it.
@@ -109,7 +121,14 @@ impl Driver {
             tracing::error!(agent.id = %agent, %error, "cannot hand over a repository's credentials");
             Vec::new()
         });
-        let granted = ClaimGranted { token: token.0, sealed_credentials, ..Default::default() };
+        let key = self.agents.public_key(agent);
+        let sealed = storage.map_or(Ok(Vec::new()), |storage| sealing::sealed_json(storage, key));
+        let sealed_storage = sealed.unwrap_or_else(|error| {
+            tracing::error!(agent.id = %agent, %error, "cannot hand over the way to the storage");
+            Vec::new()
+        });
+        let granted =
+            ClaimGranted { token: token.0, sealed_credentials, sealed_storage, ..Default::default() };
         claim_answer::Answer::Granted(granted)
     }
 
@@ -250,6 +269,11 @@ fn source_to_fetch(live: &Live, id: AttemptId) -> Option<String> {
     may_fetch.then(|| live.pipeline.repository_url.clone())
 }
 
+/// Whether an attempt keeps or brings anything.
+fn uses_storage(live: &Live, id: AttemptId) -> bool {
+    live.state.position(id.action).is_some_and(|index| live.plans[index].uses_storage())
+}
+
 fn refused(reason: &str) -> claim_answer::Answer {
     claim_answer::Answer::Refused(ClaimRefused { reason: reason.to_owned() })
 }
@@ -284,6 +308,8 @@ fn keep_details(live: &mut Live, id: AttemptId, event: &Event, transaction: &mut
                 cpu_user_us: None,
                 cpu_system_us: None,
                 memory_peak_bytes: None,
+                read_bytes: None,
+                write_bytes: None,
             };
             live.commands.insert((id, started.index), row.clone());
             transaction.batch.commands.insert((row.action_id, row.number, row.index), row);
@@ -297,6 +323,8 @@ fn keep_details(live: &mut Live, id: AttemptId, event: &Event, transaction: &mut
                 row.cpu_user_us = Some(big(used.cpu_user_us));
                 row.cpu_system_us = Some(big(used.cpu_system_us));
                 row.memory_peak_bytes = Some(big(used.memory_peak_bytes));
+                row.read_bytes = Some(big(used.read_bytes));
+                row.write_bytes = Some(big(used.write_bytes));
                 transaction.batch.commands.insert((row.action_id, row.number, row.index), row);
             }
         }

@@ -1,11 +1,11 @@
-//! Seals a repository's credentials to one agent's key: whoever passes them on cannot read them.
+//! Seals what one agent alone may know to its key: whoever passes it on cannot read it.
 
 use crypto_box::PublicKey;
 use crypto_box::aead::OsRng;
 use sealci_git::{Credentials, SshKey};
 use serde_json::json;
 
-/// Why credentials cannot be handed over. It repeats nothing of them.
+/// Why something cannot be handed over. It repeats nothing of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SealError {
     #[error("the agent has no key; enrol it anew")]
@@ -24,6 +24,11 @@ pub fn sealed(credentials: &Credentials, public_key: Option<[u8; 32]>) -> Result
         Credentials::SshKey(SshKey::Text(key)) => json!({"ssh_key": key.expose()}),
         Credentials::SshKey(SshKey::File(_)) => return Err(SealError::KeyFile),
     };
+    sealed_json(&open, public_key)
+}
+
+/// JSON that only the owner of the key can read.
+pub fn sealed_json(open: &serde_json::Value, public_key: Option<[u8; 32]>) -> Result<Vec<u8>, SealError> {
     let key = PublicKey::from(public_key.ok_or(SealError::NoKey)?);
     key.seal(&mut OsRng, open.to_string().as_bytes()).map_err(|_| SealError::Seal)
 }

@@ -133,7 +133,7 @@ where
 }
 
 /// A row as read counts as unchanged; to be inserted, every column must count as set.
-fn insertable<M, A>(row: M) -> A
+pub(super) fn insertable<M, A>(row: M) -> A
 where
     M: IntoActiveModel<A>,
     A: ActiveModelTrait,

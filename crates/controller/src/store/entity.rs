@@ -1,5 +1,7 @@
 //! Maps the tables. Times are milliseconds since 1970, for showing only; order comes from `pipelines.number`.
 
+pub mod storage;
+
 /// One run of a manifest for one event.
 pub mod pipelines {
     use sea_orm::entity::prelude::*;
@@ -130,6 +132,8 @@ pub mod commands {
         pub cpu_user_us: Option<i64>,
         pub cpu_system_us: Option<i64>,
         pub memory_peak_bytes: Option<i64>,
+        pub read_bytes: Option<i64>,
+        pub write_bytes: Option<i64>,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]

@@ -1,6 +1,8 @@
 //! Makes the tables. A migration that has been released is never changed; the next one comes after it.
 
-use sea_orm::{ConnectionTrait, EntityTrait, Schema};
+mod storage;
+
+use sea_orm::{ConnectionTrait, DbBackend, EntityTrait, Schema, StatementBuilder};
 use sea_orm_migration::prelude::*;
 
 use super::entity::{
@@ -14,7 +16,7 @@ pub struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(First), Box::new(OpenLogs)]
+        vec![Box::new(First), Box::new(OpenLogs), Box::new(storage::Storage)]
     }
 }
 
@@ -37,42 +39,43 @@ impl MigrationTrait for First {
 
     #[allow(elided_lifetimes_in_paths)] // the trait's own signature elides it, and the two must agree
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        create_table(manager, pipelines::Entity).await?;
-        create_table(manager, actions::Entity).await?;
-        create_table(manager, attempts::Entity).await?;
-        create_table(manager, commands::Entity).await?;
-        create_table(manager, log_chunks::Entity).await?;
-        create_table(manager, agents::Entity).await?;
-        create_table(manager, agent_instances::Entity).await?;
-        create_table(manager, rounds::Entity).await?;
-        create_table(manager, counters::Entity).await?;
+        let connection = manager.get_connection();
+        let mut all = Statements::new(connection.get_database_backend());
+        all.table(pipelines::Entity);
+        all.table(actions::Entity);
+        all.table(attempts::Entity);
+        all.table(commands::Entity);
+        all.table(log_chunks::Entity);
+        all.table(agents::Entity);
+        all.table(agent_instances::Entity);
+        all.table(rounds::Entity);
+        all.table(counters::Entity);
+        all.add(
+            Index::create()
+                .name("pipelines_by_state")
+                .table(pipelines::Entity)
+                .col(pipelines::Column::State)
+                .col(pipelines::Column::Number),
+        );
+        all.add(
+            Index::create()
+                .name("pipelines_by_repository")
+                .table(pipelines::Entity)
+                .col(pipelines::Column::Repository)
+                .col(pipelines::Column::Number),
+        );
+        all.add(
+            Index::create()
+                .name("actions_of_pipeline")
+                .table(actions::Entity)
+                .col(actions::Column::PipelineId)
+                .col(actions::Column::Ordinal),
+        );
+        connection.execute_unprepared(&all.text).await?;
 
-        let by_state = Index::create()
-            .name("pipelines_by_state")
-            .table(pipelines::Entity)
-            .col(pipelines::Column::State)
-            .col(pipelines::Column::Number)
-            .to_owned();
-        manager.create_index(by_state).await?;
-        let by_repository = Index::create()
-            .name("pipelines_by_repository")
-            .table(pipelines::Entity)
-            .col(pipelines::Column::Repository)
-            .col(pipelines::Column::Number)
-            .to_owned();
-        manager.create_index(by_repository).await?;
-        let of_pipeline = Index::create()
-            .name("actions_of_pipeline")
-            .table(actions::Entity)
-            .col(actions::Column::PipelineId)
-            .col(actions::Column::Ordinal)
-            .to_owned();
-        manager.create_index(of_pipeline).await?;
-
-        for name in ["pipeline", "token"] {
-            let row = counters::ActiveModel { name: sea_orm::Set(name.into()), next: sea_orm::Set(1) };
-            counters::Entity::insert(row).exec_without_returning(manager.get_connection()).await?;
-        }
+        let rows = ["pipeline", "token"]
+            .map(|name| counters::ActiveModel { name: sea_orm::Set(name.into()), next: sea_orm::Set(1) });
+        counters::Entity::insert_many(rows).exec_without_returning(connection).await?;
         Ok(())
     }
 }
@@ -104,10 +107,25 @@ impl MigrationTrait for OpenLogs {
     }
 }
 
-async fn create_table<E: EntityTrait>(manager: &SchemaManager<'_>, entity: E) -> Result<(), DbErr> {
-    let connection = manager.get_connection();
-    let schema = Schema::new(connection.get_database_backend());
-    manager.create_table(schema.create_table_from_entity(entity)).await
+/// Statements that the database gets at once: asked for one by one they take several times as long.
+struct Statements {
+    backend: DbBackend,
+    text: String,
+}
+
+impl Statements {
+    fn new(backend: DbBackend) -> Self {
+        Self { backend, text: String::new() }
+    }
+
+    fn table<E: EntityTrait>(&mut self, entity: E) {
+        self.add(&Schema::new(self.backend).create_table_from_entity(entity));
+    }
+
+    fn add(&mut self, statement: &impl StatementBuilder) {
+        self.text += &self.backend.build(statement).sql;
+        self.text += ";\n";
+    }
 }
 
 #[cfg(test)]

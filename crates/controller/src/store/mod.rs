@@ -1,10 +1,12 @@
 //! Keeps the truth: the tables, one commit for many changes, and what is read of them.
 //!
-//! There is one writer, the dispatch driver, through [`Batch`]; readers have connections of their own. Nothing here
-//! decides anything: what may happen is the core's business, when it happens the driver's.
+//! Of pipelines there is one writer, the dispatch driver, through [`Batch`]; what is kept of actions is written by whoever
+//! keeps it (`kept`), in short transactions. Readers have connections of their own. Nothing here decides anything: what may
+//! happen is the core's business, when it happens the driver's.
 
 mod batch;
 pub mod entity;
+mod kept;
 mod list;
 mod log;
 mod migration;
@@ -19,6 +21,7 @@ use sea_orm_migration::MigratorTrait;
 use sealci_core::ids::{ActionId, AttemptId, PipelineId};
 
 pub use batch::Batch;
+pub use kept::{AttemptRows, CacheCursor, Referred, counts};
 pub use list::{ListFilter, Page};
 pub use log::{LogExtent, LogPiece, LogReader};
 pub use rows::{Malformed, aggregate, attempt_of_row, outcome_of_json, outcome_to_json, row_of_attempt};

@@ -2,6 +2,10 @@
 
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
+pub mod keeping;
+pub mod s3;
+
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -9,6 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
+use sealci_controller::storage::StorageConfig;
+use sealci_controller::storage::objects::{ObjectsConfig, ObjectsLocation};
 use sealci_controller::{Config, serve};
 use sealci_git::AllowedTransports;
 use sealci_proto::agent::{
@@ -99,6 +105,7 @@ impl World {
             .add_service(service)
             .serve_with_incoming(TcpListenerStream::new(listener));
         let (token, read_token, enrolment) = (token(), token(), token());
+        let objects = ObjectsLocation::Folder(folder.path().join("objects"));
         let config = Config {
             database,
             data: folder.path().join("controller"),
@@ -115,6 +122,7 @@ impl World {
             lost_after,
             close_logs_after: sealci_controller::CLOSE_LOGS_AFTER,
             grace: Duration::from_secs(10),
+            storage: StorageConfig::new(ObjectsConfig { location: objects, aws: BTreeMap::new() }),
         };
         let mut world = Self {
             url: String::new(),
@@ -134,9 +142,19 @@ impl World {
 
     /// Starts the controller (again).
     pub async fn start(&mut self) {
+        self.start_as(true).await;
+    }
+
+    /// Starts a controller that does not know where agents reach it.
+    pub async fn start_without_agents_url(&mut self) {
+        self.start_as(false).await;
+    }
+
+    async fn start_as(&mut self, knows_its_address: bool) {
         let loopback: SocketAddr = ([127, 0, 0, 1], 0).into();
         let (door, address) = bind(loopback, Security::PlainLoopback).await.unwrap();
         self.url = format!("http://{address}");
+        self.config.storage.agents_url = knows_its_address.then(|| self.url.clone());
         let (config, stop) = (self.config.clone(), CancellationToken::new());
         let stopped = stop.clone();
         let task = tokio::spawn(async move { serve(config, door, stopped).await.unwrap() });

@@ -19,12 +19,14 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 pub use link::Link;
 pub use netlink::Socket;
 pub use relay::{Relay, RelayError, RelayKind};
 
 use crate::spec::NetworkSpec;
+use crate::sys;
 
 /// Where the blocks' locks are, for all agents of a machine.
 const LOCK_FOLDER: &str = "/run/sealci";
@@ -35,6 +37,8 @@ const FIRST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 213, 0, 0);
 const BLOCKS: u32 = 32;
 const ADDRESSES_PER_BLOCK: u32 = 2048;
 const BLOCK_PREFIX_BITS: u32 = 21;
+/// The lowest port for everybody, of this process's network namespace (Linux 4.11).
+const UNPRIVILEGED_PORTS: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
 
 /// Why sandboxes have no way outwards.
@@ -88,6 +92,38 @@ impl Uplink {
 fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> UplinkError {
     let path = path.to_owned();
     move |source| UplinkError::Io { doing, path, source }
+}
+
+/// Brings the loopback of this process's network namespace up, and lets everybody in it listen on any port: what is
+/// privileged about the lower ones is privileged on the host.
+pub fn arrange() -> io::Result<()> {
+    // Where that may not be said, or is not known, they stay root's.
+    let _ = fs::write(UNPRIVILEGED_PORTS, "0");
+    sys::raise_loopback()
+}
+
+/// How long another sandbox's helper may take until it has a network of its own.
+const FOUNDING_PATIENCE: Duration = Duration::from_secs(10);
+const FOUNDING_INTERVAL: Duration = Duration::from_millis(1);
+
+/// The network of the process that `find` names, which must not be this process's: that would be the host's. One that is not
+/// there yet is waited for; nothing tells of it.
+pub fn of_another(mut find: impl FnMut() -> io::Result<u32>) -> io::Result<File> {
+    use std::os::unix::fs::MetadataExt;
+    let own = fs::metadata("/proc/self/ns/net")?.ino();
+    let until = Instant::now() + FOUNDING_PATIENCE;
+    loop {
+        let found = find().and_then(|process| File::open(format!("/proc/{process}/ns/net")));
+        if let Ok(namespace) = &found
+            && namespace.metadata()?.ino() != own
+        {
+            return found;
+        }
+        if Instant::now() >= until {
+            return Err(found.err().unwrap_or_else(|| io::ErrorKind::TimedOut.into()));
+        }
+        std::thread::sleep(FOUNDING_INTERVAL);
+    }
 }
 
 /// One agent's addresses.

@@ -214,7 +214,7 @@ pub fn filtered_namespace() -> Result<OwnedFd, RelayError> {
     let hosts = own_addresses(&table).into_iter().map(|address| (address, 32));
     let forbidden: Vec<_> = NEVER.into_iter().chain(firewall::METADATA).chain(hosts).collect();
     let prepare = || {
-        sys::raise_loopback()?;
+        super::arrange()?;
         // What is not there cannot be disabled, and need not be.
         let _ = fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
         firewall::confine(&forbidden)

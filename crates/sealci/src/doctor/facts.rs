@@ -5,8 +5,8 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use sealci_agent::executor::helper::HelperCommand;
 use sealci_agent::executor::rootless;
-use sealci_agent::executor::sandbox::HelperCommand;
 
 /// Which control groups are mounted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

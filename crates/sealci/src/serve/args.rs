@@ -10,7 +10,9 @@ use sealci_agent::RoomLimits;
 use sealci_git::{AllowedTransports, CredentialBook};
 use sealci_service::tls::{self, Identity};
 
+use super::images::ImageArgs;
 use crate::exit::{Exit, Failure};
+use crate::serve::StorageArgs;
 
 /// What every listener has.
 #[derive(Debug, Default, Args)]
@@ -186,6 +188,11 @@ pub struct ControllerArgs {
     pub git: GitArgs,
     #[command(flatten)]
     pub repositories: RepositoriesArgs,
+    #[command(flatten)]
+    pub storage: StorageArgs,
+    /// Where agents reach this REST API, https://ci.example.org:8420 [default: --listen, where that is loopback]
+    #[arg(long, value_name = "URL", env = "SEALCI_AGENTS_URL")]
+    pub agents_url: Option<String>,
     /// How long an agent may be silent before its attempts are lost
     #[arg(long, value_name = "MILLISECONDS", default_value = "60000", hide = true)]
     pub lost_after_ms: u64,
@@ -281,6 +288,8 @@ pub struct AgentServeArgs {
     /// What is not acknowledged for so long is sent again
     #[arg(long, value_name = "MILLISECONDS", default_value = "10000", hide = true)]
     pub resend_ms: u64,
+    #[command(flatten)]
+    pub images: ImageArgs,
     #[command(flatten)]
     pub git: GitArgs,
 }

@@ -13,37 +13,20 @@
 //! descriptors of its own (`exec 9>lock`) lasts. The init holds both ends open and never waits on them: who meddles with
 //! them confuses the account of that one action, nothing else.
 
-use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{OpenOptionsExt, chown};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
-use sealci_guest::wire::Start;
-
+use crate::failure::{Failure, While};
 use crate::sys;
-
-/// So that a shell is found even where the action's environment says nothing.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-/// Commands write this much ahead of the init.
-const LOG_PIPE_BYTES: i32 = 1 << 20;
 
 /// A question is a number and a line feed; whoever writes longer lines is not the driver.
 const LONGEST_QUESTION_BYTES: usize = 16;
 
-/// The shell and what is shared with it.
-pub struct Shell {
-    pub pid: i32,
-    /// What the commands write to either of their outputs.
-    pub log: File,
-    /// Keeps the log from ever hanging up, so that its being empty is all there is to know.
-    _log_writer: io::PipeWriter,
+/// The commands, and how their shell is led through them.
+pub struct Script {
     ask: File,
     answer: File,
     partial_question: Vec<u8>,
@@ -53,80 +36,19 @@ pub struct Shell {
     owner: Option<(u32, u32)>,
 }
 
-/// What could not be done to start the shell.
-#[derive(Debug)]
-pub struct ShellError {
-    doing: String,
-    source: io::Error,
-}
-
-impl std::fmt::Display for ShellError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "cannot {}: {}", self.doing, self.source)
-    }
-}
-
-trait While<T> {
-    fn doing(self, what: impl FnOnce() -> String) -> Result<T, ShellError>;
-}
-
-impl<T> While<T> for io::Result<T> {
-    fn doing(self, what: impl FnOnce() -> String) -> Result<T, ShellError> {
-        self.map_err(|source| ShellError { doing: what(), source })
-    }
-}
-
-impl Shell {
-    /// Starts the shell; its first question comes before the first command.
-    pub fn start(start: Start) -> Result<Self, ShellError> {
-        let folder = PathBuf::from(OsStr::from_bytes(&start.scratch));
-        let owner = start.user.map(|user| (user.uid, user.gid));
+impl Script {
+    /// Puts down what the shell is to run, in a folder that is nobody else's.
+    pub fn write(commands: Vec<String>, folder: PathBuf, owner: Option<(u32, u32)>) -> Result<Self, Failure> {
         let in_folder = |what: &str| format!("{what} in {}", folder.display());
         let (ask, answer) = make_fifos(&folder, owner).doing(|| in_folder("make the control files"))?;
-        let driver = folder.join("driver");
-        write_for(&driver, driver_script(&folder, start.commands.len()).as_bytes(), owner)
+        write_for(&folder.join("driver"), driver_script(&folder, commands.len()).as_bytes(), owner)
             .doing(|| in_folder("write the driver"))?;
-        let (log, log_writer) = io::pipe().doing(|| "make a pipe".to_owned())?;
-        sys::enlarge_pipe(log.as_fd(), LOG_PIPE_BYTES);
-        sys::set_nonblocking(log.as_fd()).doing(|| "set up a pipe".to_owned())?;
+        Ok(Self { ask, answer, partial_question: Vec::new(), commands, written: 0, folder, owner })
+    }
 
-        let mut command = Command::new(&start.shell);
-        let standard_output = log_writer.try_clone().doing(|| "copy a pipe".to_owned())?;
-        let standard_error = log_writer.try_clone().doing(|| "copy a pipe".to_owned())?;
-        command
-            .arg("-e")
-            .arg("-c")
-            .arg(format!(". {}", quoted(&driver)))
-            // What the shell's own messages begin with.
-            .arg(&start.shell)
-            .env_clear()
-            .env("PATH", DEFAULT_PATH)
-            .envs(start.env)
-            .current_dir(OsStr::from_bytes(&start.workdir))
-            .stdin(Stdio::null())
-            .stdout(standard_output)
-            .stderr(standard_error)
-            .process_group(0);
-        if let Some(user) = start.user {
-            // std drops supplementary groups with the user, where it may.
-            command.gid(user.gid).uid(user.uid);
-        }
-        sys::make_ordinary(&mut command);
-        let workdir = OsStr::from_bytes(&start.workdir).display();
-        let child = command.spawn().doing(|| format!("start the shell `{}` in {workdir}", start.shell))?;
-        let pid = i32::try_from(child.id()).unwrap_or(i32::MAX);
-        Ok(Self {
-            pid,
-            log: File::from(std::os::fd::OwnedFd::from(log)),
-            _log_writer: log_writer,
-            ask,
-            answer,
-            partial_question: Vec::new(),
-            commands: start.commands,
-            written: 0,
-            folder,
-            owner,
-        })
+    /// What the shell gets as its `-c`.
+    pub fn line(&self) -> String {
+        format!(". {}", quoted(&self.folder.join("driver")))
     }
 
     pub fn command_count(&self) -> usize {
@@ -155,7 +77,7 @@ impl Shell {
     }
 
     /// Puts down the text of the next command, so that the driver may go on to it.
-    pub fn write_command(&mut self, index: usize) -> Result<(), ShellError> {
+    pub fn write_command(&mut self, index: usize) -> Result<(), Failure> {
         // A meddler's extra question finds the file in its place already.
         if index < self.written {
             return Ok(());
@@ -167,7 +89,7 @@ impl Shell {
     }
 
     /// Puts an exit in a command's place. A shell that has not begun to read it never will.
-    pub fn write_exit(&mut self, index: usize) -> Result<(), ShellError> {
+    pub fn write_exit(&mut self, index: usize) -> Result<(), Failure> {
         if index >= self.commands.len() {
             return Ok(());
         }

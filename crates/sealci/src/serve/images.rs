@@ -1,0 +1,134 @@
+//! The flags about images: where they come from, how much of the disk they may take, and what may be done in them.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::{env, fs, io};
+
+use clap::Args;
+use sealci_agent::executor::Executor;
+use sealci_agent::executor::container::{ContainerExecutor, ContainerOptions};
+
+use sealci_agent::executor::sealed::Sealer;
+use sealci_image::{Credentials, ImageStore, Registries, StoreOptions};
+use sealci_sandbox::Capability;
+use sealci_service::problem::chain;
+
+use crate::exit::{Exit, Failure};
+
+#[derive(Debug, Default, Clone, Args)]
+#[command(next_help_heading = "Images")]
+pub struct ImageArgs {
+    /// The disk that unpacked images may take; those used longest ago go first [default: 20 GiB]
+    #[arg(long, value_name = "BYTES")]
+    pub images_budget_bytes: Option<u64>,
+    /// The folder below which `oci:NAME` and `docker-archive:NAME` are found [default: there are none]
+    #[arg(long, value_name = "DIR", env = "SEALCI_IMAGES_FOLDER")]
+    pub images_folder: Option<PathBuf>,
+    /// A registry that is asked before another, such as docker.io=mirror.example.org; may be given several times
+    #[arg(long, value_name = "REGISTRY=MIRROR")]
+    pub registry_mirror: Vec<String>,
+    /// A registry that is spoken to without TLS, such as localhost:5000; may be given several times
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub insecure_registry: Vec<String>,
+    /// The logins of registries, as `docker login` writes them [default: ~/.docker/config.json, if there is one]
+    #[arg(long, value_name = "FILE", env = "SEALCI_REGISTRY_LOGINS")]
+    pub registry_logins: Option<PathBuf>,
+    /// The authority of registries' certificates, PEM, besides those that this system trusts
+    #[arg(long, value_name = "FILE", env = "SEALCI_REGISTRY_CA")]
+    pub registry_ca: Option<PathBuf>,
+    /// What root in an image may do to the image's own files and processes: chown, dac_override, fowner, kill, setgid or setuid;
+    /// may be given several times [default: nothing]
+    #[arg(long, value_name = "NAME", value_parser = capability)]
+    pub container_capability: Vec<Capability>,
+}
+
+fn capability(name: &str) -> Result<Capability, String> {
+    Capability::parse(name).ok_or_else(|| {
+        let names = Capability::ALL.map(Capability::as_str);
+        format!("it is one of {}", names.join(", "))
+    })
+}
+
+/// Where images come from and are kept.
+#[derive(Debug, Clone)]
+pub struct ImageOffer {
+    folder: PathBuf,
+    store: StoreOptions,
+    capabilities: Vec<Capability>,
+}
+
+impl ImageArgs {
+    /// Reads the files that are named. `folder` is where images are kept.
+    pub fn offer(&self, folder: PathBuf) -> Result<ImageOffer, Failure> {
+        let mut registries = Registries { credentials: self.logins()?, ..Registries::default() };
+        for text in &self.registry_mirror {
+            let (registry, mirror) =
+                text.split_once('=').filter(|(registry, _)| !registry.is_empty()).ok_or_else(|| {
+                    Failure::usage(format!(
+                        "--registry-mirror {text}: say REGISTRY=MIRROR, such as docker.io=mirror.example.org"
+                    ))
+                })?;
+            registries.mirrors.entry(registry.to_owned()).or_default().push(mirror.to_owned());
+        }
+        registries.insecure.extend(self.insecure_registry.iter().cloned());
+        if let Some(path) = &self.registry_ca {
+            registries.authorities = sealci_service::tls::read_authority(path)
+                .map_err(|error| Failure::of_error(Exit::Usage, "--registry-ca", &error))?;
+        }
+        let usual = StoreOptions::default();
+        let store = StoreOptions {
+            budget_bytes: self.images_budget_bytes.unwrap_or(usual.budget_bytes),
+            images_folder: self.images_folder.clone(),
+            registries,
+            ..usual
+        };
+        Ok(ImageOffer { folder, store, capabilities: self.container_capability.clone() })
+    }
+
+    fn logins(&self) -> Result<Credentials, Failure> {
+        let usual = || env::home_dir().map(|home| home.join(".docker/config.json"));
+        let Some(path) = self.registry_logins.clone().or_else(usual) else {
+            return Ok(Credentials::default());
+        };
+        let name = || format!("--registry-logins {}", path.display());
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.registry_logins.is_none() => {
+                return Ok(Credentials::default());
+            }
+            Err(error) => return Err(Failure::of_error(Exit::Usage, name(), &error)),
+        };
+        Credentials::from_docker_config(&text).map_err(|error| Failure::of_error(Exit::Usage, name(), &error))
+    }
+}
+
+impl ImageOffer {
+    /// What runs actions in images. The error is for a person. Blocks for a moment.
+    pub fn executor(&self, sealer: Sealer) -> Result<Arc<dyn Executor>, String> {
+        fs::create_dir_all(&self.folder)
+            .map_err(|error| format!("cannot make the folder {}: {error}", self.folder.display()))?;
+        let store = ImageStore::open(&self.folder, self.store.clone()).map_err(|error| chain(&error))?;
+        let options = ContainerOptions {
+            layers: Some(self.folder.clone()),
+            capabilities: self.capabilities.clone(),
+            copies_layers: false,
+        };
+        let images = Arc::new(store);
+        let executor = ContainerExecutor::new(sealer, images, options).map_err(|error| error.message())?;
+        if let Some(problem) = executor.stacking_problem() {
+            tracing::warn!(problem, "the layers of images are copied for each action");
+        }
+        Ok(Arc::new(executor))
+    }
+}
+
+/// Where a user's own runs keep images: `$XDG_CACHE_HOME/sealci/images`.
+pub fn cached_images() -> Result<PathBuf, Failure> {
+    let absolute = |path: PathBuf| path.is_absolute().then_some(path);
+    let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from).and_then(absolute);
+    let cache = cache.or_else(|| env::home_dir().map(|home| home.join(".cache")));
+    let cache = cache.ok_or_else(|| {
+        Failure::infrastructure("there is no folder to keep images in").help("set $XDG_CACHE_HOME or $HOME")
+    })?;
+    Ok(cache.join("sealci/images"))
+}

@@ -1,0 +1,149 @@
+//! Passes files on: from one action to the next, from one pipeline to a later one, to people. In separate processes, in the
+//! sandbox and, without one, in no isolation at all.
+
+// All of this is test code: what cannot be had ends the test.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+
+use sealci_tests::{Installation, Part, Repository, action, both};
+
+const MANIFEST: &str = r#"name: files
+actions:
+  build:
+    cache:
+      - {key: "k-${{ hash('lock') }}", restore: ["k-"], paths: [~/.store, "kept/**", "!kept/not"]}
+    commands:
+      - cat kept/when ~/.store/when 2>/dev/null || echo cold
+      - mkdir -p kept ~/.store out/deep
+      - date +%s%N | tee kept/when > ~/.store/when; echo no > kept/not
+      - echo hello > out/deep/hello; ln -s deep/hello out/link; chmod 750 out/deep/hello
+    artifacts: {paths: [out, absent.txt]}
+  test:
+    uses: [build]
+    commands:
+      - cat .sealci/artifacts/build/out/link
+      - test "$(stat -c %a .sealci/artifacts/build/out/deep/hello)" = 750
+      - test ! -e out
+      - |
+        cat > junit.xml <<X
+        <testsuite name="suite">
+          <testcase name="passes"/>
+          <testcase name="fails" classname="c"><failure message="left is not right">more</failure></testcase>
+        </testsuite>
+        X
+      - exit 3
+    artifacts: {paths: [junit.xml], when: failed}
+    reports: {junit: ["*.xml", "no/such.xml"]}
+"#;
+
+fn repository(installation: &Installation, name: &str) -> Repository {
+    let repository = Repository::with_manifest(installation.scratch(name), MANIFEST);
+    repository.write("lock", "1");
+    repository.commit("Lock");
+    repository
+}
+
+/// Runs it at its newest revision; returns the pipeline's number and what `build` found of former ones.
+fn run(installation: &Installation, repository: &Repository) -> (String, String) {
+    let output = installation.sealci(&["submit", &repository.path.display().to_string(), "--follow"]);
+    assert_eq!(output.status.code(), Some(1), "{}", both(&output));
+    let number = installation.json(&["list"])["pipelines"][0]["number"].to_string();
+    let log = installation.text(&number, "build");
+    let found = log.lines().filter(|line| !line.starts_with("sealci: ")).collect();
+    (number, found)
+}
+
+/// How many caches were restored, or kept, by an action with this log.
+fn lines(log: &str, what: &str) -> usize {
+    let is_one = |line: &&str| line.starts_with("sealci: cache `") && line.contains(&format!(" {what}: "));
+    log.lines().filter(is_one).count()
+}
+
+#[test]
+fn files_pass_between_actions_pipelines_and_people() {
+    let installation = Installation::start();
+    let repository = repository(&installation, "repository");
+    let (number, found) = run(&installation, &repository);
+    assert_eq!(found, "cold");
+    let pipeline = installation.finished(&number);
+    assert_eq!(action(&pipeline, "build")["outcome"]["kind"], "succeeded", "{pipeline}");
+    assert_eq!(action(&pipeline, "test")["outcome"]["exit_code"], 3, "all before the last command held");
+    assert!(
+        installation.text(&number, "test").contains("\nhello\n"),
+        "{}",
+        installation.text(&number, "test")
+    );
+    let log = installation.text(&number, "build");
+    assert!(log.contains("sealci: artifacts: nothing matches `absent.txt`"), "{log}");
+
+    // What the tests said is shown, although the action failed.
+    let shown = both(&installation.sealci(&["show", &number]));
+    for part in ["fails", "left is not right"] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+
+    // People get at the files of both, as they were.
+    let listed = both(&installation.sealci(&["artifact", "list", &number]));
+    assert!(listed.contains("build") && listed.contains("test"), "{listed}");
+    let folder = installation.scratch("downloaded");
+    let output = folder.display().to_string();
+    let downloaded = installation.sealci(&["artifact", "download", &number, "--output", &output]);
+    assert_eq!(downloaded.status.code(), Some(0), "{}", both(&downloaded));
+    assert_eq!(fs::read_to_string(folder.join("build/out/deep/hello")).unwrap(), "hello\n");
+    assert_eq!(fs::read_link(folder.join("build/out/link")).unwrap().to_str(), Some("deep/hello"));
+    assert!(fs::read_to_string(folder.join("test/junit.xml")).unwrap().contains("left is not right"));
+
+    // The same lock: the very entry. Another one: the newest that begins alike, and an entry of its own.
+    repository.write("other", "x");
+    repository.commit("Change something");
+    let (second, found) = run(&installation, &repository);
+    assert!(!found.contains("cold") && found.len() == 38, "what was cached, twice: {found}");
+    let log = installation.text(&second, "build");
+    assert_eq!((lines(&log, "restored"), lines(&log, "kept")), (2, 0), "{log}");
+    repository.write("lock", "2");
+    repository.commit("Change the lock");
+    let (third, again) = run(&installation, &repository);
+    assert_eq!(again, found, "the first pipeline's entry, since the second kept none");
+    let log = installation.text(&third, "build");
+    assert_eq!((lines(&log, "restored"), lines(&log, "kept")), (2, 2), "it keeps its own: {log}");
+
+    // Another repository sees none of it.
+    let other = self::repository(&installation, "other");
+    assert_eq!(run(&installation, &other).1, "cold");
+}
+
+#[test]
+fn files_that_are_kept_survive_the_services() {
+    let mut installation = Installation::start();
+    let repository = repository(&installation, "repository");
+    let (number, _) = run(&installation, &repository);
+    for part in [Part::Controller, Part::Agent, Part::Scheduler] {
+        installation.restart(part);
+    }
+    let folder = installation.scratch("downloaded");
+    let output = folder.display().to_string();
+    let asked = ["artifact", "download", &number, "--action", "build", "out/deep/hello", "--output", &output];
+    let downloaded = installation.sealci(&asked);
+    assert_eq!(downloaded.status.code(), Some(0), "{}", both(&downloaded));
+    assert_eq!(fs::read_to_string(folder.join("out/deep/hello")).unwrap(), "hello\n");
+    assert!(!folder.join("out/link").exists(), "only what was asked for");
+}
+
+#[test]
+fn without_isolation_files_pass_all_the_same() {
+    let installation = Installation::start();
+    let text = MANIFEST.replace("    cache:", "    configuration: {executor: process}\n    cache:");
+    let text = text.replace("    uses: [build]", "    configuration: {executor: process}\n    uses: [build]");
+    // The home is the agent's own: it is not for tests to fill.
+    let text = text.replace("~/.store", "kept/store");
+    let repository = Repository::with_manifest(installation.scratch("repository"), &text);
+    repository.write("lock", "1");
+    repository.commit("Lock");
+    assert_eq!(run(&installation, &repository).1, "cold");
+    repository.write("other", "x");
+    repository.commit("Change something");
+    let (number, found) = run(&installation, &repository);
+    assert!(!found.contains("cold"), "{found}");
+    assert!(installation.text(&number, "test").contains("\nhello\n"));
+}

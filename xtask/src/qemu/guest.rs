@@ -1,0 +1,166 @@
+//! Boots the guest and hears what it says; it ends with its owner.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::base::Base;
+use crate::machine;
+
+/// With virtualization it takes seconds. Some machines have a `/dev/kvm` that does not work, each in its own way.
+const KVM_BOOT: Duration = Duration::from_secs(60);
+const EMULATED_BOOT: Duration = Duration::from_secs(240);
+
+/// Lines that may wait to be read.
+const WAITING_LINES: usize = 1024;
+/// Of the console and of QEMU's own complaints.
+const LAST_LINES: usize = 40;
+
+/// A running guest.
+pub struct Guest {
+    qemu: Child,
+    lines: Receiver<String>,
+    /// It ends when QEMU closes its end.
+    reader: Option<JoinHandle<()>>,
+    console: PathBuf,
+    complaints: PathBuf,
+    /// The last that was heard.
+    heard: String,
+}
+
+/// A program that has so long, yields to all others, and ends with us: it, and all it has started and mounted.
+pub fn bounded(program: &str, patience: Duration) -> Command {
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--pdeathsig", "KILL", "nice", "-n", "19"])
+        .args(["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
+        .args(["timeout", "--kill-after=10", &patience.as_secs().to_string(), program])
+        .env("LC_ALL", "C.UTF-8")
+        .stdin(Stdio::null());
+    command
+}
+
+impl Guest {
+    /// Returns when the guest's script says that it runs.
+    pub fn boot(folder: &Path, base: &Base, payload: &Path) -> Result<Self> {
+        if fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok() {
+            match Self::boot_with("kvm", KVM_BOOT, folder, base, payload) {
+                Ok(guest) => return Ok(guest),
+                Err(_) => println!("/dev/kvm does not work here: the guest is emulated"),
+            }
+        }
+        Self::boot_with("tcg", EMULATED_BOOT, folder, base, payload)
+    }
+
+    fn boot_with(
+        accelerator: &str,
+        patience: Duration,
+        folder: &Path,
+        base: &Base,
+        payload: &Path,
+    ) -> Result<Self> {
+        let (console, complaints) = (folder.join("console.log"), folder.join("qemu.log"));
+        let _ = fs::remove_file(&console);
+        let mut qemu = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "nice", "-n", "19", "qemu-system-x86_64"])
+            .args(["-accel", accelerator, "-cpu", "max", "-smp", &processors().to_string()])
+            .args(["-m", &format!("{}M", memory_mebibytes()), "-nodefaults", "-nographic", "-no-reboot"])
+            .args(["-serial", &format!("file:{}", console.display()), "-serial", "stdio"])
+            .arg("-kernel")
+            .arg(&base.kernel)
+            .arg("-initrd")
+            .arg(&base.initrd)
+            .args([
+                "-append",
+                "root=/dev/vda rw rootfstype=ext4 console=ttyS0 init=/sealci-start quiet mitigations=off panic=-1",
+            ])
+            // Writes go into a file that QEMU makes in TMPDIR and unlinks at once.
+            .arg("-drive")
+            .arg(format!("file={},format=raw,if=virtio,snapshot=on", base.root.display()))
+            .arg("-drive")
+            .arg(format!("file={},format=raw,if=virtio,readonly=on", payload.display()))
+            .env("TMPDIR", folder)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(File::create(&complaints)?)
+            .spawn()
+            .context("cannot run qemu-system-x86_64")?;
+        let stdout = qemu.stdout.take().context("QEMU has no standard output")?;
+        let (said, lines) = mpsc::sync_channel(WAITING_LINES);
+        let reader = Some(thread::spawn(move || {
+            for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned();
+                if said.send(line).is_err() {
+                    return;
+                }
+            }
+        }));
+        let mut guest = Self { qemu, lines, reader, console, complaints, heard: String::new() };
+        loop {
+            let line = guest.next_line(patience).with_context(|| guest.last_words())?;
+            let Some(line) = line else {
+                bail!("QEMU ended before the guest was up; {}", guest.last_words())
+            };
+            if let Some(kernel) = line.strip_prefix("guest: up ") {
+                println!("the guest runs Linux {kernel}, by {accelerator}");
+                return Ok(guest);
+            }
+        }
+    }
+
+    /// The next line of the guest's report; none after QEMU's end.
+    pub fn next_line(&mut self, patience: Duration) -> Result<Option<String>> {
+        match self.lines.recv_timeout(patience) {
+            Ok(line) => {
+                self.heard.clone_from(&line);
+                Ok(Some(line))
+            }
+            Err(RecvTimeoutError::Disconnected) => Ok(None),
+            Err(RecvTimeoutError::Timeout) => {
+                bail!("the guest has said nothing for {patience:?}, and was ended")
+            }
+        }
+    }
+
+    /// For a person who wants to know why it did not go on.
+    pub fn last_words(&self) -> String {
+        let mut text = format!("its last line: `{}`", self.heard);
+        for (what, file) in [("its console", &self.console), ("QEMU", &self.complaints)] {
+            let bytes = fs::read(file).unwrap_or_default();
+            let all = String::from_utf8_lossy(&bytes).replace('\r', "");
+            let lines: Vec<_> = all.lines().filter(|line| !line.trim().is_empty()).collect();
+            if !lines.is_empty() {
+                let last = &lines[lines.len().saturating_sub(LAST_LINES)..];
+                text.push_str(&format!("\nlast of {what}:\n  {}", last.join("\n  ")));
+            }
+        }
+        text
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+        // The reader may wait for room.
+        self.lines.try_iter().for_each(drop);
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+    }
+}
+
+fn processors() -> usize {
+    thread::available_parallelism().map_or(1, usize::from).min(4)
+}
+
+/// Half of what is there: the tests' own limits are far below.
+fn memory_mebibytes() -> u64 {
+    (machine::available_memory_mebibytes() / 2).clamp(1500, 4096)
+}

@@ -1,0 +1,170 @@
+//! Runs the core of the executors' tests on stock Debian, with control groups of version 2 and nothing else, in QEMU.
+//!
+//! ```text
+//! target/qemu/
+//!   base-<key>/            kernel, initial RAM disk and root file system of Debian's packages; made once, never written
+//!   payload.tar            the test program, the helper and the guest's script; this run's, read by the guest as a disk
+//!   console.log, qemu.log  what the last run's kernel and QEMU said
+//! ```
+//!
+//! Nothing of a run stays but these: the guest writes into a file that QEMU has unlinked, and QEMU ends with this process.
+
+mod base;
+mod guest;
+mod payload;
+mod transcript;
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use base::Base;
+use guest::Guest;
+use transcript::{Said, Transcript};
+
+use crate::report::{Counts, Report};
+use crate::{machine, test, workspace};
+
+/// The tests of one user.
+#[derive(Debug)]
+struct Part {
+    name: &'static str,
+    uid: u32,
+    /// Of the test program's names those that contain one of these.
+    executors: &'static [&'static str],
+    /// And none of these.
+    without: &'static [&'static str],
+    /// What a test must not find missing in the guest.
+    required: &'static str,
+}
+
+/// What a shell and the init do by themselves, on any kernel: or what judges times, which emulation stretches.
+const NOT_CORE: &[&str] = &[
+    "::a_broken_command",
+    "::a_cancel_between",
+    "::a_failure_stops",
+    "::a_hundred_megabytes",
+    "::a_missing_shell",
+    "::a_reader_that_stops",
+    "::a_thousand_commands",
+    "::bash_runs",
+    "::both_outputs",
+    "::exit_codes",
+    "::meddling",
+    "::odd_commands",
+    "::output_belongs",
+    "::resource_use",
+    "::what_forks_while",
+];
+
+/// The core of the suite: what depends on the kernel and on its control groups, by executor, without [`NOT_CORE`].
+const PARTS: [Part; 2] = [
+    Part {
+        name: "root",
+        uid: 0,
+        executors: &["networked::", "process_in_cgroup::", "sandbox::", "sealed::", "unmapped::"],
+        // The other part's.
+        without: &["rootless_sealed::"],
+        required: "root,namespaces",
+    },
+    Part {
+        name: "user",
+        uid: 64_999,
+        executors: &["rootless::", "rootless_sealed::"],
+        without: &[],
+        required: "namespaces,rootless",
+    },
+];
+
+/// How long the guest may say nothing. A single test may take a minute, and emulation on a busy machine makes it two.
+const SILENCE: Duration = Duration::from_secs(240);
+/// How long all of it may take.
+const WHOLE: Duration = Duration::from_secs(20 * 60);
+
+/// The command `qemu`.
+pub fn command() -> Result<bool> {
+    let mut report = Report::default();
+    report.step("machine", || {
+        test::prepare_machine();
+        Ok(())
+    });
+    match machine::lacks(machine::Capability::Qemu) {
+        Some(why) => report.missing("qemu", &why, true),
+        None => step(&mut report),
+    }
+    print!("{}", report.summary());
+    Ok(report.passed())
+}
+
+/// Runs the tests in a guest, and adds them to the report.
+pub fn step(report: &mut Report) {
+    let (mut counts, mut skipped) = (Counts::default(), Vec::new());
+    report.step("qemu", || run(&mut counts, &mut skipped));
+    report.counts.add(&counts);
+    for (name, why) in skipped {
+        report.missing(&format!("test {name}"), &why, false);
+        report.counts.skipped += 1;
+    }
+}
+
+fn run(counts: &mut Counts, skipped: &mut Vec<(String, String)>) -> Result<()> {
+    let folder = Folder::enter()?;
+    let base = timed("Debian's root file system", || Base::obtain(&folder.path))?;
+    let payload = timed("the tests for it", || payload::pack(&folder.path, &PARTS))?;
+    let mut transcript = Transcript::new(PARTS.iter().map(|part| part.name));
+    let ended = timed("the guest", || {
+        let mut guest = Guest::boot(&folder.path, &base, &payload)?;
+        listen(&mut guest, &mut transcript, counts).with_context(|| guest.last_words())
+    });
+    let _ = fs::remove_file(&payload);
+    skipped.extend(transcript.skipped().map(|(name, why)| (name.to_owned(), why.to_owned())));
+    ended?;
+    transcript.verdict()
+}
+
+/// Takes what the guest says to its end.
+fn listen(guest: &mut Guest, transcript: &mut Transcript, counts: &mut Counts) -> Result<()> {
+    let until = Instant::now() + WHOLE;
+    loop {
+        let patience = SILENCE.min(until.saturating_duration_since(Instant::now()));
+        match guest.next_line(patience)? {
+            Some(line) => match transcript.take(&line) {
+                Said::ForPeople(text) => {
+                    counts.add_line(&text);
+                    println!("{text}");
+                }
+                Said::ForUs => {}
+            },
+            None => return Ok(()),
+        }
+        if Instant::now() >= until {
+            bail!("the guest was still running after {WHOLE:?}, and was ended");
+        }
+    }
+}
+
+fn timed<T>(what: &str, run: impl FnOnce() -> Result<T>) -> Result<T> {
+    let begun = Instant::now();
+    let value = run()?;
+    println!("{what}: {:.1} s", begun.elapsed().as_secs_f64());
+    Ok(value)
+}
+
+/// Where all of it lies, for one run at a time.
+struct Folder {
+    path: PathBuf,
+    /// Closing it gives the lock back.
+    _lock: File,
+}
+
+impl Folder {
+    fn enter() -> Result<Self> {
+        let path = workspace::target_folder()?.join("qemu");
+        fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        let lock = File::create(path.join("lock"))?;
+        lock.lock().context("cannot lock the folder of the guests")?;
+        Ok(Self { path, _lock: lock })
+    }
+}
