@@ -7,8 +7,9 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
-use sealci_tests::{Installation, Part, action, attempts, both, skip};
+use sealci_tests::{Installation, Part, action, attempts, both, eventually, host, skip};
 
 const BUSYBOX: &str = "/bin/busybox";
 const APPLETS: [&str; 12] =
@@ -143,7 +144,7 @@ actions:
     assert!(text.contains("sealci: service `web` is ready"), "{text}");
     assert!(text.contains("served\n"), "{text}");
     assert!(!text.contains("of the image itself"), "what services say is kept apart: {text}");
-    let processes = sealci_tests::host::processes_with("MARK=of-a-service");
+    let processes = host::processes_with("MARK=of-a-service");
     assert!(processes.is_empty(), "{processes:?}");
 
     let folder = installation.scratch("downloaded");
@@ -161,4 +162,66 @@ actions:
         assert_eq!(attempts(action(&pipeline, name)), ["errored"], "it is not tried again");
     }
     assert!(installation.text(&number, "broken").contains("dies: so it ends"));
+}
+
+/// Mounts that any process sees of the agent's folder, and control groups of its attempts.
+fn left_of(installation: &Installation) -> Vec<String> {
+    let work = installation.data().join("agent/work").display().to_string();
+    let mut left = Vec::new();
+    for process in fs::read_dir("/proc").unwrap().flatten() {
+        let mounts = fs::read_to_string(process.path().join("mountinfo")).unwrap_or_default();
+        left.extend(mounts.lines().filter(|mount| mount.contains(&work)).map(str::to_owned));
+    }
+    left.extend(host::processes_with("MARK=of-what-is-killed").iter().map(|pid| format!("process {pid}")));
+    let attempts = fs::read_dir(&work).into_iter().flatten().flatten();
+    left.extend(attempts.map(|entry| entry.path().display().to_string()));
+    left
+}
+
+#[test]
+fn an_agent_that_is_killed_at_any_moment_leaves_nothing() {
+    const KILLS: u64 = 20;
+    let Some(mut installation) = start("an_agent_that_is_killed_at_any_moment_leaves_nothing") else {
+        return;
+    };
+    let seed = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64 | 1;
+    println!("seed {seed}");
+    let mut random = seed;
+    for round in 0..KILLS {
+        let manifest = format!(
+            r#"name: killed
+actions:
+  it:
+    configuration: {{container: {{image: "docker-archive:busybox.tar", user: root}}, network: off}}
+    env: {{MARK: of-what-is-killed}}
+    services:
+      own: {{container: "docker-archive:busybox.tar", env: {{MARK: of-what-is-killed}}, ready: {{command: "true"}}}}
+    cache: [{{key: "round {round}", paths: [kept]}}]
+    commands: ["mkdir -p kept; echo {round} >kept/x; (sleep 600 &) ; sleep 0.2; echo out"]
+    artifacts: {{paths: [kept]}}
+"#
+        );
+        let number = installation.submit_manifest(&format!("repository-{round}"), &manifest);
+        // xorshift64.
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        std::thread::sleep(Duration::from_millis(random % 900));
+        installation.restart(Part::Agent);
+        let pipeline = installation.finished(&number);
+        assert_eq!(
+            pipeline["outcome"],
+            "succeeded",
+            "round {round} of seed {seed}: {}\n{}",
+            action(&pipeline, "it")["outcome"],
+            installation.text(&number, "it")
+        );
+        eventually(&format!("nothing to be left in round {round} of seed {seed}"), || {
+            let left = left_of(&installation);
+            if !left.is_empty() {
+                eprintln!("still there: {left:?}");
+            }
+            left.is_empty().then_some(())
+        });
+    }
 }
