@@ -225,3 +225,37 @@ actions:
         });
     }
 }
+
+#[test]
+fn what_is_cancelled_takes_its_services_along() {
+    let Some(installation) = start("what_is_cancelled_takes_its_services_along") else { return };
+    let manifest = r#"name: cancelled
+actions:
+  it:
+    configuration: {container: "docker-archive:busybox.tar", network: off}
+    services:
+      own: {container: "docker-archive:busybox.tar", env: {MARK: of-what-is-killed}}
+    commands: ["echo begun; sleep 600"]
+  waiting:
+    needs: []
+    configuration: {container: "docker-archive:busybox.tar", network: off}
+    services:
+      slow: {container: "docker-archive:busybox.tar", ready: {command: "echo tried; false", timeout: 600s}}
+    commands: [echo never]
+"#;
+    let repository = sealci_tests::Repository::with_manifest(installation.scratch("repository"), manifest);
+    let mut following = installation.follow(&["submit", &repository.path.display().to_string(), "--follow"]);
+    following.wait_for("begun");
+    assert!(installation.sealci(&["cancel", "1"]).status.success());
+    let pipeline = installation.finished("1");
+    for name in ["it", "waiting"] {
+        assert_eq!(action(&pipeline, name)["outcome"]["kind"], "cancelled", "{pipeline}");
+    }
+    eventually("nothing to be left", || {
+        let left = left_of(&installation);
+        if !left.is_empty() {
+            eprintln!("still there: {left:?}");
+        }
+        left.is_empty().then_some(())
+    });
+}
