@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::path::Path;
 
 use sealci_tests::{Installation, Part, Repository, action, both};
 
@@ -146,4 +147,42 @@ fn without_isolation_files_pass_all_the_same() {
     let (number, found) = run(&installation, &repository);
     assert!(!found.contains("cold"), "{found}");
     assert!(installation.text(&number, "test").contains("\nhello\n"));
+}
+
+/// Changes a byte in the middle of every file below a folder; how many those were.
+fn damage(folder: &Path) -> usize {
+    let mut damaged = 0;
+    for entry in fs::read_dir(folder).unwrap().flatten() {
+        if entry.file_type().unwrap().is_dir() {
+            damaged += damage(&entry.path());
+            continue;
+        }
+        let mut bytes = fs::read(entry.path()).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 0xff;
+        fs::write(entry.path(), bytes).unwrap();
+        damaged += 1;
+    }
+    damaged
+}
+
+#[test]
+fn a_damaged_cache_is_no_cache_and_damaged_artifacts_are_an_error() {
+    let installation = Installation::start();
+    let repository = repository(&installation, "repository");
+    assert_eq!(run(&installation, &repository).1, "cold");
+    let objects = installation.data().join("objects");
+    assert!(damage(&objects) >= 4, "two parts of a cache, artifacts of two actions");
+    repository.write("other", "x");
+    repository.commit("Change something");
+    let (number, found) = run(&installation, &repository);
+    assert_eq!(found, "cold", "{}", installation.text(&number, "build"));
+    let log = installation.text(&number, "build");
+    assert!(log.contains("sealci: the cache is left out") && log.contains("it is damaged"), "{log}");
+    // Whoever downloads what was damaged is told so, and gets nothing of it.
+    let folder = installation.scratch("downloaded");
+    let output = folder.display().to_string();
+    let downloaded =
+        installation.sealci(&["artifact", "download", "1", "--action", "test", "--output", &output]);
+    assert_ne!(downloaded.status.code(), Some(0), "{}", both(&downloaded));
 }
