@@ -18,12 +18,13 @@ actions:
       - cat kept/when ~/.store/when 2>/dev/null || echo cold
       - mkdir -p kept ~/.store out/deep
       - date +%s%N | tee kept/when > ~/.store/when; echo no > kept/not
-      - echo hello > out/deep/hello; ln -s deep/hello out/link; chmod 750 out/deep/hello
+      - echo hello > out/deep/hello; ln -s deep/hello out/link; ln -s /etc/passwd out/away; chmod 750 out/deep/hello
     artifacts: {paths: [out, absent.txt]}
   test:
     uses: [build]
     commands:
       - cat .sealci/artifacts/build/out/link
+      - test "$(readlink .sealci/artifacts/build/out/away)" = /etc/passwd
       - test "$(stat -c %a .sealci/artifacts/build/out/deep/hello)" = 750
       - test ! -e out
       - |
@@ -93,6 +94,8 @@ fn files_pass_between_actions_pipelines_and_people() {
     assert_eq!(downloaded.status.code(), Some(0), "{}", both(&downloaded));
     assert_eq!(fs::read_to_string(folder.join("build/out/deep/hello")).unwrap(), "hello\n");
     assert_eq!(fs::read_link(folder.join("build/out/link")).unwrap().to_str(), Some("deep/hello"));
+    assert!(fs::symlink_metadata(folder.join("build/out/away")).is_err(), "it leads out");
+    assert!(both(&downloaded).contains("out/away -> /etc/passwd"), "{}", both(&downloaded));
     assert!(fs::read_to_string(folder.join("test/junit.xml")).unwrap().contains("left is not right"));
 
     // The same lock: the very entry. Another one: the newest that begins alike, and an entry of its own.

@@ -19,7 +19,7 @@ use crate::exit::{Exit, Failure};
 use crate::format;
 use crate::output;
 use crate::terminal::{Terminal, one_line};
-use crate::unpack::{self, Said, UnpackError};
+use crate::unpack::{self, Said, UnpackError, Unpacked};
 
 /// Pieces of a download that may wait for the disk.
 const PIECES_AHEAD: usize = 16;
@@ -76,6 +76,8 @@ struct Downloaded {
     action: String,
     to: String,
     files: u64,
+    /// Links that lead out of the folder.
+    left_out: Vec<String>,
 }
 
 pub async fn list(args: ArtifactListArgs, terminal: Terminal) -> Result<Exit, Failure> {
@@ -146,7 +148,11 @@ pub async fn download(args: ArtifactDownloadArgs) -> Result<Exit, Failure> {
 
 fn words(one: &Downloaded) -> String {
     let files = if one.files == 1 { "file" } else { "files" };
-    format!("{}: {} {files} in {}\n", one_line(&one.action), one.files, one.to)
+    let mut words = format!("{}: {} {files} in {}\n", one_line(&one.action), one.files, one.to);
+    for link in &one.left_out {
+        words.push_str(&format!("  left out, since it leads out of there: {}\n", one_line(link)));
+    }
+    words
 }
 
 /// Downloads one artifact, while it is unpacked.
@@ -162,17 +168,18 @@ async fn one(
     let to = place(artifact, args);
     let shown = to.display().to_string();
     let (wanted, packed) = (args.paths.clone(), args.archive);
-    let (digest, files, unpacked) = (artifact.digest.clone(), artifact.files, artifact.unpacked_bytes);
-    let files = flow(server, response.into_inner_stream(), &shown, move |reader| {
+    let (digest, files, bytes) = (artifact.digest.clone(), artifact.files, artifact.unpacked_bytes);
+    let unpacked = flow(server, response.into_inner_stream(), &shown, move |reader| {
         if packed {
-            return save(reader, &digest, &to);
+            return save(reader, &digest, &to).map(|files| Unpacked { files, left_out: Vec::new() });
         }
         let said =
-            Said { digest: &digest, files: files.unsigned_abs(), unpacked_bytes: unpacked.unsigned_abs() };
+            Said { digest: &digest, files: files.unsigned_abs(), unpacked_bytes: bytes.unsigned_abs() };
         unpack::unpack(reader, &said, &to, |name| is_wanted(name, &wanted))
     })
     .await?;
-    Ok(Downloaded { action: artifact.action_name.clone(), to: shown, files })
+    let Unpacked { files, left_out } = unpacked;
+    Ok(Downloaded { action: artifact.action_name.clone(), to: shown, files, left_out })
 }
 
 /// Hands what comes to who works on it, on a thread of their own; `what` is what comes, for people.
@@ -239,7 +246,7 @@ async fn few(
         fetch(server, artifact, file, &to).await?;
     }
     let (action, to) = (artifact.action_name.clone(), to.display().to_string());
-    Ok(Some(Downloaded { action, to, files: files.len() as u64 }))
+    Ok(Some(Downloaded { action, to, files: files.len() as u64, left_out: Vec::new() }))
 }
 
 async fn fetch(server: &Server, artifact: &Artifact, file: &ArtifactFile, to: &Path) -> Result<(), Failure> {

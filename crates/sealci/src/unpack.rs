@@ -41,13 +41,24 @@ pub struct Said<'a> {
     pub unpacked_bytes: u64,
 }
 
-/// Unpacks the entries that are wanted; how many files those were.
+/// What came of an archive.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Unpacked {
+    pub files: u64,
+    /// Symbolic links that lead out of the folder, which are not made: `name -> target`. The first of them.
+    pub left_out: Vec<String>,
+}
+
+/// How many of those are named.
+const MOST_NAMED: usize = 20;
+
+/// Unpacks the entries that are wanted.
 pub fn unpack(
     archive: impl Read,
     said: &Said<'_>,
     root: &Path,
     is_wanted: impl Fn(&str) -> bool,
-) -> Result<u64, UnpackError> {
+) -> Result<Unpacked, UnpackError> {
     let unusable = |error| UnpackError::Root(root.display().to_string(), error);
     std::fs::create_dir_all(root).map_err(unusable)?;
     let root: OwnedFd = File::open(root).map_err(unusable)?.into();
@@ -55,7 +66,7 @@ pub fn unpack(
     let mut decoder = zstd::Decoder::new(&mut archive).map_err(UnpackError::Read)?;
     decoder.window_log_max(23).map_err(UnpackError::Read)?;
     let mut tar = tar::Archive::new(&mut decoder);
-    let (mut files, mut unpacked, mut seen) = (0, 0_u64, 0_u64);
+    let (mut files, mut unpacked, mut seen, mut left_out) = (0, 0_u64, 0_u64, Vec::new());
     for entry in tar.entries().map_err(UnpackError::Read)? {
         let mut entry = entry.map_err(UnpackError::Read)?;
         let shown = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
@@ -69,15 +80,22 @@ pub fn unpack(
             return Err(UnpackError::TooMuch);
         }
         if is_wanted(&name) {
-            put(root.as_fd(), &name, &mut entry)?;
-            files += u64::from(!entry.header().entry_type().is_dir());
+            match put(root.as_fd(), &name, &mut entry)? {
+                Put::Done => files += u64::from(!entry.header().entry_type().is_dir()),
+                Put::LeadsOut(link) if left_out.len() < MOST_NAMED => left_out.push(link),
+                Put::LeadsOut(_) => {}
+            }
         }
     }
     io::copy(&mut decoder, &mut io::sink()).map_err(UnpackError::Read)?;
     drop(decoder);
     // The index and what a reader had no need of.
     io::copy(&mut archive, &mut io::sink()).map_err(UnpackError::Read)?;
-    if archive.digest() == said.digest { Ok(files) } else { Err(UnpackError::WrongDigest) }
+    if archive.digest() == said.digest {
+        Ok(Unpacked { files, left_out })
+    } else {
+        Err(UnpackError::WrongDigest)
+    }
 }
 
 /// Copies an archive as it is; fails if it is another one.
@@ -109,7 +127,14 @@ impl<R> Hashed<R> {
 const FOLDER: OFlag =
     OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
-fn put<R: Read>(root: BorrowedFd<'_>, name: &str, entry: &mut tar::Entry<'_, R>) -> Result<(), UnpackError> {
+/// What became of an entry.
+enum Put {
+    Done,
+    /// A link that is not made.
+    LeadsOut(String),
+}
+
+fn put<R: Read>(root: BorrowedFd<'_>, name: &str, entry: &mut tar::Entry<'_, R>) -> Result<Put, UnpackError> {
     let fail = |error: io::Error| UnpackError::Write(name.to_owned(), error);
     let (folders, last) = name.rsplit_once('/').unwrap_or(("", name));
     let parent = folder(root, folders).map_err(fail)?;
@@ -125,7 +150,7 @@ fn put<R: Read>(root: BorrowedFd<'_>, name: &str, entry: &mut tar::Entry<'_, R>)
         EntryType::Symlink => {
             let target = target(entry);
             if !stays_inside(folders, &target) {
-                return Err(UnpackError::LeadsOut(format!("{name} -> {target}")));
+                return Ok(Put::LeadsOut(format!("{name} -> {target}")));
             }
             make_way(parent.as_fd(), last).map_err(fail)?;
             symlinkat(target.as_str(), &parent, last).map_err(|error| fail(error.into()))?;
@@ -142,7 +167,7 @@ fn put<R: Read>(root: BorrowedFd<'_>, name: &str, entry: &mut tar::Entry<'_, R>)
         }
         _ => return Err(fail(io::Error::other("it is neither file, folder nor link"))),
     }
-    Ok(())
+    Ok(Put::Done)
 }
 
 /// Writes one file below a folder; fails if it has another length.
@@ -236,7 +261,7 @@ mod tests {
         (packed, digest)
     }
 
-    fn unpacked(entries: &[(EntryType, &str, &str)], root: &Path) -> Result<u64, UnpackError> {
+    fn unpacked(entries: &[(EntryType, &str, &str)], root: &Path) -> Result<Unpacked, UnpackError> {
         let (bytes, digest) = archive(entries);
         let said = Said { digest: &digest, files: entries.len() as u64, unpacked_bytes: 1000 };
         unpack(&bytes[..], &said, root, |_| true)
@@ -254,7 +279,7 @@ mod tests {
             (Link, "hard", "a/b/c"),
         ];
         for _ in ["at first", "over what is there"] {
-            assert_eq!(unpacked(&entries, folder.path()).unwrap(), 3);
+            assert_eq!(unpacked(&entries, folder.path()).unwrap().files, 3);
             for name in ["a/b/c", "a/link", "hard"] {
                 assert_eq!(std::fs::read_to_string(folder.path().join(name)).unwrap(), "text", "{name}");
             }
@@ -273,21 +298,25 @@ mod tests {
         for entries in [
             &[(Regular, "../outside/x", "x")][..],
             &[(Regular, "/tmp/x", "x")],
-            &[(Symlink, "l", "..")],
-            &[(Symlink, "l", outside_text)],
-            &[(Symlink, "l", "a/../../outside")],
             &[(Link, "l", "../outside")],
             &[(Link, "l", "/etc/passwd")],
         ] {
             let refused = unpacked(entries, &root).unwrap_err();
             assert!(matches!(refused, UnpackError::LeadsOut(_)), "{refused}");
         }
+        // A link that leads out is left out and told; the rest comes.
+        for target in ["..", outside_text, "a/../../outside", ""] {
+            let entries = [(Symlink, "l", target), (Regular, "beside", "x")];
+            let expected = Unpacked { files: 1, left_out: vec![format!("l -> {target}")] };
+            assert_eq!(unpacked(&entries, &root).unwrap(), expected);
+            assert!(std::fs::symlink_metadata(root.join("l")).is_err());
+        }
         // A link that was there before, and one inside that an entry would go through.
         std::os::unix::fs::symlink(&outside, root.join("there")).unwrap();
         for entries in [&[(Regular, "there/x", "x")][..], &[(Symlink, "in", "sub"), (Regular, "in/x", "x")]] {
             assert!(matches!(unpacked(entries, &root).unwrap_err(), UnpackError::Write(..)));
         }
-        assert_eq!(unpacked(&[(Regular, "there", "x")], &root).unwrap(), 1, "a link is replaced");
+        assert_eq!(unpacked(&[(Regular, "there", "x")], &root).unwrap().files, 1, "a link is replaced");
         for (name, length) in [("../x", 1), ("/tmp/x", 1), ("way/x", 1), ("x", 2)] {
             std::os::unix::fs::symlink(&outside, root.join("way")).ok();
             assert!(put_file(&root, name, 0o644, length, &b"x"[..]).is_err(), "{name}");
@@ -304,7 +333,7 @@ mod tests {
         let with = |digest: &str, files: u64, unpacked_bytes: u64| {
             unpack(&bytes[..], &Said { digest, files, unpacked_bytes }, folder.path(), |name| name == "a")
         };
-        assert_eq!(with(&digest, 2, 8).unwrap(), 1, "only what is wanted");
+        assert_eq!(with(&digest, 2, 8).unwrap().files, 1, "only what is wanted");
         assert!(!folder.path().join("b").exists());
         assert!(matches!(with(&digest, 1, 8).unwrap_err(), UnpackError::TooMuch));
         assert!(matches!(with(&digest, 2, 7).unwrap_err(), UnpackError::TooMuch));
