@@ -61,6 +61,8 @@ enum Phase {
 /// Everything the init knows.
 pub struct Supervisor {
     channel: File,
+    /// Where the channel is two pipes: the one to the host.
+    output: Option<File>,
     signals: File,
     outbox: Outbox,
     inbox: Vec<u8>,
@@ -89,6 +91,7 @@ pub struct Supervisor {
 enum Source {
     Signals,
     Channel,
+    Output,
     Log,
     Question,
     Carrier,
@@ -97,12 +100,16 @@ enum Source {
 }
 
 impl Supervisor {
-    pub fn new(channel: File) -> io::Result<Self> {
-        sys::set_nonblocking(channel.as_fd())?;
+    /// `output` is given where `channel` can only be read.
+    pub fn new(channel: File, output: Option<File>) -> io::Result<Self> {
+        for end in [Some(&channel), output.as_ref()].into_iter().flatten() {
+            sys::set_nonblocking(end.as_fd())?;
+        }
         let signals =
             sys::signal_file(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT])?;
         Ok(Self {
             channel,
+            output,
             signals,
             outbox: Outbox::new(),
             inbox: Vec::new(),
@@ -175,7 +182,14 @@ impl Supervisor {
         };
         watch(Source::Signals, Watch::new(&self.signals, true, false));
         let has_news = host_listens && !self.outbox.is_empty();
-        watch(Source::Channel, Watch::new(&self.channel, host_listens, has_news));
+        match &self.output {
+            None => watch(Source::Channel, Watch::new(&self.channel, host_listens, has_news)),
+            Some(output) => {
+                watch(Source::Channel, Watch::new(&self.channel, host_listens, false));
+                // What there is to write is written at each turn.
+                watch(Source::Output, Watch::new(output, false, has_news));
+            }
+        }
         if let Some(run) = &self.run {
             watch(Source::Log, Watch::new(&run.log, takes_more, false));
             if let Some(script) = &run.script {

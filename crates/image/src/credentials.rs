@@ -19,7 +19,8 @@ pub struct Credentials {
 }
 
 #[derive(Clone)]
-pub(crate) enum Login {
+/// How somebody shows who they are.
+pub enum Login {
     Password {
         user: String,
         password: SecretString,
@@ -94,7 +95,7 @@ impl Credentials {
     }
 
     /// The most exact one for a repository.
-    pub(crate) fn login(&self, registry: &str, repository: &str) -> Option<&Login> {
+    pub fn login(&self, registry: &str, repository: &str) -> Option<&Login> {
         let mut name = format!("{registry}/{repository}");
         loop {
             if let Some(login) = self.logins.get(&name) {

@@ -18,7 +18,7 @@ mod registry;
 mod store;
 mod unpack;
 
-pub use credentials::{Credentials, CredentialsError};
+pub use credentials::{Credentials, CredentialsError, Login};
 pub use digest::{Digest, NotADigest};
 pub use error::ImageError;
 pub use image::{Image, ImageConfig, PullPolicy, Wanted};

@@ -95,6 +95,7 @@ pub async fn run(args: RunArgs, terminal: Terminal) -> Result<Exit, Failure> {
     fit::check_executors(&plan, |kind| match kind {
         ExecutorKind::Process => args.allow_process,
         ExecutorKind::Sandbox | ExecutorKind::Container => sealing.is_ok(),
+        ExecutorKind::Docker => args.images.docker_host.is_some(),
         _ => false,
     })?;
     let capacity = sealci_agent::machine_capacity();
@@ -260,6 +261,7 @@ fn agent_parts(
         allow_fake: false,
         // They outlive the run; a store is only opened where somebody needs it.
         images: if has_images { Some(args.images.offer(serve::cached_images()?)?) } else { None },
+        docker: args.images.docker_socket()?,
     };
     let (own, checkout, room) =
         (folder.join("agent"), TreeCheckout::new(snapshot_folder(folder)), args.room.limits());

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use sealci_agent::Shutdown;
 use sealci_agent::executor::cgroup::{CgroupError, Cgroups, Layout};
+use sealci_agent::executor::docker::{DockerExecutor, DockerOptions};
 use sealci_agent::executor::fake::FakeExecutor;
 use sealci_agent::executor::helper::HelperCommand;
 use sealci_agent::executor::process::ProcessExecutor;
@@ -254,6 +255,7 @@ pub fn prepare_agent(args: &AgentServeArgs, shutdown: Shutdown) -> Result<Servic
         allow_fake: args.allow_fake,
         network: true,
         images: Some(args.images.offer(own.join("images"))?),
+        docker: args.images.docker_socket()?,
     };
     let mut config = sealci_agent::Config::new(
         name,
@@ -286,6 +288,8 @@ pub struct ExecutorOffer {
     pub network: bool,
     /// Where images come from and are kept; none: no action runs in one.
     pub images: Option<ImageOffer>,
+    /// The socket of a daemon that runs containers; none: no action runs by one.
+    pub docker: Option<PathBuf>,
 }
 
 /// What runs actions, the default first: sealed where this machine lets us, else only what was allowed.
@@ -312,6 +316,15 @@ pub fn executors(offer: &ExecutorOffer, own: &Path) -> Result<Vec<Arc<dyn Execut
     });
     if let Err(why) = &sandbox {
         tracing::warn!(%why, "actions cannot be sealed here");
+    }
+    if let Some(socket) = &offer.docker {
+        let options = DockerOptions {
+            socket: socket.clone(),
+            network: offer.network,
+            ..DockerOptions::of(instance_name(own))
+        };
+        let docker = DockerExecutor::new(own, options).map_err(|error| unusable("docker", error))?;
+        executors.push(Arc::new(docker));
     }
     if offer.allow_process {
         let process = ProcessExecutor::new(own, cgroups.ok()).map_err(|error| unusable("process", error))?;

@@ -84,7 +84,7 @@ impl Programs {
     fn build() -> Result<Self> {
         // The whole workspace, so that what `cargo xtask test` has built is not built with other features once more.
         let output = workspace::cargo()
-            .args(["test", "--workspace", "--locked", "--no-run", "--test", "executor"])
+            .args(["test", "--workspace", "--locked", "--no-run"])
             .arg("--message-format=json-render-diagnostics")
             .stdin(Stdio::null())
             .stderr(Stdio::inherit())

@@ -127,7 +127,7 @@ impl Executor for ContainerExecutor {
                 stop_signal: stop_signal(&image.config.stop_signal),
                 ..start
             },
-            None => wire::Start { wrapper: wrapper(&container, &image), ..start },
+            None => wire::Start { wrapper: wrapper(&container, &image.config.entrypoint), ..start },
         };
         place.stand_by(&self.tasks, Sealed { request, spec, owner, start }, image).await
     }
@@ -203,10 +203,10 @@ fn stop_signal(text: &str) -> u8 {
 }
 
 /// The words in front of the shell.
-fn wrapper(container: &Container, image: &Image) -> Vec<String> {
+pub(super) fn wrapper(container: &Container, image_entrypoint: &[String]) -> Vec<String> {
     match &container.entrypoint {
         Entrypoint::Default => Vec::new(),
-        Entrypoint::Image => image.config.entrypoint.clone(),
+        Entrypoint::Image => image_entrypoint.to_vec(),
         Entrypoint::Words(words) => words.clone(),
     }
 }

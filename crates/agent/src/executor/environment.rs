@@ -47,13 +47,13 @@ pub(super) async fn blocking<T: Send + 'static>(
 /// where nobody waits for it any more.
 pub(super) async fn stand_by(
     tasks: &TaskTracker,
-    making: impl FnOnce() -> Result<Prepared, ExecutorError> + Send + 'static,
+    making: impl Future<Output = Result<Prepared, ExecutorError>> + Send + 'static,
     kept: impl Send + 'static,
 ) -> Result<Standby, ExecutorError> {
     let (standby, backstage) = standby();
     let (tell, told) = oneshot::channel();
     tasks.spawn(async move {
-        match blocking(making).await {
+        match making.await {
             Ok(prepared) => {
                 // Who waited may have gone; then the standby is gone as well, and the drive ends before it begins.
                 let _ = tell.send(Ok(()));
@@ -289,8 +289,8 @@ impl Environment for HostEnvironment {
     }
 }
 
-/// Kills every process that shows this in its environment. A last resort: whoever has cleared it stays.
-fn kill_by_environment(marker: &str) {
+/// Kills every process that shows this in its environment, as `NAME=value`. A last resort: whoever has cleared it stays.
+pub(super) fn kill_by_environment(marker: &str) {
     let is_marked =
         |environ: Vec<u8>| environ.split(|byte| *byte == 0).any(|entry| entry == marker.as_bytes());
     let Ok(entries) = fs::read_dir("/proc") else { return };

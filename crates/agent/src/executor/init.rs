@@ -65,7 +65,7 @@ pub(super) trait Environment: Send {
     /// Ends everything in it, the init included, without asking. May be repeated.
     fn kill(&mut self);
 
-    /// The limit that was run into so far.
+    /// The limit that was run into so far. Asked again after `clear`.
     fn limit_reached(&self) -> Option<Limit>;
 
     /// Waits for the init's end, and takes the environment down: nothing of it is left afterwards, but what the error
@@ -123,6 +123,8 @@ pub(super) async fn drive(prepared: Prepared, backstage: Backstage) {
     let limit = environment.limit_reached();
     let orderly = matches!(end, End::Told { survivors: 0, .. });
     let cleared = environment.clear(orderly).await;
+    // Some environments hear of it only with their end.
+    let limit = limit.or_else(|| environment.limit_reached());
     // What is told already stands.
     let outcome = over.unwrap_or_else(|| end.outcome(limit, wish, || environment.complaints()));
     // Nobody listens when the execution was dropped.

@@ -12,6 +12,7 @@
 
 pub mod cgroup;
 pub mod container;
+pub mod docker;
 pub mod door;
 mod environment;
 pub mod fake;
@@ -399,6 +400,8 @@ pub enum ExecutorError {
         /// For want of room on the agent's disk.
         disk_full: bool,
     },
+    #[error(transparent)]
+    Docker(#[from] docker::DockerError),
     #[error("cannot {doing}: {complaint}")]
     Helper { doing: &'static str, complaint: String },
     #[error("what it was being prepared for is over")]
@@ -420,6 +423,7 @@ impl ExecutorError {
             Self::Io { source, .. } if is_full(source) => Cause::DiskFull,
             Self::Image { disk_full: true, .. } => Cause::DiskFull,
             Self::Image { .. } => Cause::Image,
+            Self::Docker(error) => error.cause(),
             Self::Io { .. }
             | Self::Cgroup(_)
             | Self::Helper { .. }

@@ -54,7 +54,7 @@ impl Executor for ProcessExecutor {
         let guard = self.running.enter(request.attempt)?;
         let (init, cgroups, pids) = (self.init.clone(), self.cgroups.clone(), self.pids);
         let making = move || prepare(&init, cgroups.as_ref(), pids, request);
-        stand_by(&self.tasks, making, guard).await
+        stand_by(&self.tasks, blocking(making), guard).await
     }
 
     async fn sweep(&self) -> Result<(), ExecutorError> {

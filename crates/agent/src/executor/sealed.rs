@@ -233,7 +233,7 @@ impl Place {
         kept: impl Send + 'static,
     ) -> Result<Standby, ExecutorError> {
         let sealer = self.sealer.clone();
-        stand_by(tasks, move || sealer.prepare(sealed), (self, kept)).await
+        stand_by(tasks, blocking(move || sealer.prepare(sealed)), (self, kept)).await
     }
 }
 

@@ -114,7 +114,7 @@ impl Lab {
             return None;
         }
         if nix::unistd::geteuid().is_root() {
-            run_as_user(&name, relay);
+            run_as_user(&name, relay, None);
             return None;
         }
         let folder = TempDir::new().unwrap();
@@ -142,7 +142,7 @@ fn helper() -> PathBuf {
 
 /// Runs this binary's test of this name as an ordinary user, to whom the folders that it was built in may be closed: a
 /// mount namespace shows it where it is open. `/dev/net/tun` is there for everyone, as udev makes it.
-fn run_as_user(name: &str, relay: Option<RelayKind>) {
+pub fn run_as_user(name: &str, relay: Option<RelayKind>, given: Option<(&str, String)>) {
     let open = TempDir::new().unwrap();
     std::fs::set_permissions(open.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     for file in ["test", "helper"] {
@@ -170,6 +170,7 @@ fn run_as_user(name: &str, relay: Option<RelayKind>) {
         .env(HELPER, open.path().join("helper"))
         .env(images::GIVEN, open.path().join("image"))
         .envs(outside.as_ref().map(Outside::variable))
+        .envs(given)
         .env_remove("SEALCI_SKIPS")
         .current_dir("/")
         .output();

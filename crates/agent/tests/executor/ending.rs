@@ -233,6 +233,7 @@ pub async fn nothing_outlives_a_killed_agent(lab: &Lab) {
     }
     let mut victim = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", &name, "--nocapture", "--test-threads=1"])
+        .envs(lab.given.iter().cloned())
         .env(TEST, format!("trap '' TERM HUP\n{DAEMONS}echo up; while :; do sleep 1000; done"))
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -251,7 +252,7 @@ pub async fn nothing_outlives_a_killed_agent(lab: &Lab) {
     victim.wait().unwrap();
     eventually("everything ends with the agent", || processes_of(attempt).is_empty());
     eventually("all mounts go with it", || !mentioned_in_any_mounts(&attempt.to_string()));
-    if lab.limits {
+    if !lab.cgroup_folders.is_empty() {
         // Another agent that starts meanwhile may clear up as well.
         let next = Cgroups::open(Layout::detect().unwrap(), &instance).unwrap();
         next.sweep().unwrap();

@@ -41,6 +41,8 @@ pub struct Lab {
     pub shown: TempDir,
     /// What `container` runs.
     pub images: Arc<TestImages>,
+    /// Variables for this test's own processes.
+    pub given: Vec<(&'static str, String)>,
 }
 
 impl Lab {
@@ -153,7 +155,7 @@ impl Lab {
         let limits = groups.is_some();
         let (cgroup_folders, instance) = groups.unwrap_or_else(|| (Vec::new(), "none".to_owned()));
         let (shown, images) = (TempDir::new().unwrap(), Arc::new(TestImages::empty()));
-        Self { executor, folder, limits, cgroup_folders, instance, shown, images }
+        Self { executor, folder, limits, cgroup_folders, instance, shown, images, given: Vec::new() }
     }
 
     pub fn request<C: Into<String>>(&self, commands: impl IntoIterator<Item = C>) -> ExecutionRequest {

@@ -5,6 +5,8 @@
 mod as_user;
 mod behaviour;
 mod containers;
+mod daemons;
+mod dockers;
 mod doors;
 mod ending;
 mod images;
@@ -39,7 +41,7 @@ macro_rules! executors {
 }
 
 executors! {
-    process, process_in_cgroup, sandbox, rootless, container, rootless_container;
+    process, process_in_cgroup, sandbox, rootless, container, rootless_container, docker;
     crate::behaviour::exit_codes_are_the_shells as exit_codes_are_the_shells,
     crate::behaviour::one_shell_runs_all_commands as one_shell_runs_all_commands,
     crate::behaviour::a_failure_stops_what_follows as a_failure_stops_what_follows,
@@ -165,6 +167,32 @@ executors! {
 executors! {
     container_stored, rootless_container_stored;
     crate::containers::images_come_from_the_store as images_come_from_the_store,
+}
+
+executors! {
+    docker_own;
+    crate::dockers::a_daemon_says_what_it_is as a_daemon_says_what_it_is,
+    crate::dockers::it_is_sealed as it_is_sealed,
+    crate::dockers::nothing_is_left_with_the_daemon as nothing_is_left_with_the_daemon,
+    crate::dockers::a_sweep_takes_what_is_its_own as a_sweep_takes_what_is_its_own,
+    crate::dockers::a_killed_agents_containers_go_by_themselves as a_killed_agents_containers_go_by_themselves,
+    crate::dockers::images_have_users as images_have_users,
+    crate::dockers::an_image_says_how_it_is_run as an_image_says_how_it_is_run,
+    crate::dockers::an_image_that_is_not_to_be_had_is_told as an_image_that_is_not_to_be_had_is_told,
+    crate::dockers::a_daemon_that_is_not_there_is_told as a_daemon_that_is_not_there_is_told,
+    crate::dockers::the_network_is_the_agents_own as the_network_is_the_agents_own,
+    crate::dockers::a_daemon_that_dies_takes_nobody_along as a_daemon_that_dies_takes_nobody_along,
+    crate::sealing::the_workspace_stays_the_agents as the_workspace_stays_the_agents,
+    crate::sealing::nothing_of_the_host_is_changed as nothing_of_the_host_is_changed,
+    crate::sealing::nothing_is_left as nothing_is_left,
+    crate::sealing::the_init_is_out_of_reach as the_init_is_out_of_reach,
+}
+
+executors! {
+    docker_as_user;
+    crate::dockers::images_have_users as images_have_users,
+    crate::behaviour::a_standby_sees_what_came_after_it as a_standby_sees_what_came_after_it,
+    crate::behaviour::an_abandoned_standby_leaves_nothing as an_abandoned_standby_leaves_nothing,
 }
 
 executors! {

@@ -36,7 +36,7 @@ impl Supervisor {
         if matches!(self.phase, Phase::Abandoned { .. }) {
             return false;
         }
-        match self.outbox.flush(&self.channel) {
+        match self.outbox.flush(self.output.as_ref().unwrap_or(&self.channel)) {
             Ok(()) => true,
             Err(_) => {
                 self.abandon();

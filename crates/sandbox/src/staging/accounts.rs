@@ -40,7 +40,12 @@ impl User {
     /// Reads `user`, `uid`, `user:group` or `uid:gid`; nothing is root.
     pub fn find(tree: &Tree, text: &str) -> Result<Self, UserError> {
         let read = |place| tree.read(place, LIMIT_BYTES).unwrap_or_default();
-        find(text, &read(PASSWD), &read(GROUP))
+        Self::find_in(text, &read(PASSWD), &read(GROUP))
+    }
+
+    /// As [`User::find`], in the texts of an image's `/etc/passwd` and `/etc/group`.
+    pub fn find_in(text: &str, passwd: &str, group: &str) -> Result<Self, UserError> {
+        find(text, passwd, group)
     }
 }
 

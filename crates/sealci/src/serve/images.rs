@@ -7,6 +7,7 @@ use std::{env, fs, io};
 use clap::Args;
 use sealci_agent::executor::Executor;
 use sealci_agent::executor::container::{ContainerExecutor, ContainerOptions};
+use sealci_agent::executor::docker::socket_of;
 
 use sealci_agent::executor::sealed::Sealer;
 use sealci_image::{Credentials, ImageStore, Registries, StoreOptions};
@@ -40,6 +41,10 @@ pub struct ImageArgs {
     /// may be given several times [default: nothing]
     #[arg(long, value_name = "NAME", value_parser = capability)]
     pub container_capability: Vec<Capability>,
+    /// Docker or Podman on this machine, for actions that ask for the executor docker, such as unix:///var/run/docker.sock; with a
+    /// network they reach this machine's own addresses [default: none]
+    #[arg(long, value_name = "HOST", env = "DOCKER_HOST")]
+    pub docker_host: Option<String>,
 }
 
 fn capability(name: &str) -> Result<Capability, String> {
@@ -83,6 +88,12 @@ impl ImageArgs {
             ..usual
         };
         Ok(ImageOffer { folder, store, capabilities: self.container_capability.clone() })
+    }
+
+    /// Where the daemon listens, if one is named.
+    pub fn docker_socket(&self) -> Result<Option<PathBuf>, Failure> {
+        let socket = self.docker_host.as_deref().map(socket_of).transpose();
+        socket.map_err(|error| Failure::of_error(Exit::Usage, "--docker-host", &error))
     }
 
     fn logins(&self) -> Result<Credentials, Failure> {
