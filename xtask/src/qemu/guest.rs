@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, anyhow, bail};
 
 use super::base::Base;
 use crate::machine;
@@ -67,9 +67,11 @@ impl Guest {
     ) -> Result<Self> {
         let (console, complaints) = (folder.join("console.log"), folder.join("qemu.log"));
         let _ = fs::remove_file(&console);
+        // Emulated, these cost much, and no test is about them.
+        let processor = if accelerator == "tcg" { "max,la57=off,smap=off,smep=off" } else { "max" };
         let mut qemu = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "nice", "-n", "19", "qemu-system-x86_64"])
-            .args(["-accel", accelerator, "-cpu", "max", "-smp", &processors().to_string()])
+            .args(["-accel", accelerator, "-cpu", processor, "-smp", &processors().to_string()])
             .args(["-m", &format!("{}M", memory_mebibytes()), "-nodefaults", "-nographic", "-no-reboot"])
             .args(["-serial", &format!("file:{}", console.display()), "-serial", "stdio"])
             .arg("-kernel")
@@ -78,7 +80,7 @@ impl Guest {
             .arg(&base.initrd)
             .args([
                 "-append",
-                "root=/dev/vda rw rootfstype=ext4 console=ttyS0 init=/sealci-start quiet mitigations=off panic=-1",
+                "root=/dev/vda rw rootfstype=ext4 console=ttyS0 init=/sealci-start quiet panic=-1",
             ])
             // Writes go into a file that QEMU makes in TMPDIR and unlinks at once.
             .arg("-drive")
@@ -103,9 +105,9 @@ impl Guest {
         }));
         let mut guest = Self { qemu, lines, reader, console, complaints, heard: String::new() };
         loop {
-            let line = guest.next_line(patience).with_context(|| guest.last_words())?;
+            let line = guest.next_line(patience).map_err(|error| guest.with_last_words(&error))?;
             let Some(line) = line else {
-                bail!("QEMU ended before the guest was up; {}", guest.last_words())
+                return Err(guest.with_last_words(&anyhow!("QEMU ended before the guest was up")));
             };
             if let Some(kernel) = line.strip_prefix("guest: up ") {
                 println!("the guest runs Linux {kernel}, by {accelerator}");
@@ -128,9 +130,9 @@ impl Guest {
         }
     }
 
-    /// For a person who wants to know why it did not go on.
-    pub fn last_words(&self) -> String {
-        let mut text = format!("its last line: `{}`", self.heard);
+    /// For a person who wants to know why it did not go on, or did not as it should.
+    pub fn with_last_words(&self, error: &Error) -> Error {
+        let mut text = format!("{error:#}\nits last line: `{}`", self.heard);
         for (what, file) in [("its console", &self.console), ("QEMU", &self.complaints)] {
             let bytes = fs::read(file).unwrap_or_default();
             let all = String::from_utf8_lossy(&bytes).replace('\r', "");
@@ -140,7 +142,7 @@ impl Guest {
                 text.push_str(&format!("\nlast of {what}:\n  {}", last.join("\n  ")));
             }
         }
-        text
+        anyhow!(text)
     }
 }
 
