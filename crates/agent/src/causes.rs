@@ -1,6 +1,8 @@
-//! Writes an error and all that led to it in one line, for messages that travel without their sources.
+//! Reads errors: writes one and all that led to it in one line, for messages that travel without their sources, and tells a full
+//! disk from the rest.
 
 use std::error::Error;
+use std::io;
 
 /// The error and its causes, each once: some messages hold their cause's text already.
 pub fn with_causes(error: &dyn Error) -> String {
@@ -14,6 +16,11 @@ pub fn with_causes(error: &dyn Error) -> String {
         source = error.source();
     }
     text
+}
+
+/// Whether there was no room on the disk.
+pub fn is_disk_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use sealci_core::repository::redacted;
 use sealci_proto::agent;
 use serde::Deserialize;
 
+use crate::causes::is_disk_full;
 use crate::identity::Identity;
 
 /// What shall stand in a workspace.
@@ -83,16 +84,12 @@ impl WorkspaceError {
     /// What it means for the attempt.
     pub fn cause(&self) -> Cause {
         match self {
-            Self::Folder { source, .. } if is_full(source) => Cause::DiskFull,
+            Self::Folder { source, .. } if is_disk_full(source) => Cause::DiskFull,
             Self::Checkout { disk_full: true, .. } => Cause::DiskFull,
             Self::Malformed(_) => Cause::Unsupported,
             Self::Folder { .. } | Self::Credentials { .. } | Self::Checkout { .. } => Cause::Workspace,
         }
     }
-}
-
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 impl Source {

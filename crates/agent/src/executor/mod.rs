@@ -45,7 +45,7 @@ use sealci_core::plan::{Container, ExecutorKind, Network, Resources};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::causes::with_causes;
+use crate::causes::{is_disk_full, with_causes};
 
 /// How many events wait for a slow reader. With the largest output frame this bounds an execution's memory.
 const EVENT_CAPACITY: usize = 8;
@@ -420,7 +420,7 @@ impl ExecutorError {
     /// Whose fault it is.
     pub fn cause(&self) -> Cause {
         match self {
-            Self::Io { source, .. } if is_full(source) => Cause::DiskFull,
+            Self::Io { source, .. } if is_disk_full(source) => Cause::DiskFull,
             Self::Image { disk_full: true, .. } => Cause::DiskFull,
             Self::Image { .. } => Cause::Image,
             Self::Docker(error) => error.cause(),
@@ -437,10 +437,6 @@ impl ExecutorError {
     pub fn message(&self) -> String {
         with_causes(self)
     }
-}
-
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 #[cfg(test)]

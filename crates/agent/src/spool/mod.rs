@@ -35,6 +35,7 @@ pub use doorbell::Doorbell;
 pub use log::ReadPlace;
 pub use segment::Piece;
 
+use crate::causes::is_disk_full;
 use crate::identity::{Persistence, write_private};
 use attempt::Files;
 use journal::{Claim, JournalFile, Record};
@@ -67,9 +68,7 @@ impl SpoolError {
     pub fn is_out_of_room(&self) -> bool {
         match self {
             Self::Full { .. } => true,
-            Self::Write { source, .. } => {
-                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-            }
+            Self::Write { source, .. } => is_disk_full(source),
             _ => false,
         }
     }

@@ -9,6 +9,7 @@ use sealci_archive::{ArchiveError, ArchiveWriter, Summary};
 use tokio::io::{AsyncWriteExt, DuplexStream};
 use tokio_util::io::SyncIoBridge;
 
+use crate::causes::is_disk_full;
 use crate::executor::door::{Door, DoorError, Stored, TakeLimits, Taken};
 
 /// On its way between the environment and the thread that compresses.
@@ -32,10 +33,7 @@ pub enum FilesError {
 
 impl FilesError {
     pub fn is_disk_full(&self) -> bool {
-        let full = |error: &io::Error| {
-            matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-        };
-        matches!(self, Self::Pack(ArchiveError::Write(error)) | Self::Unpack(error) if full(error))
+        matches!(self, Self::Pack(ArchiveError::Write(error)) | Self::Unpack(error) if is_disk_full(error))
     }
 }
 

@@ -22,7 +22,7 @@ use tokio_util::io::ReaderStream;
 
 use super::junit::TestReport;
 use crate::backoff::Backoff;
-use crate::causes::with_causes;
+use crate::causes::{is_disk_full, with_causes};
 
 /// More than any answer that is no file.
 const MAX_ANSWER_BYTES: usize = 4 << 20;
@@ -79,7 +79,7 @@ impl StorageError {
     /// Whose fault it is.
     pub fn cause(&self) -> Cause {
         match self {
-            Self::File { source, .. } if is_full(source) => Cause::DiskFull,
+            Self::File { source, .. } if is_disk_full(source) => Cause::DiskFull,
             _ => Cause::Storage,
         }
     }
@@ -88,10 +88,6 @@ impl StorageError {
     pub fn message(&self) -> String {
         with_causes(self)
     }
-}
-
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// A cache's entry.
