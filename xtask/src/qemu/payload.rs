@@ -98,14 +98,14 @@ impl Programs {
             .split(|byte| *byte == b'\n')
             .filter_map(|line| serde_json::from_slice(line).ok())
             .collect();
-        let find = |name: &str| {
-            let path = messages
-                .iter()
-                .filter(|message| message["target"]["name"] == name)
-                .find_map(|message| message["executable"].as_str());
+        // A program of its own has tests of its own, which are another program of the same name.
+        let find = |name: &str, is_test: bool| {
+            let is_meant =
+                |message: &&Value| message["target"]["name"] == name && message["profile"]["test"] == is_test;
+            let path = messages.iter().filter(is_meant).find_map(|message| message["executable"].as_str());
             path.map(PathBuf::from).with_context(|| format!("cargo built no program `{name}`"))
         };
-        Ok(Self { tests: find("executor")?, helper: find("sealci-sandbox-helper")? })
+        Ok(Self { tests: find("executor", true)?, helper: find("sealci-sandbox-helper", false)? })
     }
 }
 
