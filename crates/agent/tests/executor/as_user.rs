@@ -15,6 +15,7 @@ use sealci_core::outcome::Outcome;
 use sealci_sandbox::{Relay, RelayKind};
 use tempfile::TempDir;
 
+use crate::daemons;
 use crate::images::{self, TestImages};
 use crate::lab::{Lab, PIDS, skip};
 use crate::network::Outside;
@@ -46,19 +47,43 @@ impl Lab {
         Self::rootless_sandbox(Some(RelayKind::Slirp4netns))
     }
 
+    /// `docker` of an agent that is not root's. As root this runs the same test once more as such a user, and has no lab.
+    pub fn docker_as_user() -> Option<Self> {
+        let socket = daemons::socket()?;
+        if nix::unistd::geteuid().is_root() {
+            std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o666)).unwrap();
+            let folder = std::fs::Permissions::from_mode(0o755);
+            std::fs::set_permissions(socket.parent().unwrap(), folder).unwrap();
+            let name = std::thread::current().name().unwrap_or_default().to_owned();
+            run_as_user(&name, None, Some((daemons::GIVEN, socket.display().to_string())));
+            return None;
+        }
+        Self::docker_at(&socket)
+    }
+
     /// `container` made by an ordinary user.
     pub fn rootless_container() -> Option<Self> {
-        Self::rootless_image(ContainerOptions::default())
+        Self::rootless_image(ContainerOptions::default(), None)
     }
 
     /// [`Lab::rootless_container`], for the tests that try to break out of it.
     pub fn rootless_container_sealed() -> Option<Self> {
-        Self::rootless_image(ContainerOptions::default())
+        Self::rootless_image(ContainerOptions::default(), None)
     }
 
     /// [`Lab::rootless_container`] where layers are copied.
     pub fn rootless_container_copied() -> Option<Self> {
-        Self::rootless_image(ContainerOptions { copies_layers: true, ..ContainerOptions::default() })
+        Self::rootless_image(ContainerOptions { copies_layers: true, ..ContainerOptions::default() }, None)
+    }
+
+    /// [`Lab::rootless_container`] with a way outwards, by pasta.
+    pub fn rootless_container_pasta() -> Option<Self> {
+        Self::rootless_image(ContainerOptions::default(), Some(RelayKind::Pasta))
+    }
+
+    /// [`Lab::rootless_container`] with a way outwards, by slirp4netns.
+    pub fn rootless_container_slirp4netns() -> Option<Self> {
+        Self::rootless_image(ContainerOptions::default(), Some(RelayKind::Slirp4netns))
     }
 
     /// [`Lab::rootless_container`] with a real store of images.
@@ -83,11 +108,11 @@ impl Lab {
         Some(lab)
     }
 
-    fn rootless_image(options: ContainerOptions) -> Option<Self> {
+    fn rootless_image(options: ContainerOptions, relay: Option<RelayKind>) -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
             let images = Arc::new(TestImages::new());
             let own = images.clone();
-            let mut lab = Self::rootless_with(None, move |sealer| {
+            let mut lab = Self::rootless_with(relay, move |sealer| {
                 let copies = options.copies_layers;
                 let executor = ContainerExecutor::new(sealer, own, options).unwrap();
                 assert_eq!(
@@ -101,7 +126,7 @@ impl Lab {
             lab.images = images;
             return Some(lab);
         }
-        Self::rootless_with(None, |_| unreachable!("root only starts the test anew"))
+        Self::rootless_with(relay, |_| unreachable!("root only starts the test anew"))
     }
 
     fn rootless_with(

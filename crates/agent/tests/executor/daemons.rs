@@ -181,21 +181,6 @@ impl Lab {
         Self::docker()
     }
 
-    /// `docker` of an agent that is not root's. As root this runs the same test once more as such a user, and has no lab.
-    pub fn docker_as_user() -> Option<Self> {
-        let socket = socket()?;
-        if nix::unistd::geteuid().is_root() {
-            use std::os::unix::fs::PermissionsExt;
-            std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o666)).unwrap();
-            let folder = std::fs::Permissions::from_mode(0o755);
-            std::fs::set_permissions(socket.parent().unwrap(), folder).unwrap();
-            let name = std::thread::current().name().unwrap_or_default().to_owned();
-            crate::as_user::run_as_user(&name, None, Some((GIVEN, socket.display().to_string())));
-            return None;
-        }
-        Self::docker_at(&socket)
-    }
-
     pub fn docker_at(socket: &Path) -> Option<Self> {
         let folder = TempDir::new().unwrap();
         let instance = format!("test-{}", random_action());

@@ -106,6 +106,17 @@ impl Lab {
         Self::container_with(TempDir::new().unwrap(), ContainerOptions::default(), false)
     }
 
+    /// `container` with a way outwards.
+    pub fn container_networked() -> Option<Self> {
+        let folder = TempDir::new().unwrap();
+        let (sealer, groups) = sealer_in(&folder, true, PIDS)?;
+        let images = Arc::new(TestImages::new());
+        let executor = ContainerExecutor::new(sealer, images.clone(), ContainerOptions::default()).unwrap();
+        let mut lab = Self::of(Box::new(executor), folder, Some(groups));
+        lab.images = images;
+        Some(lab)
+    }
+
     /// `container`, for the tests that try to break out of it.
     pub fn container_sealed() -> Option<Self> {
         Self::container()

@@ -227,7 +227,7 @@ executors! {
 }
 
 executors! {
-    rootless_pasta, rootless_slirp4netns;
+    rootless_pasta, rootless_slirp4netns, rootless_container_pasta, rootless_container_slirp4netns;
     crate::network::the_outside_is_reached_and_nothing_else as the_outside_is_reached_and_nothing_else,
     crate::network::binding_to_an_interface_does_not_help as binding_to_an_interface_does_not_help,
     crate::network::sandboxes_do_not_reach_each_other as sandboxes_do_not_reach_each_other,
@@ -235,7 +235,7 @@ executors! {
 }
 
 executors! {
-    networked;
+    networked, container_networked;
     crate::network::the_outside_is_reached_and_nothing_else as the_outside_is_reached_and_nothing_else,
     crate::network::sandboxes_do_not_reach_each_other as sandboxes_do_not_reach_each_other,
     crate::network::links_go_with_their_sandboxes as links_go_with_their_sandboxes,
