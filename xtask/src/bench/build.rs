@@ -19,7 +19,8 @@ impl Programs {
         let Some(folder) = std::env::var_os("SEALCI_BENCH_PROGRAMS").map(PathBuf::from) else {
             return Self::build();
         };
-        let programs = ["sealci", "floors", "commits"].map(|name| (name.to_owned(), folder.join(name)));
+        let programs =
+            ["sealci", "floors", "commits", "pull"].map(|name| (name.to_owned(), folder.join(name)));
         Ok(Self(programs.into_iter().collect()))
     }
 
@@ -27,7 +28,7 @@ impl Programs {
     fn build() -> Result<Self> {
         let output = workspace::cargo()
             .args(["build", "--release", "--locked", "--message-format=json-render-diagnostics"])
-            .args(["-p", "sealci", "-p", "sealci-agent", "-p", "sealci-service"])
+            .args(["-p", "sealci", "-p", "sealci-agent", "-p", "sealci-service", "-p", "sealci-image"])
             .args([
                 "--bin",
                 "sealci",
@@ -37,6 +38,8 @@ impl Programs {
                 "floors",
                 "--bench",
                 "commits",
+                "--bench",
+                "pull",
             ])
             .stderr(Stdio::inherit())
             .output()

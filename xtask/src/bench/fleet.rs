@@ -37,6 +37,16 @@ pub struct Fleet {
 
 impl Fleet {
     pub fn start(binary: &Path, agents: usize, shape: AgentShape) -> Result<Self> {
+        Self::start_with(binary, agents, shape, &[])
+    }
+
+    /// With more arguments for each agent.
+    pub fn start_with(
+        binary: &Path,
+        agents: usize,
+        shape: AgentShape,
+        agent_arguments: &[String],
+    ) -> Result<Self> {
         let folder = Folder::make()?;
         let data = folder.0.join("data");
         let (scheduler, scheduler_url) = Service::listening(binary, "scheduler", &folder.0, &[])?;
@@ -56,18 +66,26 @@ impl Fleet {
             requests: 0,
             folder,
         };
+        let arguments: Vec<&str> =
+            urls.into_iter().chain(agent_arguments.iter().map(String::as_str)).collect();
         for number in 0..agents {
-            let agent = fleet.start_agent(binary, number, shape, &urls)?;
+            let agent = fleet.start_agent(binary, number, shape, &arguments)?;
             fleet.agents.push(agent);
         }
         fleet.wait_for_agents(agents)?;
         Ok(fleet)
     }
 
-    fn start_agent(&self, binary: &Path, number: usize, shape: AgentShape, urls: &[&str]) -> Result<Service> {
+    fn start_agent(
+        &self,
+        binary: &Path,
+        number: usize,
+        shape: AgentShape,
+        arguments: &[&str],
+    ) -> Result<Service> {
         let name = format!("agent-{number}");
         let mut command = Command::new(binary);
-        command.arg("agent").arg("--data").arg(self.folder.0.join(&name)).args(urls);
+        command.arg("agent").arg("--data").arg(self.folder.0.join(&name)).args(arguments);
         command.arg("--enrolment-token-file").arg(self.folder.0.join("data/enrolment.token"));
         command.args(["--name", &name, "--allow-process", "--allow-fake"]);
         command.args(["--cpu-millis", &(shape.at_once * 1000).to_string()]);
@@ -234,7 +252,7 @@ impl Drop for Folder {
     }
 }
 
-/// A Git repository of ten files.
+/// A Git repository with one revision.
 #[derive(Debug)]
 pub struct Repository {
     pub path: PathBuf,
@@ -242,6 +260,7 @@ pub struct Repository {
 }
 
 impl Repository {
+    /// One of ten files.
     pub fn make(path: &Path) -> Result<Self> {
         fs::create_dir_all(path.join(".sealci"))?;
         fs::create_dir_all(path.join("src"))?;
@@ -250,10 +269,15 @@ impl Repository {
             let folder = if number < 5 { "src/" } else { "" };
             fs::write(path.join(format!("{folder}file-{number}")), format!("{number}\n").repeat(200))?;
         }
+        Self::of(path)
+    }
+
+    /// Of the files that are there.
+    pub fn of(path: &Path) -> Result<Self> {
         let mut repository = Self { path: path.to_owned(), revision: String::new() };
         repository.git(&["init", "--quiet", "--initial-branch=main"])?;
-        repository.git(&["add", "--all"])?;
-        repository.git(&["commit", "--quiet", "-m", "Ten files"])?;
+        repository.git(&["add", "--all", "--force"])?;
+        repository.git(&["commit", "--quiet", "-m", "The files"])?;
         repository.revision = repository.git(&["rev-parse", "HEAD"])?;
         Ok(repository)
     }

@@ -1,9 +1,9 @@
 //! Measures what the machine itself costs, in the same run: what no CI on it could do without.
 
 use std::fs::OpenOptions;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Lines, Read, Write};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -52,10 +52,56 @@ pub fn bare_latency(programs: &Programs, which: &str) -> Result<Option<Bare>> {
         .map(|(started_ms, finished_ms)| Bare { started_ms, finished_ms }))
 }
 
-/// Sandboxes a second, without the engine; none where they cannot be made.
-pub fn bare_sandbox_rate(programs: &Programs, count: usize, at_once: usize) -> Result<Option<f64>> {
-    let words = ["rate".to_owned(), count.to_string(), at_once.to_string()];
+/// Actions a second by one executor, without the engine; none where they cannot be made.
+pub fn bare_rate(programs: &Programs, which: &str, count: usize, at_once: usize) -> Result<Option<f64>> {
+    let words = ["rate".to_owned(), which.to_owned(), count.to_string(), at_once.to_string()];
     Ok(json_of(Command::new(programs.path("floors")?).args(words))?["per_second"].as_f64())
+}
+
+/// A floors' program that goes on: it answers with a line when it is ready, and for each line it is given.
+#[derive(Debug)]
+pub struct Floor {
+    child: Child,
+    asking: Option<ChildStdin>,
+    answers: Lines<BufReader<ChildStdout>>,
+    /// What it said when it was ready.
+    pub ready: Value,
+}
+
+impl Floor {
+    /// None where this machine does not allow it.
+    pub fn start(programs: &Programs, words: &[&str]) -> Result<Option<Self>> {
+        let mut child = Command::new(programs.path("floors")?)
+            .args(words)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot run a floor's program")?;
+        let asking = child.stdin.take();
+        let answers = BufReader::new(child.stdout.take().context("it has no output")?).lines();
+        let mut floor = Self { child, asking, answers, ready: Value::Null };
+        floor.ready = floor.answer()?;
+        Ok(floor.ready.get("skipped").is_none().then_some(floor))
+    }
+
+    /// Has it do its work once: what it tells of it.
+    pub fn once(&mut self) -> Result<Value> {
+        self.asking.as_ref().context("it is asked until it ends")?.write_all(b"\n")?;
+        self.answer()
+    }
+
+    fn answer(&mut self) -> Result<Value> {
+        let line = self.answers.next().context("a floor's program ended early")??;
+        Ok(serde_json::from_str(&line)?)
+    }
+}
+
+impl Drop for Floor {
+    fn drop(&mut self) {
+        // With its input it ends what it started, and itself.
+        drop(self.asking.take());
+        let _ = self.child.wait();
+    }
 }
 
 fn json_of(command: &mut Command) -> Result<Value> {

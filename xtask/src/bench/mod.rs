@@ -4,10 +4,13 @@
 
 mod build;
 mod client;
+mod containers;
 mod fleet;
 mod floors;
 mod host;
 mod latency;
+mod project;
+mod pull;
 mod push;
 mod rates;
 mod table;
@@ -27,7 +30,8 @@ pub struct Bench {
 }
 
 /// The measurements, in their order.
-pub const NAMES: [&str; 6] = ["latency", "push", "run", "fake", "sandbox", "log"];
+pub const NAMES: [&str; 9] =
+    ["latency", "push", "run", "fake", "sandbox", "log", "containers", "pull", "project"];
 
 pub fn run(wanted: &[&str]) -> Result<bool> {
     if let Some(unknown) = wanted.iter().find(|name| !NAMES.contains(name)) {
@@ -47,6 +51,9 @@ pub fn run(wanted: &[&str]) -> Result<bool> {
             "run" => latency::measure_run(&bench, &floors, &mut table)?,
             "sandbox" => rates::measure_sandbox(&bench, &mut table)?,
             "fake" => rates::measure_fake(&bench, &mut table)?,
+            "containers" => containers::measure(&bench, &mut table)?,
+            "pull" => pull::measure(&bench, &mut table)?,
+            "project" => project::measure(&bench, &mut table)?,
             _ => rates::measure_log(&bench, &mut table)?,
         }
     }

@@ -71,7 +71,7 @@ pub fn measure_sandbox(bench: &Bench, table: &mut Table) -> Result<()> {
     const AGENTS: usize = 4;
     const AT_ONCE: u64 = 2;
     let name = "1,000 one-command sandbox actions, 4 agents × 2 at once";
-    let bare_rate = || floors::bare_sandbox_rate(&bench.programs, 250, AGENTS * AT_ONCE as usize);
+    let bare_rate = || floors::bare_rate(&bench.programs, "sandbox", 250, AGENTS * AT_ONCE as usize);
     if bare_rate()?.is_none() {
         table.skip(name, "the sandbox cannot be made here (it needs root)");
         return Ok(());

@@ -9,6 +9,8 @@ pub enum Target {
     AtLeast(f64),
     /// At least this part of its floor.
     OfFloor(f64),
+    /// At most this part of it.
+    WithinFloor(f64),
 }
 
 /// The bare machine's figure, of the same run.
@@ -39,6 +41,7 @@ impl Row {
             Target::AtMost(limit) => self.value <= limit,
             Target::AtLeast(limit) => self.value >= limit,
             Target::OfFloor(part) => self.ratio()? >= part,
+            Target::WithinFloor(part) => self.ratio()? <= part,
         })
     }
 
@@ -48,6 +51,7 @@ impl Row {
             Some(Target::AtMost(limit)) => format!("≤ {limit:.0} {}", self.unit),
             Some(Target::AtLeast(limit)) => format!("≥ {limit:.0} {}", self.unit),
             Some(Target::OfFloor(part)) => format!("≥ {part} × floor"),
+            Some(Target::WithinFloor(part)) => format!("≤ {} × floor", number(part)),
         };
         let verdict = match self.is_reached() {
             None => "",
@@ -152,6 +156,8 @@ mod tests {
             (Target::AtLeast(51.0), false),
             (Target::OfFloor(0.5), true),
             (Target::OfFloor(0.51), false),
+            (Target::WithinFloor(0.5), true),
+            (Target::WithinFloor(0.49), false),
         ] {
             assert_eq!(row(target).is_reached(), Some(reached), "{target:?}");
         }

@@ -1,0 +1,161 @@
+//! Measures what a cache is worth to a real project: hyperfine's own tests in a Debian image, twice in fresh workspaces and
+//! without a network, the second time with the first one's cache.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+
+use super::Bench;
+use super::fleet::{AgentShape, Fleet, Folder, Repository};
+use super::latency::follow_one;
+use super::table::{Floor, Row, Table, Target, millis};
+use crate::{machine, workspace};
+
+/// A release that Debian 12's compiler builds.
+const CRATE: [&str; 2] = ["hyperfine", "1.14.0"];
+const PACKAGES: &str = "cargo,rustc,gcc,libc6-dev";
+
+/// What the crate needs, in the image: Cargo takes a dependency for changed when its files are newer, as in a checkout.
+const VENDOR: &str = "vendor";
+
+const WARM: &str = "name: warm
+actions:
+  image: {configuration: {container: \"oci:debian\", network: off}, commands: [cargo --version]}
+";
+const TESTED: &str = "name: project
+actions:
+  test:
+    configuration: {container: \"oci:debian\", network: off, resources: {cpu: 2, memory: 3GiB}}
+    cache: [{key: \"cargo-${{ hash('Cargo.lock') }}\", paths: [target]}]
+    commands: [cargo test --offline --locked]
+";
+
+pub fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
+    let name =
+        format!("{} {}: `cargo test` in a Debian image, second run, created → finished", CRATE[0], CRATE[1]);
+    if machine::find("mmdebstrap").is_none() || !machine::is_root() {
+        table.skip(name, "it needs root and mmdebstrap");
+        return Ok(());
+    }
+    let folder = Folder::make()?;
+    let images = folder.0.join("images");
+    let repository = fetch_project(&folder.0)?;
+    make_image(&images, &folder.0.join(VENDOR))?;
+    let arguments = ["--images-folder".to_owned(), images.display().to_string()];
+    let mut fleet =
+        Fleet::start_with(bench.programs.path("sealci")?, 1, AgentShape { at_once: 4 }, &arguments)?;
+    fleet.repository = repository;
+    follow_one(&mut fleet, Some(WARM))?;
+    let first = follow_one(&mut fleet, Some(TESTED))?.0.settled;
+    let second = follow_one(&mut fleet, Some(TESTED))?.0.settled;
+    table.push(Row {
+        name,
+        value: millis(second) / 1e3,
+        unit: "s",
+        target: Some(Target::WithinFloor(1.0 / 3.0)),
+        floor: Some(Floor { what: "the first run", value: millis(first) / 1e3 }),
+    });
+    Ok(())
+}
+
+/// The crate as its authors published it; what it needs goes into a folder beside it.
+fn fetch_project(folder: &Path) -> Result<Repository> {
+    let [name, version] = CRATE;
+    let asking = folder.join("asking");
+    fs::create_dir_all(asking.join("src"))?;
+    fs::write(asking.join("src/lib.rs"), "")?;
+    let manifest = format!(
+        "[package]\nname = \"asking\"\nversion = \"0.0.0\"\n[dependencies]\n{name} = \"={version}\"\n[workspace]\n"
+    );
+    fs::write(asking.join("Cargo.toml"), manifest)?;
+    run(workspace::cargo().args(["vendor", "--quiet", "--versioned-dirs"]).current_dir(&asking))?;
+    let project = folder.join("project");
+    fs::rename(asking.join(format!("vendor/{name}-{version}")), &project)?;
+    fs::remove_dir_all(&asking)?;
+    let vendor = folder.join(VENDOR);
+    run(workspace::cargo().args(["vendor", "--quiet", "--locked"]).arg(vendor).current_dir(&project))?;
+    fs::create_dir_all(project.join(".cargo"))?;
+    let sources = format!(
+        "[source.crates-io]\nreplace-with = \"vendored\"\n[source.vendored]\ndirectory = \"/{VENDOR}\"\n"
+    );
+    fs::write(project.join(".cargo/config.toml"), sources)?;
+    Repository::of(&project)
+}
+
+/// An OCI layout with the image `debian`: Debian with the compiler, and the crates over it.
+fn make_image(folder: &Path, crates: &Path) -> Result<()> {
+    let place = folder.join("debian");
+    let blobs = place.join("blobs/sha256");
+    fs::create_dir_all(&blobs)?;
+    let (lower, upper) = (folder.join("lower.tar"), folder.join("upper.tar"));
+    let suite = "bookworm";
+    run(Command::new("mmdebstrap")
+        .args(["--quiet", "--variant=minbase", "--skip=output/dev", "--format=tar"])
+        .arg(format!("--include={PACKAGES}"))
+        .arg(suite)
+        .arg(&lower))?;
+    let parent = crates.parent().context("the crates have no folder")?;
+    run(Command::new("tar").arg("-cf").arg(&upper).arg("-C").arg(parent).args([
+        "--owner=0",
+        "--group=0",
+        VENDOR,
+    ]))?;
+    let layers = [put(&blobs, lower)?, put(&blobs, upper)?];
+    let config = json!({
+        "architecture": if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" },
+        "os": "linux",
+        "config": {"Env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]},
+        "rootfs": {"type": "layers", "diff_ids": layers.iter().map(|layer| &layer.digest).collect::<Vec<_>>()},
+    });
+    let config = put_json(&blobs, &config)?;
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": config.descriptor("application/vnd.oci.image.config.v1+json"),
+        "layers": layers
+            .iter()
+            .map(|layer| layer.descriptor("application/vnd.oci.image.layer.v1.tar"))
+            .collect::<Vec<_>>(),
+    });
+    let manifest = put_json(&blobs, &manifest)?.descriptor("application/vnd.oci.image.manifest.v1+json");
+    fs::write(place.join("index.json"), json!({"schemaVersion": 2, "manifests": [manifest]}).to_string())?;
+    Ok(fs::write(place.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?)
+}
+
+struct Blob {
+    digest: String,
+    size: u64,
+}
+
+impl Blob {
+    fn descriptor(&self, media_type: &str) -> serde_json::Value {
+        json!({"mediaType": media_type, "digest": self.digest, "size": self.size})
+    }
+}
+
+/// Moves a file to where its content says.
+fn put(blobs: &Path, file: PathBuf) -> Result<Blob> {
+    let output = Command::new("sha256sum").arg(&file).output().context("cannot run sha256sum")?;
+    let text = String::from_utf8(output.stdout)?;
+    let hex = text.split_whitespace().next().context("sha256sum said nothing")?;
+    let size = fs::metadata(&file)?.len();
+    fs::rename(&file, blobs.join(hex))?;
+    Ok(Blob { digest: format!("sha256:{hex}"), size })
+}
+
+fn put_json(blobs: &Path, value: &serde_json::Value) -> Result<Blob> {
+    let file = blobs.join("partial");
+    fs::write(&file, value.to_string())?;
+    put(blobs, file)
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {command:?}"))?;
+    if !output.status.success() {
+        bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(())
+}
