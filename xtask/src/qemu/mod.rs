@@ -73,14 +73,19 @@ const PARTS: [Part; 2] = [
         name: "root",
         uid: 0,
         executors: &["container::", "networked::", "process_in_cgroup::", "sandbox::", "sealed::"],
-        // The other part's; a container's tests without root are started by root, which makes their image.
-        without: &["rootless_sealed::", "rootless_container::"],
+        // The other part's.
+        without: &["rootless_sealed::", "rootless_container::", "rootless_container_sealed::"],
         required: "root,namespaces",
     },
     Part {
         name: "user",
         uid: 64_999,
-        executors: &["rootless::", "rootless_sealed::"],
+        executors: &[
+            "rootless::",
+            "rootless_sealed::",
+            "rootless_container::",
+            "rootless_container_sealed::",
+        ],
         without: &[],
         required: "namespaces,rootless",
     },

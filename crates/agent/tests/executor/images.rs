@@ -133,7 +133,7 @@ impl TestImages {
         let images = Self::empty();
         let folder = match std::env::var_os(GIVEN) {
             Some(given) => PathBuf::from(given),
-            None => tools_of(0),
+            None => tools_of(nix::unistd::geteuid().as_raw()),
         };
         images.put(Self::TOOLS, image(vec![folder.join("low"), folder.join("high")]));
         images
@@ -201,7 +201,7 @@ pub fn tools_of(user: u32) -> PathBuf {
     std::fs::write(low.join("removed"), "").unwrap();
     let whiteout = nix::sys::stat::SFlag::S_IFCHR;
     nix::sys::stat::mknod(&high.join("removed"), whiteout, nix::sys::stat::Mode::empty(), 0).unwrap();
-    if user != 0 {
+    if user != nix::unistd::geteuid().as_raw() {
         sealci_sandbox::give_away(partial.path(), user, user).unwrap();
     }
     // Another process may have been faster.
