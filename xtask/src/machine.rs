@@ -28,12 +28,14 @@ pub enum Capability {
     S3,
     /// A registry of images, and what pushes to it.
     Registry,
+    /// A Docker daemon that tests may start.
+    Docker,
     /// A guest that is made of Debian's packages; emulated where it cannot be virtualized.
     Qemu,
 }
 
 impl Capability {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Git,
         Self::Deny,
         Self::Postgres,
@@ -45,6 +47,7 @@ impl Capability {
         Self::Ssh,
         Self::S3,
         Self::Registry,
+        Self::Docker,
         Self::Qemu,
     ];
 
@@ -61,6 +64,7 @@ impl Capability {
             Self::Ssh => "ssh",
             Self::S3 => "s3",
             Self::Registry => "registry",
+            Self::Docker => "docker",
             Self::Qemu => "qemu",
         }
     }
@@ -93,6 +97,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("slirp4netns", "slirp4netns"),
     ("docker-registry", "docker-registry"),
     ("skopeo", "skopeo"),
+    ("dockerd", "docker.io"),
 ];
 
 /// Those that make and run a guest, which is of this kind of machine only.
@@ -204,6 +209,9 @@ pub fn lacks(capability: Capability) -> Option<String> {
             find("docker-registry").is_some() && find("skopeo").is_some(),
             "docker-registry or skopeo is not installed",
         ),
+        Capability::Docker => {
+            unless(is_root() && find("dockerd").is_some(), "not running as root, or dockerd is not installed")
+        }
         Capability::Qemu => lacks_for_guest(),
         Capability::Postgres => unless(postgres_programs().is_some(), "PostgreSQL's initdb is not installed"),
         Capability::Root => unless(is_root(), "not running as root"),

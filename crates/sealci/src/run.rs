@@ -262,6 +262,7 @@ fn agent_parts(
         // They outlive the run; a store is only opened where somebody needs it.
         images: if has_images { Some(args.images.offer(serve::cached_images()?)?) } else { None },
         docker: args.images.docker_socket()?,
+        docker_logins: args.images.logins_file(),
     };
     let (own, checkout, room) =
         (folder.join("agent"), TreeCheckout::new(snapshot_folder(folder)), args.room.limits());

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use sealci_agent::Shutdown;
 use sealci_agent::executor::cgroup::{CgroupError, Cgroups, Layout};
-use sealci_agent::executor::docker::{DockerExecutor, DockerOptions};
+use sealci_agent::executor::docker::{DockerExecutor, DockerOptions, PullOptions};
 use sealci_agent::executor::fake::FakeExecutor;
 use sealci_agent::executor::helper::HelperCommand;
 use sealci_agent::executor::process::ProcessExecutor;
@@ -256,6 +256,7 @@ pub fn prepare_agent(args: &AgentServeArgs, shutdown: Shutdown) -> Result<Servic
         network: true,
         images: Some(args.images.offer(own.join("images"))?),
         docker: args.images.docker_socket()?,
+        docker_logins: args.images.logins_file(),
     };
     let mut config = sealci_agent::Config::new(
         name,
@@ -290,6 +291,8 @@ pub struct ExecutorOffer {
     pub images: Option<ImageOffer>,
     /// The socket of a daemon that runs containers; none: no action runs by one.
     pub docker: Option<PathBuf>,
+    /// What that daemon is given for registries that ask who pulls.
+    pub docker_logins: Option<PathBuf>,
 }
 
 /// What runs actions, the default first: sealed where this machine lets us, else only what was allowed.
@@ -321,6 +324,7 @@ pub fn executors(offer: &ExecutorOffer, own: &Path) -> Result<Vec<Arc<dyn Execut
         let options = DockerOptions {
             socket: socket.clone(),
             network: offer.network,
+            pull: PullOptions { credentials: offer.docker_logins.clone(), ..PullOptions::default() },
             ..DockerOptions::of(instance_name(own))
         };
         let docker = DockerExecutor::new(own, options).map_err(|error| unusable("docker", error))?;

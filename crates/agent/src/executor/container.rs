@@ -14,7 +14,6 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use sealci_core::plan::{Container, Entrypoint, ExecutorKind};
 use sealci_guest::wire;
-use sealci_image::Image;
 use sealci_sandbox::{
     Assembly, COPY_ARGUMENT, Capability, IMAGE_PROBE_ARGUMENT, ImageProbe, ImageRoot, RootSpec, SandboxSpec,
     User,
@@ -122,8 +121,13 @@ impl Executor for ContainerExecutor {
         let start = start_message(&request, env);
         let start = match &request.service {
             Some(service) => wire::Start {
-                program: service_program(service, &container, &image)?,
-                workdir: service_folder(&image).into(),
+                program: service_program(
+                    service,
+                    &container,
+                    &image.config.entrypoint,
+                    &image.config.command,
+                )?,
+                workdir: service_folder(&image.config.working_folder).into(),
                 stop_signal: stop_signal(&image.config.stop_signal),
                 ..start
             },
@@ -167,18 +171,19 @@ fn probe(sealer: &Sealer, layers: &Path) -> Result<ImageProbe, ExecutorError> {
 }
 
 /// What a service runs: the entrypoint and what is behind it.
-fn service_program(
+pub(super) fn service_program(
     service: &ServiceRole,
     container: &Container,
-    image: &Image,
+    image_entrypoint: &[String],
+    image_command: &[String],
 ) -> Result<Vec<String>, ExecutorError> {
     let mut program = match &container.entrypoint {
-        Entrypoint::Default | Entrypoint::Image => image.config.entrypoint.clone(),
+        Entrypoint::Default | Entrypoint::Image => image_entrypoint.to_vec(),
         Entrypoint::Words(words) => words.clone(),
     };
     // Another entrypoint does not take the words that are meant for the image's.
     let is_images = !matches!(container.entrypoint, Entrypoint::Words(_));
-    let command = service.command.clone().or_else(|| is_images.then(|| image.config.command.clone()));
+    let command = service.command.clone().or_else(|| is_images.then(|| image_command.to_vec()));
     program.extend(command.unwrap_or_default());
     if program.is_empty() {
         return Err(ExecutorError::Unsupported(format!(
@@ -189,12 +194,12 @@ fn service_program(
     Ok(program)
 }
 
-fn service_folder(image: &Image) -> &str {
-    if image.config.working_folder.is_empty() { "/" } else { &image.config.working_folder }
+pub(super) fn service_folder(of_image: &str) -> &str {
+    if of_image.is_empty() { "/" } else { of_image }
 }
 
 /// `SIGTERM`, `TERM` or `15`; that where it is none of them.
-fn stop_signal(text: &str) -> u8 {
+pub(super) fn stop_signal(text: &str) -> u8 {
     use nix::sys::signal::Signal;
     let by_number = text.parse::<u8>().ok().filter(|number| (1..=64).contains(number));
     let name = if text.starts_with("SIG") { text.to_owned() } else { format!("SIG{text}") };

@@ -19,6 +19,7 @@ pub mod fake;
 pub mod helper;
 mod images;
 pub mod init;
+mod neighbourhood;
 mod notes;
 pub mod process;
 pub mod rootless;
@@ -27,8 +28,8 @@ pub mod sealed;
 
 pub use environment::DEFAULT_PIDS;
 pub use images::Images;
+pub use neighbourhood::Neighbourhood;
 pub use notes::{NoteReader, Notes, notes};
-pub use sealed::Neighbourhood;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -112,7 +113,7 @@ pub struct ExecutionRequest {
     /// With whom the network is shared, where the executor can.
     pub neighbourhood: Option<Neighbourhood>,
     /// Instead of the commands: what it is beside another environment of the attempt, in the same neighbourhood. It has that
-    /// one's limits together with it, and ends with it at the latest.
+    /// one's limits together with it where the executor can, and ends with it at the latest.
     pub service: Option<ServiceRole>,
     /// More names for `localhost`, where the executor can.
     pub names: Vec<String>,

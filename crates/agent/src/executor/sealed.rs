@@ -28,6 +28,7 @@ use super::environment::{
 };
 use super::helper::HelperCommand;
 use super::init::{self, Environment, Prepared};
+use super::neighbourhood::{Home, Neighbourhood};
 use super::rootless::{self, RootlessEnvironment};
 use super::{ExecutionRequest, ExecutorError, Standby};
 use crate::causes::with_causes;
@@ -69,22 +70,6 @@ struct Means {
     /// Whether mounts of the data folder's file system can map owners.
     maps_owners: bool,
     running: Running,
-}
-
-/// Environments in one network: that of the first that is prepared with it. The others reach what it reaches, and meet at
-/// `localhost`. Its copies are one. The first has to outlive the others.
-#[derive(Debug, Clone, Default)]
-pub struct Neighbourhood(Arc<Mutex<Option<NetworkSpec>>>);
-
-impl Neighbourhood {
-    fn network(&self) -> Option<NetworkSpec> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn found(&self, helper: u32, resolvers: &[String]) {
-        let joined = NetworkSpec::Joined { helper, resolvers: resolvers.to_vec() };
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(joined);
-    }
 }
 
 /// How sealed environments reach outwards.
@@ -173,8 +158,10 @@ impl Sealer {
         let is_action = request.service.is_none();
         let guard = is_action.then(|| self.0.running.enter(request.attempt)).transpose()?;
         let ids = self.0.ids.take()?;
-        let joined = request.neighbourhood.as_ref().and_then(Neighbourhood::network);
-        let network = joined.map_or_else(|| self.network(request.network, ids.slot), Ok)?;
+        let network = match request.neighbourhood.as_ref().and_then(Neighbourhood::home) {
+            Some(Home::Helper(joined)) => joined,
+            Some(Home::Container(_)) | None => self.network(request.network, ids.slot)?,
+        };
         Ok(Place { sealer: self.clone(), network, ids, _guard: guard })
     }
 
@@ -289,7 +276,8 @@ impl Sealer {
             (&request.neighbourhood, matches!(spec.network, NetworkSpec::Joined { .. }))
         {
             let helper = environment.process().map_err(ExecutorError::io("find the helper"))?;
-            neighbourhood.found(helper, spec.network.resolvers());
+            let resolvers = spec.network.resolvers().to_vec();
+            neighbourhood.found(Home::Helper(NetworkSpec::Joined { helper, resolvers }));
         }
         let has_guests = request.neighbourhood.is_some() && request.service.is_none();
         let environment = environment.give(gift).with_guests(has_guests);

@@ -4,13 +4,13 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use sealci_agent::executor::{ExecutionRequest, ExecutorError, Neighbourhood, notes};
+use sealci_agent::executor::{ExecutionRequest, ExecutorError, Neighbourhood, ServiceRole, notes};
 use sealci_agent::workspace;
 use sealci_core::outcome::{Cause, Outcome};
 use sealci_core::plan::{Container, Entrypoint};
 
 use crate::images::image;
-use crate::lab::{Lab, Record, until_output};
+use crate::lab::{Lab, PATIENCE, Record, until_output};
 
 /// A folder for a layer of the lab's own.
 fn layer(lab: &Lab, name: &str) -> PathBuf {
@@ -433,6 +433,39 @@ pub async fn neighbours_meet_at_localhost(lab: &Lab) {
     assert_eq!(lab.run(stranger).await.text().lines().last(), Some("nothing"));
     serving.handle().kill();
     while serving.next().await.is_some() {}
+}
+
+/// A service is a program of an image, in the network of its action: here one that answers until it is told to stop.
+pub async fn services_are_programs_beside_an_action(lab: &Lab) {
+    let neighbourhood = Neighbourhood::default();
+    let ask = "perl -MIO::Socket::INET -e 'for (1 .. 500) { $s = IO::Socket::INET->new(PeerAddr => q(db), PeerPort => 80) and last; \
+        select undef, undef, undef, 0.02 } print $s ? <$s> : qq(nothing\n)'; sleep 1000";
+    let mut action = request(lab, "tools", ask);
+    action.neighbourhood = Some(neighbourhood.clone());
+    action.names = vec!["db".into()];
+    let serve = "$SIG{TERM} = sub { print qq(stops\n); exit 3 }; $| = 1; print qq(in $ENV{PWD_OF}\n); \
+        $l = IO::Socket::INET->new(Listen => 1, LocalAddr => q(127.0.0.1), LocalPort => 80) or die $!; \
+        while (1) { $c = $l->accept or next; print $c qq(served\n); close $c }";
+    let mut service = ExecutionRequest { commands: Vec::new(), ..request(lab, "tools", "") };
+    service.attempt = action.attempt;
+    service.neighbourhood = Some(neighbourhood);
+    service.env.insert("PWD_OF".to_owned(), "a service".to_owned());
+    let words = ["perl", "-MIO::Socket::INET", "-e"].map(str::to_owned).to_vec();
+    service.container.as_mut().unwrap().entrypoint = Entrypoint::Words(words);
+    service.service = Some(ServiceRole { name: "db".to_owned(), command: Some(vec![serve.to_owned()]) });
+    let standby = lab.executor.prepare(action).await.unwrap();
+    let mut serving = lab.executor.prepare(service).await.unwrap().begin();
+    let mut served = until_output(&mut serving, "in a service\n").await;
+    // It outlives its services.
+    let mut asking = standby.begin();
+    until_output(&mut asking, "served\n").await;
+    serving.handle().cancel(PATIENCE);
+    while let Some(event) = serving.next().await {
+        served.take(event);
+    }
+    assert_eq!(served.text(), "in a service\nstops\n");
+    asking.handle().kill();
+    while asking.next().await.is_some() {}
 }
 
 pub async fn an_entrypoint_is_run_when_asked_for(lab: &Lab) {

@@ -6,7 +6,9 @@ use std::path::Path;
 
 use bollard::models::{ContainerConfig, ContainerCreateBody};
 use bollard::query_parameters::{CreateContainerOptionsBuilder, ListContainersOptionsBuilder};
-use sealci_agent::executor::docker::{DockerError, DockerExecutor, DockerOptions, Engine, probe};
+use sealci_agent::executor::docker::{
+    DockerError, DockerExecutor, DockerOptions, Engine, PullOptions, probe,
+};
 use sealci_agent::executor::{ExecutionRequest, Executor, ShellKind, notes};
 use sealci_agent::workspace;
 use sealci_core::outcome::{Cause, Outcome};
@@ -14,7 +16,7 @@ use sealci_core::plan::{Container, Entrypoint, Network, Pull};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::daemons::{TestDaemon, client, derive, socket};
-use crate::lab::{Lab, PATIENCE, Record, eventually, processes_of, until_output};
+use crate::lab::{Lab, PATIENCE, Record, eventually, processes_of, skip, until_output};
 
 fn request(lab: &Lab, image: &str, command: &str) -> ExecutionRequest {
     let mut request = lab.request([command]);
@@ -236,6 +238,121 @@ pub async fn an_image_that_is_not_to_be_had_is_told(lab: &Lab) {
     none.container = None;
     let error = lab.executor.prepare(none).await.unwrap_err();
     assert!(error.message().contains("names no image"), "{}", error.message());
+}
+
+/// Debian's registry on the loopback of the daemon, which asks for a login.
+struct PrivateRegistry {
+    server: std::process::Child,
+    folder: tempfile::TempDir,
+    daemon: String,
+}
+
+impl PrivateRegistry {
+    const ADDRESS: &str = "127.0.0.1:5123";
+
+    /// With the tests' image as `tools:1`.
+    fn start(socket: &Path) -> Option<Self> {
+        let name = std::thread::current().name().unwrap_or_default().to_owned();
+        for program in ["docker-registry", "skopeo", "nsenter"] {
+            if std::process::Command::new(program).arg("--version").output().is_err() {
+                skip("registry", &name, &format!("`{program}` is missing"));
+                return None;
+            }
+        }
+        let folder = tempfile::TempDir::new().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        let path = folder.path().display().to_string();
+        // `user` and `hunter2`, by bcrypt.
+        write("htpasswd", "user:$2y$05$abcdefghijklmnopqrstuuoXuKqgZXLiJqzfmMXDDhSFPIvxV7t8.\n");
+        write(
+            "config.yml",
+            &format!(
+                "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {path}/data}}}}\nhttp: {{addr: \"{}\"}}\n\
+                 auth: {{htpasswd: {{realm: test, path: {path}/htpasswd}}}}\n",
+                Self::ADDRESS
+            ),
+        );
+        let daemon = std::fs::read_to_string(socket.with_file_name("pid")).unwrap().trim().to_owned();
+        let mut server = std::process::Command::new("nsenter")
+            .args(["--target", &daemon, "--net", "docker-registry", "serve"])
+            .arg(folder.path().join("config.yml"))
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut log = std::io::BufReader::new(server.stderr.take().unwrap());
+        let mut line = String::new();
+        while !line.contains("listening on") {
+            line.clear();
+            assert!(
+                std::io::BufRead::read_line(&mut log, &mut line).unwrap() > 0,
+                "the registry server ended"
+            );
+        }
+        // Its log is read to the end, so that it never waits.
+        std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
+        let registry = Self { server, folder, daemon };
+        let pushed = std::process::Command::new("nsenter")
+            .args(["--target", &registry.daemon, "--net", "skopeo", "--insecure-policy", "copy", "--quiet"])
+            .args(["--dest-tls-verify=false", "--dest-creds", "user:hunter2", "--src-daemon-host"])
+            .arg(format!("unix://{}", socket.display()))
+            .args(["docker-daemon:tools:latest", &format!("docker://{}/tools:1", Self::ADDRESS)])
+            .output()
+            .unwrap();
+        assert!(pushed.status.success(), "{}", String::from_utf8_lossy(&pushed.stderr));
+        Some(registry)
+    }
+
+    /// As `docker login` writes it.
+    fn logins(&self, password: &str) -> std::path::PathBuf {
+        use base64::Engine as _;
+        let auth = base64::engine::general_purpose::STANDARD.encode(format!("user:{password}"));
+        let file = self.folder.path().join(format!("logins-{password}.json"));
+        let text = serde_json::json!({"auths": {Self::ADDRESS: {"auth": auth}}}).to_string();
+        std::fs::write(&file, text).unwrap();
+        file
+    }
+}
+
+impl Drop for PrivateRegistry {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
+
+pub async fn a_private_registry_opens_with_its_login_only(lab: &Lab) {
+    let socket = socket().unwrap();
+    let Some(registry) = PrivateRegistry::start(&socket) else { return };
+    let name = format!("{}/tools:1", PrivateRegistry::ADDRESS);
+    let executor = |credentials| {
+        let pull = PullOptions { credentials, ..PullOptions::default() };
+        let agent = format!("{}-logins", lab.instance);
+        let options = DockerOptions { socket: socket.clone(), pull, ..DockerOptions::of(agent) };
+        DockerExecutor::new(lab.folder.path(), options).unwrap()
+    };
+    for credentials in [None, Some(registry.logins("hunter3"))] {
+        let error = executor(credentials).prepare(request(lab, &name, "true")).await.unwrap_err();
+        assert_eq!(error.cause(), Cause::Image);
+        assert!(error.message().contains("could not pull it"), "{}", error.message());
+        assert!(!error.message().contains("hunter"), "{}", error.message());
+    }
+    let knowing = executor(Some(registry.logins("hunter2")));
+    let mut execution = knowing.prepare(request(lab, &name, "echo pulled")).await.unwrap().begin();
+    assert_eq!(Record::of(&mut execution).await.text(), "pulled\n");
+    // Who has it needs no registry; who is to ask each time does.
+    let mut held = executor(None).prepare(request(lab, &name, "echo held")).await.unwrap().begin();
+    assert_eq!(Record::of(&mut held).await.text(), "held\n");
+    let mut always = request(lab, &name, "true");
+    always.container.as_mut().unwrap().pull = Pull::Always;
+    let error = executor(None).prepare(always.clone()).await.unwrap_err();
+    assert_eq!(error.cause(), Cause::Image, "{}", error.message());
+    let mut execution = knowing
+        .prepare(ExecutionRequest { attempt: lab.request(["true"]).attempt, ..always })
+        .await
+        .unwrap()
+        .begin();
+    assert_eq!(Record::of(&mut execution).await.outcome(), &Outcome::Succeeded);
 }
 
 /// Fails to reach a daemon, and says so.

@@ -126,6 +126,7 @@ executors! {
     crate::containers::what_is_written_is_measured_and_goes as what_is_written_is_measured_and_goes,
     crate::containers::an_image_that_is_not_to_be_had_is_told as an_image_that_is_not_to_be_had_is_told,
     crate::containers::neighbours_meet_at_localhost as neighbours_meet_at_localhost,
+    crate::containers::services_are_programs_beside_an_action as services_are_programs_beside_an_action,
     crate::containers::low_ports_are_everybodys as low_ports_are_everybodys,
     crate::containers::an_entrypoint_is_run_when_asked_for as an_entrypoint_is_run_when_asked_for,
     crate::sealing::nothing_of_the_host_is_seen as nothing_of_the_host_is_seen,
@@ -150,6 +151,7 @@ executors! {
     crate::containers::what_is_written_is_measured_and_goes as what_is_written_is_measured_and_goes,
     crate::containers::an_image_that_is_not_to_be_had_is_told as an_image_that_is_not_to_be_had_is_told,
     crate::containers::neighbours_meet_at_localhost as neighbours_meet_at_localhost,
+    crate::containers::services_are_programs_beside_an_action as services_are_programs_beside_an_action,
     crate::containers::low_ports_are_everybodys as low_ports_are_everybodys,
     crate::containers::an_entrypoint_is_run_when_asked_for as an_entrypoint_is_run_when_asked_for,
     crate::sealing::nothing_of_the_host_is_seen as nothing_of_the_host_is_seen,
@@ -171,6 +173,8 @@ executors! {
 
 executors! {
     docker_own;
+    crate::containers::neighbours_meet_at_localhost as neighbours_meet_at_localhost,
+    crate::containers::services_are_programs_beside_an_action as services_are_programs_beside_an_action,
     crate::dockers::a_daemon_says_what_it_is as a_daemon_says_what_it_is,
     crate::dockers::it_is_sealed as it_is_sealed,
     crate::dockers::nothing_is_left_with_the_daemon as nothing_is_left_with_the_daemon,
@@ -179,6 +183,7 @@ executors! {
     crate::dockers::images_have_users as images_have_users,
     crate::dockers::an_image_says_how_it_is_run as an_image_says_how_it_is_run,
     crate::dockers::an_image_that_is_not_to_be_had_is_told as an_image_that_is_not_to_be_had_is_told,
+    crate::dockers::a_private_registry_opens_with_its_login_only as a_private_registry_opens_with_its_login_only,
     crate::dockers::a_daemon_that_is_not_there_is_told as a_daemon_that_is_not_there_is_told,
     crate::dockers::the_network_is_the_agents_own as the_network_is_the_agents_own,
     crate::dockers::a_daemon_that_dies_takes_nobody_along as a_daemon_that_dies_takes_nobody_along,

@@ -96,9 +96,14 @@ impl ImageArgs {
         socket.map_err(|error| Failure::of_error(Exit::Usage, "--docker-host", &error))
     }
 
-    fn logins(&self) -> Result<Credentials, Failure> {
+    /// The file of logins; it may not be there, unless it was named.
+    pub fn logins_file(&self) -> Option<PathBuf> {
         let usual = || env::home_dir().map(|home| home.join(".docker/config.json"));
-        let Some(path) = self.registry_logins.clone().or_else(usual) else {
+        self.registry_logins.clone().or_else(usual)
+    }
+
+    fn logins(&self) -> Result<Credentials, Failure> {
+        let Some(path) = self.logins_file() else {
             return Ok(Credentials::default());
         };
         let name = || format!("--registry-logins {}", path.display());

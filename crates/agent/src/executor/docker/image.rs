@@ -62,6 +62,9 @@ pub(super) struct Facts {
     pub id: String,
     pub env: BTreeMap<String, String>,
     pub entrypoint: Vec<String>,
+    pub command: Vec<String>,
+    pub working_folder: String,
+    pub stop_signal: String,
     pub user: String,
 }
 
@@ -128,6 +131,9 @@ fn facts(name: String, image: ImageInspect) -> Facts {
         id: image.id.unwrap_or(name),
         env: config.env.unwrap_or_default().into_iter().filter_map(pair).collect(),
         entrypoint: config.entrypoint.unwrap_or_default(),
+        command: config.cmd.unwrap_or_default(),
+        working_folder: config.working_dir.unwrap_or_default(),
+        stop_signal: config.stop_signal.unwrap_or_default(),
         user: config.user.unwrap_or_default(),
     }
 }

@@ -36,7 +36,7 @@ use giving::{Courier, Giving, Owner};
 use image::Facts;
 use limits::LimitWatch;
 use networks::AgentNetwork;
-use recipe::Ingredients;
+use recipe::{Ingredients, Net};
 use sealci_core::plan::{Container, ExecutorKind, Network};
 use sealci_guest::wire;
 use sealci_sandbox::User;
@@ -45,9 +45,10 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
-use super::container::wrapper;
+use super::container::{service_folder, service_program, stop_signal, wrapper};
 use super::environment::{DEFAULT_PIDS, Running, stand_by};
 use super::init::{self, Opening, Prepared};
+use super::neighbourhood::{Home, Neighbourhood};
 use super::sealed::start_message;
 use super::{ExecutionRequest, Executor, ExecutorError, Standby};
 
@@ -99,14 +100,16 @@ impl DockerExecutor {
         Ok(Self { options: Arc::new(options), init, network, running, tasks })
     }
 
-    /// The name of the network that the action is in; none: it is off.
-    async fn network(&self, daemon: &Daemon, network: Network) -> Result<Option<String>, ExecutorError> {
-        match network {
-            Network::Off => Ok(None),
+    async fn network(&self, daemon: &Daemon, request: &ExecutionRequest) -> Result<Net, ExecutorError> {
+        if let Some(Home::Container(id)) = request.neighbourhood.as_ref().and_then(Neighbourhood::home) {
+            return Ok(Net::Joined(id));
+        }
+        match request.network {
+            Network::Off => Ok(Net::Off),
             Network::On if !self.options.network => Err(ExecutorError::Unsupported(
                 "this agent has no network for containers: its configuration does not allow it; an action that needs none says `network: off`".to_owned(),
             )),
-            Network::On => Ok(Some(self.network.have(daemon).await?)),
+            Network::On => Ok(Net::Of(self.network.have(daemon).await?)),
         }
     }
 }
@@ -123,24 +126,29 @@ impl Executor for DockerExecutor {
                 "the action names no image: it says `executor: docker` and has no `container`".to_owned(),
             )
         })?;
-        if request.neighbourhood.is_some() || request.service.is_some() {
-            return Err(ExecutorError::Unsupported(
-                "the executor `docker` runs no services yet; `container` does".to_owned(),
-            ));
-        }
-        let guard = self.running.enter(request.attempt)?;
+        // A service's name is the plan's to keep apart.
+        let is_action = request.service.is_none();
+        let guard = is_action.then(|| self.running.enter(request.attempt)).transpose()?;
         let preparing = async {
             let (daemon, info) = Daemon::reach(&self.options.socket).await?;
             let image = image::obtain(&daemon, &info, &self.options.pull, &container, &request.notes).await?;
-            let network = self.network(&daemon, request.network).await?;
+            let network = self.network(&daemon, &request).await?;
             Ok::<_, ExecutorError>((daemon, info, image, network))
         };
         let prepared = request.stop.run_until_cancelled(preparing).await.ok_or(ExecutorError::Stopped)??;
         let (daemon, info, image, network) = prepared;
         let mut env = image.env.clone();
         env.extend(request.env.clone());
-        let wrapper = wrapper(&container, &image.entrypoint);
-        let start = init::encoded(wire::Start { wrapper, ..start_message(&request, env) })?;
+        let start = start_message(&request, env);
+        let start = init::encoded(match &request.service {
+            Some(service) => wire::Start {
+                program: service_program(service, &container, &image.entrypoint, &image.command)?,
+                workdir: service_folder(&image.working_folder).into(),
+                stop_signal: stop_signal(&image.stop_signal),
+                ..start
+            },
+            None => wire::Start { wrapper: wrapper(&container, &image.entrypoint), ..start },
+        })?;
         let (options, init) = (self.options.clone(), self.init.clone());
         let making = Making { daemon, info, options, init, image, container, network, request };
         stand_by(&self.tasks, making.make(start), guard).await
@@ -193,20 +201,25 @@ struct Making {
     init: PathBuf,
     image: Facts,
     container: Container,
-    network: Option<String>,
+    network: Net,
     request: ExecutionRequest,
 }
 
 impl Making {
     /// Creates the container, and has its init wait. An error leaves nothing.
     async fn make(self, start: Opening) -> Result<Prepared, ExecutorError> {
-        let name = format!("sealci-{}", self.request.attempt);
+        let name = format!("sealci-{}", self.request.environment_name());
         let options = CreateContainerOptionsBuilder::new().name(&name).build();
         let recipe = recipe::action(&self.request, &self.ingredients());
         let created = self.daemon.docker.create_container(Some(options), recipe).await;
         let id = created.map_err(self.daemon.failed(format!("create the container {name}")))?.id;
         match self.bring_up(&id, name).await {
             Ok((channel, environment)) => {
+                if let (Some(neighbourhood), Net::Off | Net::Of(_)) =
+                    (&self.request.neighbourhood, &self.network)
+                {
+                    neighbourhood.found(Home::Container(id));
+                }
                 let (timeout, grace) = (self.request.timeout, self.request.grace);
                 Ok(Prepared { channel, start, environment: Box::new(environment), timeout, grace })
             }
@@ -229,7 +242,7 @@ impl Making {
             agent: &self.options.agent,
             user: self.user(),
             pids: self.options.pids,
-            network: self.network.as_deref(),
+            network: &self.network,
         }
     }
 

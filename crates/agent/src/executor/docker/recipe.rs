@@ -32,8 +32,27 @@ pub(super) struct Ingredients<'a> {
     pub agent: &'a str,
     pub user: &'a str,
     pub pids: u64,
-    /// A network's name; none: no way out.
-    pub network: Option<&'a str>,
+    pub network: &'a Net,
+}
+
+/// The network of a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Net {
+    Off,
+    /// Of this name.
+    Of(String),
+    /// That of the container with this id, and its names.
+    Joined(String),
+}
+
+impl Net {
+    fn mode(&self) -> String {
+        match self {
+            Self::Off => "none".to_owned(),
+            Self::Of(name) => name.clone(),
+            Self::Joined(id) => format!("container:{id}"),
+        }
+    }
 }
 
 pub(super) fn labels(agent: &str) -> HashMap<String, String> {
@@ -48,6 +67,7 @@ pub(super) fn action(request: &ExecutionRequest, ingredients: &Ingredients<'_>) 
     labels.insert(ATTEMPT_LABEL.to_owned(), attempt.clone());
     let (memory, quota) = limits(&request.resources);
     let names = request.names.iter().filter(|name| is_host_name(name));
+    let names = names.map(|name| format!("{name}:127.0.0.1")).collect();
     let sealed = sealed(request, ingredients);
     ContainerCreateBody {
         user: Some(user.to_owned()),
@@ -66,8 +86,9 @@ pub(super) fn action(request: &ExecutionRequest, ingredients: &Ingredients<'_>) 
             cpu_period: quota.map(|_| CPU_PERIOD_US),
             cpu_quota: quota,
             pids_limit: i64::try_from(ingredients.pids).ok(),
-            network_mode: Some(network.unwrap_or("none").to_owned()),
-            extra_hosts: Some(names.map(|name| format!("{name}:127.0.0.1")).collect()),
+            network_mode: Some(network.mode()),
+            // The file of names comes with a network that is joined.
+            extra_hosts: (!matches!(network, Net::Joined(_))).then_some(names),
             tmpfs: Some(
                 [(inside::SCRATCH.to_owned(), "rw,nosuid,nodev,noexec,mode=1777,size=64m".to_owned())].into(),
             ),
