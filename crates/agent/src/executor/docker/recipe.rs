@@ -18,6 +18,8 @@ pub(super) const AGENT_LABEL: &str = "sealci.agent";
 /// Which attempt a container is of.
 pub(super) const ATTEMPT_LABEL: &str = "sealci.attempt";
 
+/// The first port that needs no privilege (ip(7)); newer Docker makes it 0 by itself.
+const LOWEST_PORT: &str = "net.ipv4.ip_unprivileged_port_start";
 /// Of a CPU's time, in microseconds.
 const CPU_PERIOD_US: i64 = 100_000;
 /// Docker makes no container with less.
@@ -68,6 +70,7 @@ pub(super) fn action(request: &ExecutionRequest, ingredients: &Ingredients<'_>) 
     let (memory, quota) = limits(&request.resources);
     let names = request.names.iter().filter(|name| is_host_name(name));
     let names = names.map(|name| format!("{name}:127.0.0.1")).collect();
+    let is_joined = matches!(network, Net::Joined(_));
     let sealed = sealed(request, ingredients);
     ContainerCreateBody {
         user: Some(user.to_owned()),
@@ -87,8 +90,10 @@ pub(super) fn action(request: &ExecutionRequest, ingredients: &Ingredients<'_>) 
             cpu_quota: quota,
             pids_limit: i64::try_from(ingredients.pids).ok(),
             network_mode: Some(network.mode()),
-            // The file of names comes with a network that is joined.
-            extra_hosts: (!matches!(network, Net::Joined(_))).then_some(names),
+            // May not be given with a network that is joined: Docker's file of names comes with that one, Podman's does not.
+            extra_hosts: (!is_joined).then_some(names),
+            // Of a network of its own every port is the action's.
+            sysctls: (!is_joined).then(|| [(LOWEST_PORT.to_owned(), "0".to_owned())].into()),
             tmpfs: Some(
                 [(inside::SCRATCH.to_owned(), "rw,nosuid,nodev,noexec,mode=1777,size=64m".to_owned())].into(),
             ),
