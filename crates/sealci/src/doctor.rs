@@ -70,8 +70,8 @@ impl Finding {
     }
 }
 
-pub fn doctor(args: &DoctorArgs, terminal: Terminal) -> Result<Exit, Failure> {
-    let findings = findings(&Facts::look());
+pub async fn doctor(args: &DoctorArgs, terminal: Terminal) -> Result<Exit, Failure> {
+    let findings = findings(&Facts::look().await);
     args.output.print(&findings, || findings.iter().map(|finding| line(finding, terminal)).collect())?;
     let all_there = findings.iter().all(|finding| finding.standing != Standing::Missing);
     Ok(if all_there { Exit::Passed } else { Exit::Failed })
@@ -99,7 +99,22 @@ fn findings(facts: &Facts) -> Vec<Finding> {
     }
     all.extend(network(facts));
     all.push(kvm(facts));
+    all.extend(facts.daemon.as_ref().map(daemon));
     all
+}
+
+/// Only who asks for the executor `docker` needs one.
+fn daemon(told: &Result<String, String>) -> Finding {
+    let name = "container daemon";
+    match told {
+        Ok(what) => Finding::works(name, format!("{what}; name it by --docker-host to the agent")),
+        Err(why) => Finding::lacks(
+            name,
+            Standing::Limited,
+            why,
+            "only actions with `executor: docker` need it; `container` runs images without one",
+        ),
+    }
 }
 
 fn git(facts: &Facts) -> Finding {
@@ -248,6 +263,7 @@ mod tests {
             pasta: false,
             slirp4netns: false,
             kvm: Some(true),
+            daemon: Some(Ok("Docker 20.10".to_owned())),
         }
     }
 
@@ -282,6 +298,7 @@ mod tests {
             iptables: false,
             nft: false,
             kvm: None,
+            daemon: Some(Err("nobody answers".to_owned())),
             ..good()
         };
         for finding in findings(&facts) {
@@ -291,9 +308,9 @@ mod tests {
         assert!(namespaces.mend.unwrap().contains("unprivileged_userns_clone"));
     }
 
-    #[test]
-    fn looking_at_this_machine_does_no_harm() {
-        let facts = Facts::look();
+    #[tokio::test]
+    async fn looking_at_this_machine_does_no_harm() {
+        let facts = Facts::look().await;
         assert!(facts.git_version.is_some(), "the tests need git themselves");
     }
 }

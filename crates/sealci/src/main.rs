@@ -96,7 +96,7 @@ async fn dispatch(command: Command, terminal: Terminal) -> Result<Exit, Failure>
             None => serve::agent(args.serve).await,
         },
         Command::Check(args) => check::check(&args, terminal),
-        Command::Doctor(args) => doctor::doctor(&args, terminal),
+        Command::Doctor(args) => doctor::doctor(&args, terminal).await,
         Command::Completion(args) => completion::completion(&args, Cli::command()),
         Command::Man(args) => completion::man(&args, Cli::command()),
         Command::Run(args) => run::run(args, terminal).await,

@@ -5,8 +5,10 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use sealci_agent::executor::docker;
 use sealci_agent::executor::helper::HelperCommand;
 use sealci_agent::executor::rootless;
+use sealci_service::problem::chain;
 
 /// Which control groups are mounted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,10 +42,12 @@ pub struct Facts {
     pub slirp4netns: bool,
     /// None where the device is not there.
     pub kvm: Option<bool>,
+    /// What runs containers here, or why it does not answer; none where nobody names one and none listens.
+    pub daemon: Option<Result<String, String>>,
 }
 
 impl Facts {
-    pub fn look() -> Self {
+    pub async fn look() -> Self {
         let cgroups = cgroups(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default());
         let is_root = effective_uid() == Some(0);
         let (sealing_problem, network_problem) = if is_root { (None, None) } else { rootless_problems() };
@@ -67,8 +71,26 @@ impl Facts {
             kvm: Path::new("/dev/kvm")
                 .exists()
                 .then(|| fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok()),
+            daemon: daemon().await,
         }
     }
+}
+
+/// Docker or Podman, where the agent's flag would find it.
+async fn daemon() -> Option<Result<String, String>> {
+    let named = std::env::var("DOCKER_HOST").ok().filter(|host| !host.is_empty());
+    let host = match named {
+        Some(host) => host,
+        None => Path::new(docker::DEFAULT_SOCKET).exists().then(|| docker::DEFAULT_SOCKET.to_owned())?,
+    };
+    Some(ask(&host).await.map_err(|error| chain(&error)))
+}
+
+async fn ask(host: &str) -> Result<String, docker::DockerError> {
+    let told = docker::probe(&docker::socket_of(host)?).await?;
+    let whose = if told.is_rootless { ", of an ordinary user" } else { "" };
+    let (name, version, api) = (told.engine.as_str(), told.version, told.api_version);
+    Ok(format!("{name} {version}, API {api}{whose}, at {host}"))
 }
 
 fn rootless_problems() -> (Option<String>, Option<String>) {
