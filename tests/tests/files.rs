@@ -6,8 +6,9 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
-use sealci_tests::{Installation, Part, Repository, action, both};
+use sealci_tests::{Installation, Part, Repository, action, attempts, both, eventually};
 
 const MANIFEST: &str = r#"name: files
 actions:
@@ -188,4 +189,84 @@ fn a_damaged_cache_is_no_cache_and_damaged_artifacts_are_an_error() {
     let downloaded =
         installation.sealci(&["artifact", "download", "1", "--action", "test", "--output", &output]);
     assert_ne!(downloaded.status.code(), Some(0), "{}", both(&downloaded));
+}
+
+#[test]
+fn a_stored_file_that_somebody_removed_is_said_to_be_gone_and_comes_back() {
+    let installation = Installation::start();
+    let repository = repository(&installation, "repository");
+    assert_eq!(run(&installation, &repository).1, "cold");
+    fs::remove_dir_all(installation.data().join("objects/sha256")).unwrap();
+    // People are told where it was, and what to do.
+    let folder = installation.scratch("downloaded");
+    let output = folder.display().to_string();
+    let asked = ["artifact", "download", "1", "--action", "build", "--output", &output];
+    let downloaded = installation.sealci(&asked);
+    let said = both(&downloaded);
+    assert_ne!(downloaded.status.code(), Some(0), "{said}");
+    assert!(said.contains("gone from") && said.contains("rerun"), "{said}");
+
+    // An action goes on without its cache, and keeps it anew.
+    repository.write("other", "x");
+    repository.commit("Change something");
+    let (number, found) = run(&installation, &repository);
+    let log = installation.text(&number, "build");
+    assert_eq!(found, "cold", "{log}");
+    assert!(log.contains("sealci: the cache is left out") && log.contains("gone from"), "{log}");
+    assert_eq!(lines(&log, "kept"), 2, "{log}");
+    assert_eq!(attempts(action(&installation.finished(&number), "build")), ["succeeded"]);
+    repository.write("other", "y");
+    repository.commit("Change something again");
+    assert!(!run(&installation, &repository).1.contains("cold"));
+
+    let asked = ["artifact", "download", &number, "--action", "build", "--output", &output];
+    let downloaded = installation.sealci(&asked);
+    assert_eq!(downloaded.status.code(), Some(0), "{}", both(&downloaded));
+}
+
+/// The files of the object store, by name, that are whole, and those that are being written.
+fn objects(installation: &Installation) -> (Vec<String>, Vec<String>) {
+    let found = Command::new("find").arg(installation.data().join("objects")).args(["-type", "f"]).output();
+    let text = String::from_utf8(found.unwrap().stdout).unwrap();
+    text.lines().map(str::to_owned).partition(|name| !name.contains('#'))
+}
+
+#[test]
+fn who_dies_in_the_middle_of_an_upload_leaves_nothing_half() {
+    // Large enough to be killed in the middle of.
+    const MANIFEST: &str = r#"name: large
+actions:
+  it:
+    cache: [{key: it, paths: [kept]}]
+    commands:
+      - test -e kept/file && echo warm || echo cold
+      - mkdir -p kept out; test -e kept/file || head -c 20M /dev/urandom > kept/file; cp kept/file out/file; touch done
+      - sha256sum < kept/file; echo over
+    artifacts: {paths: [out]}
+"#;
+    for part in [Part::Agent, Part::Controller] {
+        let mut installation = Installation::start();
+        let repository = Repository::with_manifest(installation.scratch("repository"), MANIFEST);
+        let number = installation.submit(&repository);
+        eventually("an upload to be under way", || (!objects(&installation).1.is_empty()).then_some(()));
+        installation.restart(part);
+        // Nothing that is listed is half: the pipeline's end says that it is kept, and then it can be read.
+        let pipeline = installation.finished(&number);
+        let log = installation.text(&number, "it");
+        assert_eq!(action(&pipeline, "it")["outcome"]["kind"], "succeeded", "{part:?}: {log}");
+        let expected = if part == Part::Agent { vec!["errored", "succeeded"] } else { vec!["succeeded"] };
+        assert_eq!(attempts(action(&pipeline, "it")), expected, "{part:?}: {log}");
+        let sum = log.lines().find_map(|line| line.strip_suffix("  -")).unwrap().to_owned();
+        let folder = installation.scratch("downloaded");
+        let output = folder.display().to_string();
+        let downloaded = installation.sealci(&["artifact", "download", &number, "--output", &output]);
+        assert_eq!(downloaded.status.code(), Some(0), "{part:?}: {}", both(&downloaded));
+        let found = Command::new("sha256sum").arg(folder.join("it/out/file")).output().unwrap();
+        assert!(String::from_utf8_lossy(&found.stdout).starts_with(&sum), "{part:?}");
+        // The next one has the cache, which is whole as well.
+        let again = installation.submit(&repository);
+        installation.finished(&again);
+        let log = installation.text(&again, "it");
+        assert!(log.contains("warm") && log.contains(&sum), "{part:?}: {log}");
+    }
 }

@@ -89,6 +89,7 @@ fn of_storage(error: StorageError) -> Problem {
         | StorageError::NoContents { .. } => Problem::unprocessable(detail),
         StorageError::NotUploaded { .. } | StorageError::KeptBefore => Problem::conflict(detail),
         StorageError::NoSuchFile => Problem::not_found(detail),
+        StorageError::Lost { .. } => of(StatusCode::GONE),
         StorageError::ShuttingDown => of(StatusCode::SERVICE_UNAVAILABLE),
     }
 }

@@ -3,6 +3,8 @@
 //!
 //! Invariants:
 //! - a blob's row appears after its object is whole, and goes before its object does: nothing refers to what is not there;
+//! - an object that somebody else removed is said to be gone, ends the cache entries that refer to it, and comes back with the next
+//!   upload of its bytes;
 //! - every object's name is its own, and stands in the database before the object is begun: whatever is killed at whatever
 //!   moment, what it leaves is found by [`sweep`](Storage::sweep) and deleted a day later;
 //! - a digest opens nothing: who refers to a blob has brought its bytes ([`Visitor::owner`]), and who reads one was told of it.
@@ -99,6 +101,11 @@ pub enum StorageError {
     NoSuchFile,
     #[error("`{path}` is a {kind}, which has no contents")]
     NoContents { path: String, kind: &'static str },
+    #[error(
+        "its bytes are gone from {place}, where this installation keeps files (object {object}): somebody removed them, or the place is not the \
+         one it was; put them back, or run what made them again (`sealci rerun`)"
+    )]
+    Lost { object: String, place: objects::ObjectsLocation },
     #[error("the controller is shutting down")]
     ShuttingDown,
 }

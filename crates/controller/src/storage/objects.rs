@@ -217,6 +217,15 @@ impl Objects {
         Ok(Upload { store: self.store.clone(), path, part_bytes, buffer: Vec::new(), sink })
     }
 
+    /// Whether the object is there. One that nobody but us deletes may be gone all the same.
+    pub async fn has(&self, name: &str) -> Result<bool, ObjectsError> {
+        match timely(self.store.head(&self.path(name))).await {
+            Ok(_) => Ok(true),
+            Err(ObjectsError::Missing(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The bytes of a range.
     pub async fn read(&self, name: &str, range: Range<u64>) -> Result<Bytestream, ObjectsError> {
         if range.is_empty() {

@@ -9,6 +9,7 @@ use sealci_archive::{
     Entry, EntryKind, Extractor, Index, IndexError, Progress, Tail, read_index, relative_name,
 };
 
+use super::objects::ObjectsError;
 use super::{Storage, StorageError};
 use crate::store::entity::storage::blobs;
 
@@ -23,8 +24,24 @@ pub type Contents = BoxStream<'static, Result<Bytes, StorageError>>;
 impl Storage {
     /// The bytes of a blob's range.
     pub async fn read(&self, blob: &blobs::Model, range: Range<u64>) -> Result<Contents, StorageError> {
-        let read = self.0.objects.read(&blob.object, range).await?;
+        let read = self.0.objects.read(&blob.object, range).await;
+        let read = self.found(blob, read).await?;
         Ok(read.stream.map_err(StorageError::from).boxed())
+    }
+
+    /// What was read of a blob. Where its object is gone, no cache offers it any more.
+    async fn found<T>(&self, blob: &blobs::Model, read: Result<T, ObjectsError>) -> Result<T, StorageError> {
+        if !matches!(read, Err(ObjectsError::Missing(_))) {
+            return Ok(read?);
+        }
+        let entries = self.0.store.delete_caches_of(&blob.digest).await?;
+        tracing::error!(
+            object = blob.object,
+            cache.entries = entries,
+            "an object is gone from the object store"
+        );
+        let place = self.0.config.objects.location.clone();
+        Err(StorageError::Lost { object: blob.object.clone(), place })
     }
 
     /// What is in an archive, checked.
@@ -33,7 +50,8 @@ impl Storage {
         let size = blob.size_bytes.unsigned_abs();
         let mut wanted = TAIL_BYTES.min(size);
         loop {
-            let tail = self.0.objects.read_whole(&blob.object, size - wanted..size).await?;
+            let tail = self.0.objects.read_whole(&blob.object, size - wanted..size).await;
+            let tail = self.found(blob, tail).await?;
             let reading = tokio::task::spawn_blocking(move || read_index(&tail, size));
             match reading.await.map_err(|_| StorageError::ShuttingDown)?? {
                 Tail::Index(index) => return Ok(index),

@@ -110,11 +110,16 @@ impl Inner {
         length: u64,
         mut body: Body,
     ) -> Result<Brought, StorageError> {
-        if let Some(blob) = self.store.touch_owned(digest.as_str(), owner, now_ms()).await? {
+        let (mut stands, mut lost) = (false, None);
+        if let Some(blob) = self.store.blob(digest.as_str()).await? {
+            stands = self.objects.has(&blob.object).await?;
+            lost = Some(blob.object).filter(|_| !stands);
+        }
+        if stands && let Some(blob) = self.store.touch_owned(digest.as_str(), owner, now_ms()).await? {
             read_unused(&mut body, length).await;
             return Ok(Brought::Before { size_bytes: blob.size_bytes.unsigned_abs() });
         }
-        if self.store.blob(digest.as_str()).await?.is_some() {
+        if stands {
             // Others have brought it: these prove that they have it, and nothing is stored twice.
             self.check(&mut body, digest, length, None).await?;
             if self.store.add_owner(digest.as_str(), owner, now_ms()).await? {
@@ -127,7 +132,7 @@ impl Inner {
         let mut multipart = None;
         let written = self.write(&object, &mut multipart, &mut body, digest, length).await;
         let kept = match written {
-            Ok(()) => self.keep(owner, digest, &object, length).await,
+            Ok(()) => self.keep(owner, digest, (&object, lost.as_deref()), length).await,
             Err(error) => Err(error),
         };
         if !matches!(kept, Ok(true)) {
@@ -186,12 +191,13 @@ impl Inner {
         Ok(())
     }
 
-    /// Makes the object the digest's; false if another upload of the same bytes was first.
+    /// Makes the object the digest's, in the place of the lost one if there is that; false if another upload of the same bytes was
+    /// first.
     async fn keep(
         &self,
         owner: &str,
         digest: &BlobDigest,
-        object: &str,
+        (object, lost): (&str, Option<&str>),
         length: u64,
     ) -> Result<bool, StorageError> {
         let now_ms = now_ms();
@@ -202,7 +208,7 @@ impl Inner {
             created_at: now_ms,
             touched_at: now_ms,
         };
-        Ok(self.store.keep_blob(blob, owner).await?)
+        Ok(self.store.keep_blob(blob, lost, owner).await?)
     }
 
     /// Deletes what is of no use. What cannot be deleted now is found later.

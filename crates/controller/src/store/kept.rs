@@ -134,14 +134,33 @@ impl Store {
         Ok(())
     }
 
-    /// Makes a written object its digest's blob; false if another one is already, and this object is loose still.
-    pub async fn keep_blob(&self, blob: blobs::Model, owner: &str) -> Result<bool, StoreError> {
+    /// Makes a written object its digest's blob, also in the place of an object that was `lost`; false if another one is
+    /// already, and this object is loose still.
+    pub async fn keep_blob(
+        &self,
+        blob: blobs::Model,
+        lost: Option<&str>,
+        owner: &str,
+    ) -> Result<bool, StoreError> {
         let transaction = self.writer.begin().await?;
         let (digest, object, now_ms) = (blob.digest.clone(), blob.object.clone(), blob.touched_at);
-        let added = blobs::Entity::insert(insertable::<_, blobs::ActiveModel>(blob))
-            .on_conflict(OnConflict::column(blobs::Column::Digest).do_nothing().to_owned())
-            .exec_without_returning(&transaction)
-            .await?;
+        let mut added = 0;
+        if let Some(lost) = lost {
+            let replaced = blobs::Entity::update_many()
+                .col_expr(blobs::Column::Object, Expr::value(object.as_str()))
+                .col_expr(blobs::Column::TouchedAt, Expr::value(now_ms))
+                .filter(blobs::Column::Digest.eq(digest.as_str()))
+                .filter(blobs::Column::Object.eq(lost))
+                .exec(&transaction)
+                .await?;
+            added = replaced.rows_affected;
+        }
+        if added == 0 {
+            added = blobs::Entity::insert(insertable::<_, blobs::ActiveModel>(blob))
+                .on_conflict(OnConflict::column(blobs::Column::Digest).do_nothing().to_owned())
+                .exec_without_returning(&transaction)
+                .await?;
+        }
         if added == 1 {
             loose_objects::Entity::delete_by_id(object).exec(&transaction).await?;
         } else {
@@ -352,6 +371,12 @@ impl Store {
     /// Deletes an entry; false if there is none.
     pub async fn delete_cache(&self, id: Uuid) -> Result<bool, StoreError> {
         Ok(caches::Entity::delete_by_id(id).exec(&self.writer).await?.rows_affected > 0)
+    }
+
+    /// Deletes all entries with this digest; how many.
+    pub async fn delete_caches_of(&self, digest: &str) -> Result<u64, StoreError> {
+        let deleting = caches::Entity::delete_many().filter(caches::Column::Digest.eq(digest));
+        Ok(deleting.exec(&self.writer).await?.rows_affected)
     }
 
     /// Deletes what has expired; how many artifacts and cache entries that were.
