@@ -49,8 +49,10 @@ pub enum Cause {
     AgentRestarted,
     /// The repository could not be read, or the revision is not in it.
     Workspace,
-    /// The image could not be had.
+    /// There is no such image, or it is not one that can be run as the manifest asks.
     Image,
+    /// The image's registry could not be reached, or did not go on.
+    Registry,
     /// A service beside the action did not come up.
     Service,
     /// The environment could not be made or broke.
@@ -64,17 +66,18 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// Whether another attempt may end otherwise. What stands in the manifest or the repository does not change, and a service
-    /// that does not come up has had its time.
+    /// Whether another attempt may end otherwise. What stands in the manifest or the repository does not change, an image is what
+    /// it is, and a service that does not come up has had its time.
     pub fn is_transient(self) -> bool {
-        !matches!(self, Self::Unsupported | Self::Service)
+        !matches!(self, Self::Unsupported | Self::Service | Self::Image)
     }
 
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::AgentLost,
         Self::AgentRestarted,
         Self::Workspace,
         Self::Image,
+        Self::Registry,
         Self::Service,
         Self::Executor,
         Self::Storage,
@@ -89,6 +92,7 @@ impl Cause {
             Self::AgentRestarted => "agent_restarted",
             Self::Workspace => "workspace",
             Self::Image => "image",
+            Self::Registry => "registry",
             Self::Service => "service",
             Self::Executor => "executor",
             Self::Storage => "storage",

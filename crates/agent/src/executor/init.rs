@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::door::Request;
-use super::{Backstage, ExecutionEvent, ExecutorError, Wish};
+use super::{Backstage, ExecutionEvent, ExecutorError, Wish, cause_of_complaint};
 
 /// The static init, built for the machine this agent is built for.
 static INIT_BINARY: &[u8] = include_bytes!(env!("SEALCI_INIT_BINARY"));
@@ -176,7 +176,12 @@ impl End {
             Self::Late(what) => format!("sealci-init {what} in time, and was killed"),
         };
         let complaints = complaints();
-        if complaints.is_empty() { errored(what) } else { errored(format!("{what}: {complaints}")) }
+        match cause_of_complaint(&complaints) {
+            Cause::Executor if complaints.is_empty() => errored(what),
+            Cause::Executor => errored(format!("{what}: {complaints}")),
+            // It ended because of this, as it should.
+            cause => Outcome::Errored { cause, message: complaints },
+        }
     }
 }
 

@@ -401,6 +401,13 @@ pub enum ExecutorError {
         /// For want of room on the agent's disk.
         disk_full: bool,
     },
+    /// As [`ExecutorError::Image`], but the same, asked again, may go better.
+    #[error("cannot have the image {image}")]
+    Registry {
+        image: String,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     #[error(transparent)]
     Docker(#[from] docker::DockerError),
     #[error("cannot {doing}: {complaint}")]
@@ -424,12 +431,10 @@ impl ExecutorError {
             Self::Io { source, .. } if is_disk_full(source) => Cause::DiskFull,
             Self::Image { disk_full: true, .. } => Cause::DiskFull,
             Self::Image { .. } => Cause::Image,
+            Self::Registry { .. } => Cause::Registry,
+            Self::Helper { complaint, .. } => cause_of_complaint(complaint),
             Self::Docker(error) => error.cause(),
-            Self::Io { .. }
-            | Self::Cgroup(_)
-            | Self::Helper { .. }
-            | Self::Stopped
-            | Self::AlreadyRunning(_) => Cause::Executor,
+            Self::Io { .. } | Self::Cgroup(_) | Self::Stopped | Self::AlreadyRunning(_) => Cause::Executor,
             Self::TooLarge(_) | Self::Unsupported(_) => Cause::Unsupported,
         }
     }
@@ -438,6 +443,11 @@ impl ExecutorError {
     pub fn message(&self) -> String {
         with_causes(self)
     }
+}
+
+/// Whose fault it is that a helper could not seal an environment, by what it said.
+fn cause_of_complaint(complaint: &str) -> Cause {
+    if complaint.contains(sealci_sandbox::USER_COMPLAINT) { Cause::Image } else { Cause::Executor }
 }
 
 #[cfg(test)]

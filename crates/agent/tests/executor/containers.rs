@@ -188,14 +188,16 @@ pub async fn images_have_users(lab: &Lab) {
         let mut request = lab.request(["echo never"]);
         request.container.as_mut().unwrap().user = Some(user.to_owned());
         // Where the tree is made beforehand that is found out beforehand.
-        let message = match lab.executor.prepare(request).await {
+        let (cause, message) = match lab.executor.prepare(request).await {
             Ok(standby) => match Record::of(&mut standby.begin()).await.outcome() {
-                Outcome::Errored { message, .. } => message.clone(),
+                Outcome::Errored { cause, message } => (*cause, message.clone()),
                 other => panic!("{other:?}"),
             },
-            Err(error) => error.message(),
+            Err(error) => (error.cause(), error.message()),
         };
         assert!(message.contains(complaint), "{message}");
+        // No other attempt would find that user.
+        assert_eq!(cause, Cause::Image, "{message}");
     }
 }
 

@@ -220,7 +220,7 @@ pub async fn an_image_that_is_not_to_be_had_is_told(lab: &Lab) {
     let (said, mut heard) = notes();
     unreachable.notes = said;
     let error = lab.executor.prepare(unreachable).await.unwrap_err();
-    assert_eq!(error.cause(), Cause::Image);
+    assert_eq!(error.cause(), Cause::Registry, "it may be there again in a moment");
     assert!(
         error.message().contains("could not pull it") && error.message().contains("refused"),
         "{error:?}"

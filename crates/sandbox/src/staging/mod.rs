@@ -46,6 +46,9 @@ const STAGE: &str = "/run/sealci";
 
 const NO_SETUID_NO_DEVICES: u64 = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
 
+/// What is said first where it is the image, or what is asked of it, that stands in the way.
+pub const USER_COMPLAINT: &str = "nobody can be run as the user asked for";
+
 /// What could not be staged.
 #[derive(Debug, thiserror::Error)]
 pub enum StagingError {
@@ -56,7 +59,7 @@ pub enum StagingError {
         #[source]
         source: io::Error,
     },
-    #[error("{0}")]
+    #[error("{USER_COMPLAINT}: {0}")]
     User(#[from] UserError),
 }
 

@@ -55,6 +55,19 @@ enum PullError {
     Credentials { file: PathBuf, problem: String },
 }
 
+impl PullError {
+    /// Whether the same, asked again, may go better. A daemon has words alone for what its registry said.
+    fn may_pass(&self) -> bool {
+        const LASTING: [&str; 6] =
+            ["not found", "unknown", "denied", "unauthorized", "no matching manifest", "does not exist"];
+        match self {
+            Self::Stalled(_) => true,
+            Self::Refused(said) => !LASTING.iter().any(|words| said.contains(words)),
+            _ => false,
+        }
+    }
+}
+
 /// What an image says about how to run it.
 #[derive(Debug, Clone)]
 pub(super) struct Facts {
@@ -78,7 +91,11 @@ pub(super) async fn obtain(
 ) -> Result<Facts, ExecutorError> {
     let failed = |error: PullError| {
         let disk_full = matches!(&error, PullError::Refused(message) if tells_of_full_disk(message));
-        ExecutorError::Image { image: container.image.clone(), source: Box::new(error), disk_full }
+        let image = container.image.clone();
+        match error.may_pass() && !disk_full {
+            true => ExecutorError::Registry { image, source: Box::new(error) },
+            false => ExecutorError::Image { image, source: Box::new(error), disk_full },
+        }
     };
     let reference = reference(&container.image)?;
     let name = reference.to_string();
