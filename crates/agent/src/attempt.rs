@@ -22,6 +22,7 @@ use sealci_proto::agent::{self, ActionSpec, event};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::entry::Entry;
 use crate::executor::door::Door;
 use crate::executor::{Execution, ExecutionEvent, NoteReader, notes};
 use crate::identity::unix_ms;
@@ -225,6 +226,12 @@ impl AttemptTask {
         let Begun { mut execution, executor: kind, luggage, mut services, mut said } = begun;
         let handle = execution.handle();
         let door = execution.door();
+        let services_doors = services.as_ref().map(Services::doors).unwrap_or_default();
+        let _entered = self.spec.as_ref().map(|spec| {
+            let (action, pipeline) = (spec.action_name.clone(), spec.pipeline_name.clone());
+            let entry = Entry { action, pipeline, door: door.clone(), services: services_doors };
+            self.means.entries.add(self.spool.id(), entry)
+        });
         let mut broken: Option<Outcome> = None;
         let mut stopped: Option<Stop> = None;
         let mut keeping: Option<Keeping<'_>> = None;

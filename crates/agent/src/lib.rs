@@ -22,6 +22,7 @@ mod capacity;
 mod causes;
 mod connect;
 mod delivery;
+pub mod entry;
 mod environment;
 pub mod executor;
 mod identity;
@@ -49,6 +50,7 @@ use crate::agent::Agent;
 use crate::backoff::Backoff;
 use crate::connect::{ConnectError, ConnectTimes, InvalidAddress, Schedulers};
 use crate::delivery::ResendRules;
+use crate::entry::Entries;
 use crate::executor::Executor;
 use crate::identity::{Identity, IdentityError};
 use crate::offer::{Disk, Offering};
@@ -291,6 +293,7 @@ impl Opened {
         let disk = Disk::new(work.clone(), config.min_free_disk_bytes, config.disk_probe);
         let executors = config.executors.clone();
         let room = Arc::new(Room::new(work.clone(), config.room));
+        let entries = Entries::default();
         let means = Means {
             identity: identity.clone(),
             executors: config.executors,
@@ -299,6 +302,7 @@ impl Opened {
             room: room.clone(),
             http: HttpSource::new(config.scheduler_ca_pem),
             storage_patience: config.periods.storage(),
+            entries: entries.clone(),
         };
         let mut agent = Agent::new(spool, left, offering, disk, Arc::new(means));
         let session = Session {
@@ -313,6 +317,7 @@ impl Opened {
         tokio::select! {
             () = session.run(&mut agent) => {}
             never = room.watch() => match never {},
+            never = entry::serve(&config.data_folder, entries) => match never {},
         }
         agent.stop().await;
         for executor in executors {

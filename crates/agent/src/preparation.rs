@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::attempt::Orders;
 use crate::causes::with_causes;
+use crate::entry::Entries;
 use crate::environment;
 use crate::executor::{ExecutionRequest, Executor, ExecutorError, Neighbourhood, Notes, ShellKind, Standby};
 use crate::identity::Identity;
@@ -35,6 +36,8 @@ pub struct Means {
     /// For the controller's storage.
     pub http: HttpSource,
     pub storage_patience: Patience,
+    /// What runs, for those who may enter it.
+    pub entries: Entries,
 }
 
 /// What waits for its beginning.

@@ -117,6 +117,11 @@ impl Services {
         self.running.push(Running { service, handle, door, state, tail, log });
     }
 
+    /// The ways into them, by their names.
+    pub fn doors(&self) -> Vec<(String, Door)> {
+        self.running.iter().map(|running| (running.service.name.clone(), running.door.clone())).collect()
+    }
+
     /// Ends them all, properly; returns what they said.
     pub async fn stop(mut self) -> Vec<ServiceLog> {
         for running in &self.running {

@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 use commands::Account;
 use sealci_guest::wire::{self, Ending, FromInit};
 
-use crate::beside::Beside;
+use crate::beside::{Beside, End};
 use crate::carrier::Carrier;
 use crate::outbox::Outbox;
 use crate::run::{Run, Surroundings};
@@ -96,7 +96,7 @@ enum Source {
     Question,
     Carrier,
     /// By its place in [`Beside`].
-    Beside(usize),
+    Beside(usize, End),
 }
 
 impl Supervisor {
@@ -160,7 +160,10 @@ impl Supervisor {
                 Source::Log if watch.readable() => self.take_log()?,
                 Source::Question if watch.readable() => self.take_question()?,
                 Source::Carrier if watch.readable() || watch.writable() => self.carry(),
-                Source::Beside(place) if watch.readable() => self.beside.take_output(place),
+                Source::Beside(place, end) if watch.readable() || watch.writable() => {
+                    let piece = self.beside.take(place, end);
+                    self.tell_piece(piece);
+                }
                 _ => {}
             }
         }
@@ -199,8 +202,9 @@ impl Supervisor {
         if let Some(carrier) = &self.carrier {
             watch(Source::Carrier, Watch::new(&carrier.stream, takes_more, carrier.has_waiting()));
         }
-        for (place, output) in self.beside.outputs() {
-            watch(Source::Beside(place), Watch::new(output, true, false));
+        for (place, end, file) in self.beside.ends(takes_more) {
+            let is_input = matches!(end, End::Input);
+            watch(Source::Beside(place, end), Watch::new(file, !is_input, is_input));
         }
         (watches, sources)
     }
@@ -249,9 +253,7 @@ impl Supervisor {
                         self.exit_code.is_none() && self.run.as_ref().is_some_and(|run| run.pid == child.pid);
                     if is_run {
                         ended_run = Some(child);
-                    } else if let Some(ended) = self.beside.reaped(&child) {
-                        self.tell_of(ended);
-                    } else {
+                    } else if !self.beside.reaped(&child) {
                         self.account.meter.add_orphan(&child);
                     }
                 }

@@ -12,6 +12,9 @@
 //! Of a `Put`'s archive the host sends at most [`PUT_WINDOW_BYTES`] at first, and then as much as each `PutRoom` says: so the
 //! init reads its channel whatever becomes of the files, and hears a `Kill` among them.
 //!
+//! An `Exec` that streams has its input in `ExecInput` and its outputs in `ExecOutput`, as they come, until its `ExecEnded`. Of
+//! either at most [`EXEC_WINDOW_PIECES`] are under way: for each that was passed on the other end says `ExecTaken`.
+//!
 //! Invariants: a payload is never longer than its direction's bound, which is checked before a byte of it is kept;
 //! bytes left over in a payload are an error; no decoder panics or reserves memory on a stranger's word. The channel's end
 //! is a message too: it tells the init to end everything. Kinds from 0x20 up are kept free for messages to come (the
@@ -28,7 +31,7 @@ pub use requests::{Exec, ExecEnd, Put, Take, Taken};
 pub use start::{DEFAULT_STOP_SIGNAL, Start, User};
 
 /// The protocol both ends speak; each says its own in `Hello` and refuses another.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// Bytes in front of every payload.
 pub const HEADER_BYTES: usize = 5;
@@ -44,6 +47,12 @@ pub const PUT_WINDOW_BYTES: usize = 1 << 20;
 
 /// The longest payload of a `PutData`.
 pub const MAX_PUT_DATA_BYTES: usize = 128 << 10;
+
+/// How many pieces of a streaming program's input, and of its outputs, may be on their way.
+pub const EXEC_WINDOW_PIECES: usize = 8;
+
+/// The longest such piece.
+pub const MAX_EXEC_PIECE_BYTES: usize = 16 << 10;
 
 /// What a frame refuses.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,6 +129,15 @@ pub enum ToInit {
     PutEnd,
     Take(Take),
     Exec(Exec),
+    /// A piece of a streaming program's input, at most [`MAX_EXEC_PIECE_BYTES`]; an empty one: it ends.
+    ExecInput {
+        id: u32,
+        bytes: Vec<u8>,
+    },
+    /// An `ExecOutput` was passed on.
+    ExecTaken {
+        id: u32,
+    },
     /// This request is to end, whatever it has come to; it is answered all the same.
     Stop {
         id: u32,
@@ -204,10 +222,21 @@ pub enum FromInit<'a> {
     /// A piece of the archive that was asked for. An empty one is a sign of life.
     TakeData(&'a [u8]),
     Taken(Taken),
+    /// What a streaming program wrote, at most [`MAX_EXEC_PIECE_BYTES`].
+    ExecOutput {
+        id: u32,
+        /// To standard error; else to standard output.
+        is_error: bool,
+        bytes: Vec<u8>,
+    },
+    /// An `ExecInput` was passed on, or is nobody's any more.
+    ExecTaken {
+        id: u32,
+    },
     ExecEnded {
         id: u32,
         end: ExecEnd,
-        /// The last of what it wrote to either of its outputs.
+        /// The last of what it wrote to either of its outputs; nothing where it streams.
         output: Vec<u8>,
     },
 }
@@ -225,6 +254,8 @@ mod kind {
     pub const EXEC: u8 = 0x14;
     pub const STOP: u8 = 0x15;
     pub const LEAVE: u8 = 0x16;
+    pub const EXEC_INPUT: u8 = 0x17;
+    pub const EXEC_TAKEN: u8 = 0x18;
 
     pub const INIT_HELLO: u8 = 0x81;
     pub const READY: u8 = 0x82;
@@ -239,6 +270,8 @@ mod kind {
     pub const TAKE_DATA: u8 = 0x94;
     pub const TAKEN: u8 = 0x95;
     pub const EXEC_ENDED: u8 = 0x96;
+    pub const EXEC_OUTPUT: u8 = 0x97;
+    pub const INIT_EXEC_TAKEN: u8 = 0x98;
 }
 
 /// The kind of an `Output` frame: its payload is the output and nothing else, so that both ends can move it without
@@ -304,6 +337,15 @@ impl ToInit {
                 exec.encode(out);
                 kind::EXEC
             }
+            Self::ExecInput { id, bytes } => {
+                out.extend(id.to_le_bytes());
+                put_bytes(out, bytes);
+                kind::EXEC_INPUT
+            }
+            Self::ExecTaken { id } => {
+                out.extend(id.to_le_bytes());
+                kind::EXEC_TAKEN
+            }
             Self::Stop { id } => {
                 out.extend(id.to_le_bytes());
                 kind::STOP
@@ -325,6 +367,8 @@ impl ToInit {
             kind::PUT_END => Self::PutEnd,
             kind::TAKE => Self::Take(Take::decode(&mut fields)?),
             kind::EXEC => Self::Exec(Exec::decode(&mut fields)?),
+            kind::EXEC_INPUT => Self::ExecInput { id: fields.u32()?, bytes: fields.bytes()?.to_vec() },
+            kind::EXEC_TAKEN => Self::ExecTaken { id: fields.u32()? },
             kind::STOP => Self::Stop { id: fields.u32()? },
             kind::LEAVE => Self::Leave,
             _ => return Err(WireError::Invalid("kind")),
@@ -392,6 +436,16 @@ impl<'a> FromInit<'a> {
                 taken.encode(out);
                 kind::TAKEN
             }
+            Self::ExecOutput { id, is_error, bytes } => {
+                out.extend(id.to_le_bytes());
+                out.push(u8::from(*is_error));
+                put_bytes(out, bytes);
+                kind::EXEC_OUTPUT
+            }
+            Self::ExecTaken { id } => {
+                out.extend(id.to_le_bytes());
+                kind::INIT_EXEC_TAKEN
+            }
             Self::ExecEnded { id, end, output } => {
                 out.extend(id.to_le_bytes());
                 end.encode(out);
@@ -431,6 +485,12 @@ impl<'a> FromInit<'a> {
             kind::REFUSED => Self::Refused { id: fields.u32()?, why: fields.text()? },
             kind::TAKE_DATA => return Ok(Self::TakeData(payload)),
             kind::TAKEN => Self::Taken(Taken::decode(&mut fields)?),
+            kind::EXEC_OUTPUT => Self::ExecOutput {
+                id: fields.u32()?,
+                is_error: fields.flag()?,
+                bytes: fields.bytes()?.to_vec(),
+            },
+            kind::INIT_EXEC_TAKEN => Self::ExecTaken { id: fields.u32()? },
             kind::EXEC_ENDED => Self::ExecEnded {
                 id: fields.u32()?,
                 end: ExecEnd::decode(&mut fields)?,

@@ -2,7 +2,9 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{agents, artifacts, caches, check, completion, doctor, logs, pipelines, repos, run, serve, up};
+use crate::{
+    agents, artifacts, caches, check, completion, doctor, exec, logs, pipelines, repos, run, serve, up,
+};
 
 /// A distributed CI that runs every action sealed.
 #[derive(Debug, Parser)]
@@ -28,6 +30,8 @@ pub enum Command {
     Show(pipelines::ShowArgs),
     /// Print the logs of a pipeline or of one action
     Logs(logs::LogsArgs),
+    /// Run a program in an action that runs on this machine, to look into it
+    Exec(exec::ExecArgs),
     /// Wish a pipeline ended
     Cancel(pipelines::ShowArgs),
     /// Run a finished pipeline again, or what failed of it

@@ -12,6 +12,7 @@ mod connect;
 mod data_folder;
 mod demo;
 mod doctor;
+mod exec;
 mod exit;
 mod follow;
 mod format;
@@ -78,6 +79,7 @@ async fn dispatch(command: Command, terminal: Terminal) -> Result<Exit, Failure>
         Command::List(args) => pipelines::list(args, terminal).await,
         Command::Show(args) => pipelines::show(args, terminal).await,
         Command::Logs(args) => logs::logs(args, terminal).await,
+        Command::Exec(args) => exec::exec(args).await,
         Command::Cancel(args) => pipelines::cancel(args).await,
         Command::Rerun(args) => pipelines::rerun(args, terminal).await,
         Command::Why(args) => pipelines::why(args, terminal).await,

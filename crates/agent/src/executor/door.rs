@@ -12,9 +12,10 @@ use std::io;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use sealci_guest::wire::{MAX_PUT_DATA_BYTES, WireError};
+use sealci_guest::wire::{EXEC_WINDOW_PIECES, MAX_EXEC_PIECE_BYTES, MAX_PUT_DATA_BYTES, WireError};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// How many requests wait for the environment.
 const REQUEST_CAPACITY: usize = 4;
@@ -122,9 +123,112 @@ pub enum DoorError {
 /// What is asked of the task that drives the environment.
 #[derive(Debug)]
 pub(super) enum Request {
-    Put { root: String, pieces: mpsc::Receiver<Piece>, answer: Answer<Stored> },
-    Take { wanted: Wanted, pieces: mpsc::Sender<Bytes>, answer: Answer<Taken> },
-    Exec { exec: ExecRequest, answer: Answer<ExecEnded> },
+    Put {
+        root: String,
+        pieces: mpsc::Receiver<Piece>,
+        answer: Answer<Stored>,
+    },
+    Take {
+        wanted: Wanted,
+        pieces: mpsc::Sender<Bytes>,
+        answer: Answer<Taken>,
+    },
+    Exec {
+        exec: ExecRequest,
+        answer: Answer<ExecEnded>,
+    },
+    /// As `Exec`, but all of it is passed on. Once the listener is cancelled it is stopped.
+    Talk {
+        exec: ExecRequest,
+        news: mpsc::Sender<News>,
+        listener: CancellationToken,
+        answer: Answer<ExecEnded>,
+    },
+    /// A piece of input for one that talks, at most as long as the wire allows; an empty one ends it.
+    Input {
+        id: u32,
+        bytes: Bytes,
+    },
+    /// A piece of its output was passed on.
+    Taken {
+        id: u32,
+    },
+}
+
+/// What one that talks tells.
+#[derive(Debug)]
+pub(super) enum News {
+    Begun {
+        id: u32,
+    },
+    Output {
+        is_error: bool,
+        bytes: Bytes,
+    },
+    /// One more piece of input can be sent.
+    Room,
+}
+
+/// How many news wait at most: each of a window's pieces, in both directions, and the beginning.
+const NEWS_CAPACITY: usize = 2 * EXEC_WINDOW_PIECES + 1;
+
+/// A program beside the commands, as it runs. Dropping it stops it.
+#[derive(Debug)]
+pub struct Talk {
+    id: u32,
+    door: Door,
+    news: mpsc::Receiver<News>,
+    ended: oneshot::Receiver<Result<ExecEnded, DoorError>>,
+    /// How many more pieces of input can be sent.
+    room: usize,
+    _listener: DropGuard,
+}
+
+/// What it says next.
+#[derive(Debug)]
+pub enum Said {
+    /// [`Talk::taken`] is to be called when it is passed on.
+    Output { is_error: bool, bytes: Bytes },
+    /// There is room for input again.
+    Room,
+    /// The last.
+    Ended(ExecEnd),
+}
+
+impl Talk {
+    /// The longest piece of input.
+    pub const MAX_INPUT_BYTES: usize = MAX_EXEC_PIECE_BYTES;
+
+    /// The next of what it says. Dropping the future loses nothing.
+    pub async fn next(&mut self) -> Result<Said, DoorError> {
+        match self.news.recv().await {
+            Some(News::Output { is_error, bytes }) => Ok(Said::Output { is_error, bytes }),
+            Some(News::Room | News::Begun { .. }) => {
+                self.room += 1;
+                Ok(Said::Room)
+            }
+            None => {
+                let ended = (&mut self.ended).await.unwrap_or(Err(DoorError::Closed))?;
+                Ok(Said::Ended(ended.end))
+            }
+        }
+    }
+
+    /// Whether input can be sent.
+    pub fn takes_input(&self) -> bool {
+        self.room > 0
+    }
+
+    /// Sends a piece of input, at most [`Talk::MAX_INPUT_BYTES`]; an empty one ends it. Only while it takes input.
+    pub async fn send(&mut self, bytes: Bytes) -> Result<(), DoorError> {
+        self.room = self.room.saturating_sub(1);
+        self.door.ask(Request::Input { id: self.id, bytes }).await
+    }
+
+    /// A piece of output was passed on.
+    pub async fn taken(&self) -> Result<(), DoorError> {
+        self.door.ask(Request::Taken { id: self.id }).await
+    }
 }
 
 pub(super) type Answer<T> = oneshot::Sender<Result<T, DoorError>>;
@@ -201,6 +305,26 @@ impl Door {
         let (answer, answered) = oneshot::channel();
         self.ask(Request::Exec { exec, answer }).await?;
         answered.await.unwrap_or(Err(DoorError::Closed))
+    }
+
+    /// Runs a program beside the commands, and passes on what it reads and writes. Only while the commands run.
+    pub async fn talk(&self, exec: ExecRequest) -> Result<Talk, DoorError> {
+        let (sender, mut news) = mpsc::channel(NEWS_CAPACITY);
+        let (answer, ended) = oneshot::channel();
+        let listener = CancellationToken::new();
+        let guard = listener.clone().drop_guard();
+        self.ask(Request::Talk { exec, news: sender, listener, answer }).await?;
+        match news.recv().await {
+            Some(News::Begun { id }) => {
+                let (door, room) = (self.clone(), EXEC_WINDOW_PIECES);
+                Ok(Talk { id, door, news, ended, room, _listener: guard })
+            }
+            // Its answer says why it has not begun.
+            _ => match ended.await.unwrap_or(Err(DoorError::Closed)) {
+                Err(error) => Err(error),
+                Ok(_) => Err(DoorError::Closed),
+            },
+        }
     }
 
     async fn ask(&self, request: Request) -> Result<(), DoorError> {

@@ -27,7 +27,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use super::door::{ExecEnd, ExecEnded, Piece, Request, Stored, Taken};
+use super::door::{DoorError, ExecEnd, ExecEnded, Piece, Request, Stored, Taken};
 use super::{
     Backstage, ExecutionEvent, ExecutionRequest, Executor, ExecutorError, ResourceUse, Standby, Wish, standby,
 };
@@ -280,6 +280,11 @@ async fn serve<T>(requests: &mut mpsc::Receiver<Request>, until: impl Future<Out
                 let missing = wanted.paths.into_iter().filter(|path| !path.starts_with('!')).collect();
                 let _ = answer.send(Ok(Taken { missing, ..Taken::default() }));
             }
+            Request::Talk { answer, .. } => {
+                let why = "the executor `fake` has no programs";
+                let _ = answer.send(Err(DoorError::NotNow(why)));
+            }
+            Request::Input { .. } | Request::Taken { .. } => {}
             Request::Exec { answer, .. } => {
                 let end = ExecEnd::Exited { exit_code: 0 };
                 let _ = answer.send(Ok(ExecEnded { end, output: Vec::new() }));

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-use sealci_agent::executor::door::{Door, DoorError, ExecEnd, ExecRequest, TakeLimits, Taken};
+use sealci_agent::executor::door::{Door, DoorError, ExecEnd, ExecRequest, Said, TakeLimits, Taken, Talk};
 use sealci_agent::executor::{Execution, ExecutionEvent, ExecutionRequest};
 use sealci_core::outcome::Outcome;
 use tokio::io::AsyncReadExt;
@@ -319,4 +319,72 @@ pub async fn programs_beside_end_with_the_commands(lab: &Lab) {
     assert_eq!(processes_of(attempt), Vec::<String>::new());
     // Its work is not the command's.
     assert!(!matches!(execution.next().await, Some(ExecutionEvent::Output(_))));
+}
+
+/// All that a program says on both outputs, passed on as it comes, and how it ended.
+async fn all_of_it(talk: &mut Talk) -> ([Vec<u8>; 2], ExecEnd) {
+    let mut said = [Vec::new(), Vec::new()];
+    loop {
+        match talk.next().await.unwrap() {
+            Said::Output { is_error, bytes } => {
+                said[usize::from(is_error)].extend_from_slice(&bytes);
+                talk.taken().await.unwrap();
+            }
+            Said::Room => {}
+            Said::Ended(end) => return (said, end),
+        }
+    }
+}
+
+pub async fn programs_beside_are_talked_with(lab: &Lab) {
+    const PIECES: usize = 200;
+    let mut request = lab.request(["echo up; until test -e go; do sleep 0.01; done"]);
+    request.env.insert("OF_THE_ACTION".into(), "seen".into());
+    let mut execution = lab.start(request).await;
+    let record = until_output(&mut execution, "up").await;
+    let door = execution.door();
+    let line = "read word; echo $word $OF_THE_ACTION; echo error >&2; exit 7";
+    let mut talk = door.talk(ExecRequest::line(line, PATIENCE)).await.unwrap();
+    talk.send("hello\n".into()).await.unwrap();
+    let (said, end) = all_of_it(&mut talk).await;
+    assert_eq!(said.map(|bytes| String::from_utf8(bytes).unwrap()), ["hello seen\n", "error\n"]);
+    assert_eq!(end, ExecEnd::Exited { exit_code: 7 });
+    let mut missing = ExecRequest::line("", PATIENCE);
+    missing.program = vec!["nosuch".to_owned()];
+    let mut talk = door.talk(missing).await.unwrap();
+    assert!(matches!(talk.next().await, Err(DoorError::Refused(why)) if why.contains("nosuch")));
+
+    // Megabytes there and back, while the log goes its way.
+    let mut talk = door.talk(ExecRequest::line("cat", PATIENCE)).await.unwrap();
+    let (mut sent, mut back) = (0, 0);
+    loop {
+        while talk.takes_input() && sent <= PIECES {
+            // The last is its end.
+            let length = if sent == PIECES { 0 } else { Talk::MAX_INPUT_BYTES };
+            talk.send(vec![b'x'; length].into()).await.unwrap();
+            sent += 1;
+        }
+        match talk.next().await.unwrap() {
+            Said::Output { bytes, .. } => {
+                back += bytes.len();
+                talk.taken().await.unwrap();
+            }
+            Said::Room => {}
+            Said::Ended(end) => break assert_eq!(end, ExecEnd::Exited { exit_code: 0 }),
+        }
+    }
+    assert_eq!(back, PIECES * Talk::MAX_INPUT_BYTES);
+
+    // Who leaves stops it.
+    let mut left = door.talk(ExecRequest::line("echo begun; exec sleep 4242", PATIENCE * 10)).await.unwrap();
+    assert!(matches!(left.next().await, Ok(Said::Output { .. })));
+    drop(left);
+    let line = "while cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -q 'sleep 424[2]'; do sleep 0.01; done";
+    let waited = door.exec(ExecRequest::line(line, PATIENCE)).await.unwrap();
+    assert_eq!(waited.end, ExecEnd::Exited { exit_code: 0 });
+    let mut talk = door.talk(ExecRequest::line("touch go; sleep 1000", PATIENCE)).await.unwrap();
+    let record = rest(&mut execution, record).await;
+    assert_eq!(record.outcome(), &Outcome::Succeeded);
+    assert_eq!(all_of_it(&mut talk).await.1, ExecEnd::Stopped);
+    assert!(door.talk(ExecRequest::line("true", PATIENCE)).await.is_err());
 }

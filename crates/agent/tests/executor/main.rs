@@ -66,6 +66,7 @@ executors! {
     crate::doors::who_takes_slowly_holds_up_nobody as who_takes_slowly_holds_up_nobody,
     crate::doors::an_environment_that_stays_is_empty_and_ends as an_environment_that_stays_is_empty_and_ends,
     crate::doors::programs_beside_end_with_the_commands as programs_beside_end_with_the_commands,
+    crate::doors::programs_beside_are_talked_with as programs_beside_are_talked_with,
     crate::ending::what_is_left_behind_is_gone as what_is_left_behind_is_gone,
     crate::ending::cancel_ends_with_grace as cancel_ends_with_grace,
     crate::ending::what_forks_while_it_is_cancelled_hears_of_it as what_forks_while_it_is_cancelled_hears_of_it,

@@ -107,7 +107,7 @@ impl Supervisor {
         }
         let now = Instant::now();
         self.advance_files(now);
-        self.beside.kill_late(now);
+        self.advance_beside(now);
         match self.phase {
             Phase::Waiting | Phase::Staying | Phase::Reporting => {}
             Phase::Running => {

@@ -9,7 +9,7 @@ use sealci_guest::wire::{
 
 use super::ending::KILL_PATIENCE;
 use super::{Phase, Supervisor};
-use crate::beside::Ended;
+use crate::beside::{Ended, Piece};
 use crate::meter::Meter;
 use crate::run::{Run, Surroundings};
 use crate::sys;
@@ -108,6 +108,8 @@ impl Supervisor {
             ToInit::PutEnd => self.end_put()?,
             ToInit::Take(take) => self.take(take),
             ToInit::Exec(exec) => self.exec(&exec),
+            ToInit::ExecInput { id, bytes } => self.beside.receive(id, bytes)?,
+            ToInit::ExecTaken { id } => self.beside.taken(id),
             ToInit::Stop { id } => {
                 self.beside.stop(id);
                 if let Some(carrier) = self.carrier.as_mut().filter(|carrier| carrier.id == id) {
@@ -152,6 +154,28 @@ impl Supervisor {
         if let Err(why) = started {
             let end = ExecEnd::Refused { why: shortened(why) };
             self.tell_of(Ended { id: exec.id, end, output: Vec::new() });
+        }
+    }
+
+    pub(super) fn tell_piece(&mut self, piece: Option<Piece>) {
+        if let Some(Piece { id, is_error, bytes }) = piece {
+            self.push(&FromInit::ExecOutput { id, is_error, bytes });
+        }
+    }
+
+    /// Tells what has become of programs beside the commands, as far as there is room.
+    pub(super) fn advance_beside(&mut self, now: Instant) {
+        self.beside.kill_late(now);
+        while let Some(id) = self.beside.passed_on() {
+            self.push(&FromInit::ExecTaken { id });
+        }
+        while self.outbox.takes_more()
+            && let Some(told) = self.beside.rest()
+        {
+            match told {
+                Ok(piece) => self.tell_piece(Some(piece)),
+                Err(ended) => self.tell_of(ended),
+            }
         }
     }
 

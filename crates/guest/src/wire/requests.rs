@@ -43,6 +43,8 @@ pub struct Exec {
     pub env: Vec<(String, String)>,
     /// When it is killed.
     pub timeout_ms: u64,
+    /// Its input and outputs are passed on as they come; else it has no input, and the last of its outputs is told at its end.
+    pub streams: bool,
 }
 
 /// What was packed, and what was not.
@@ -129,6 +131,7 @@ impl Exec {
         put_texts(out, &self.program);
         put_pairs(out, &self.env);
         out.extend(self.timeout_ms.to_le_bytes());
+        out.push(u8::from(self.streams));
     }
 
     pub(super) fn decode(fields: &mut Fields<'_>) -> Result<Self, WireError> {
@@ -137,6 +140,7 @@ impl Exec {
             program: fields.texts()?,
             env: fields.pairs()?,
             timeout_ms: fields.u64()?,
+            streams: fields.flag()?,
         })
     }
 }

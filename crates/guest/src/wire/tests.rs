@@ -56,8 +56,17 @@ fn to_init() -> impl Strategy<Value = ToInit> {
         (any::<(u32, Vec<u8>, u64, u64)>(), texts()).prop_map(|((id, base, max_bytes, max_files), paths)| {
             ToInit::Take(Take { id, paths, base, max_bytes, max_files })
         }),
-        (any::<u32>(), texts(), pairs(), any::<u64>())
-            .prop_map(|(id, program, env, timeout_ms)| ToInit::Exec(Exec { id, program, env, timeout_ms })),
+        (any::<(u32, u64, bool)>(), texts(), pairs()).prop_map(
+            |((id, timeout_ms, streams), program, env)| ToInit::Exec(Exec {
+                id,
+                program,
+                env,
+                timeout_ms,
+                streams
+            })
+        ),
+        any::<(u32, Vec<u8>)>().prop_map(|(id, bytes)| ToInit::ExecInput { id, bytes }),
+        any::<u32>().prop_map(|id| ToInit::ExecTaken { id }),
         any::<u32>().prop_map(|id| ToInit::Stop { id }),
         Just(ToInit::Leave),
     ]
@@ -120,6 +129,8 @@ proptest! {
             FromInit::Refused { id: index, why: why.clone() },
             FromInit::TakeData(&output),
             FromInit::Taken(taken.clone()),
+            FromInit::ExecOutput { id: index, is_error: exit_code < 0, bytes: output.clone() },
+            FromInit::ExecTaken { id: index },
             FromInit::ExecEnded { id: index, end: end.clone(), output: output.clone() },
         ] {
             let mut frame = Vec::new();

@@ -32,6 +32,8 @@ pub enum Said {
     Data(Vec<u8>),
     Taken(Taken),
     Exec { id: u32, end: ExecEnd, output: Vec<u8> },
+    Piece { is_error: bool, bytes: Vec<u8> },
+    Passed(u32),
 }
 
 pub struct Host {
@@ -150,6 +152,8 @@ impl Host {
             FromInit::Refused { id, why } => Said::Refused { id, why },
             FromInit::TakeData(bytes) => Said::Data(bytes.to_vec()),
             FromInit::Taken(taken) => Said::Taken(taken),
+            FromInit::ExecOutput { is_error, bytes, .. } => Said::Piece { is_error, bytes },
+            FromInit::ExecTaken { id } => Said::Passed(id),
             FromInit::ExecEnded { id, end, output } => Said::Exec { id, end, output },
         };
         let count = HEADER_BYTES + header.payload_bytes;

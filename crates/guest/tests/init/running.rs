@@ -99,7 +99,13 @@ fn a_programs_timeout_counts() {
 fn exec(host: &mut Host, id: u32, line: &str, timeout: Duration) {
     let env = vec![("EXTRA".to_owned(), "more".to_owned())];
     let timeout_ms = u64::try_from(timeout.as_millis()).unwrap();
-    host.send(&ToInit::Exec(Exec { id, program: words(&["sh", "-c", line]), env, timeout_ms }));
+    host.send(&ToInit::Exec(Exec {
+        id,
+        program: words(&["sh", "-c", line]),
+        env,
+        timeout_ms,
+        streams: false,
+    }));
 }
 
 fn exec_end(host: &mut Host) -> (u32, ExecEnd, String) {
@@ -164,4 +170,91 @@ fn what_runs_beside_may_close_its_outputs() {
         stat.rsplit(')').next().unwrap().split(' ').skip(12).take(2).map(|n| n.parse::<u64>().unwrap()).sum();
     assert!(ticks < 15, "{ticks}");
     assert_eq!(host.finish().1, Ending::Succeeded);
+}
+
+/// A line that streams.
+fn stream(host: &mut Host, id: u32, line: &str) {
+    let program = words(&["sh", "-c", line]);
+    let timeout_ms = u64::try_from(PATIENCE.as_millis()).unwrap();
+    host.send(&ToInit::Exec(Exec { id, program, timeout_ms, streams: true, ..Exec::default() }));
+}
+
+/// What one program says on both outputs until its end, which the host takes.
+fn all_of_it(host: &mut Host, id: u32) -> ([String; 2], ExecEnd) {
+    let mut texts = [String::new(), String::new()];
+    loop {
+        match host.output_until(|said| matches!(said, Said::Piece { .. } | Said::Exec { .. })).1 {
+            Said::Piece { is_error, bytes } => {
+                texts[usize::from(is_error)].push_str(std::str::from_utf8(&bytes).unwrap());
+                host.send(&ToInit::ExecTaken { id });
+            }
+            Said::Exec { end, output, .. } => {
+                assert!(output.is_empty());
+                return (texts, end);
+            }
+            _ => unreachable!(),
+        }
+    }
+}
+
+#[test]
+fn what_runs_beside_may_be_talked_with() {
+    let mut host = Host::new();
+    let start = host.start_of(&["echo up; until test -e go; do sleep 0.01; done"]);
+    host.start(start);
+    host.until_output("up");
+    stream(&mut host, 1, "cat; echo done >&2; exit 3");
+    for piece in ["one ", "two", ""] {
+        host.send(&ToInit::ExecInput { id: 1, bytes: piece.as_bytes().to_vec() });
+    }
+    let (texts, end) = all_of_it(&mut host, 1);
+    assert_eq!((texts, end), (["one two".to_owned(), "done\n".to_owned()], ExecEnd::Exited { exit_code: 3 }));
+    // What comes for one that is gone is nobody's.
+    host.send(&ToInit::ExecInput { id: 1, bytes: vec![1] });
+    host.send(&ToInit::ExecTaken { id: 1 });
+
+    // All of it is passed on, also what it wrote before its end; what it leaves behind is not waited for.
+    stream(&mut host, 2, "(sleep 1000 &); head -c 1000000 /dev/zero | tr '\\0' x");
+    let (texts, end) = all_of_it(&mut host, 2);
+    assert_eq!((texts[0].len(), end), (1_000_000, ExecEnd::Exited { exit_code: 0 }));
+
+    // A host that takes nothing holds up that program alone; and it can be stopped.
+    stream(&mut host, 3, "exec yes");
+    for _ in 0..8 {
+        host.output_until(|said| matches!(said, Said::Piece { .. }));
+    }
+    stream(&mut host, 4, "echo beside");
+    let piece = host.output_until(|said| matches!(said, Said::Piece { .. })).1;
+    assert_eq!(piece, Said::Piece { is_error: false, bytes: b"beside\n".to_vec() });
+    assert!(matches!(exec_end(&mut host), (4, ExecEnd::Exited { exit_code: 0 }, _)));
+    host.send(&ToInit::Stop { id: 3 });
+    assert!(matches!(exec_end(&mut host), (3, ExecEnd::Stopped, _)));
+
+    // A program that reads nothing takes no more than its pipe holds; one that ends takes the rest with it.
+    stream(&mut host, 5, "sleep 1000");
+    for _ in 0..8 {
+        host.send(&ToInit::ExecInput { id: 5, bytes: vec![0; 16 << 10] });
+    }
+    for _ in 0..4 {
+        host.output_until(|said| *said == Said::Passed(5));
+    }
+    stream(&mut host, 6, "touch go; exec sleep 1000");
+    let ends = [exec_end(&mut host), exec_end(&mut host)];
+    assert!(ends.iter().all(|(_, end, _)| *end == ExecEnd::Stopped), "{ends:?}");
+    assert_eq!(host.finish().1, Ending::Succeeded);
+}
+
+#[test]
+fn more_input_than_there_is_room_for_ends_the_conversation() {
+    let mut host = Host::new();
+    let start = host.start_of(&["echo up; sleep 1000"]);
+    host.start(start);
+    host.until_output("up");
+    stream(&mut host, 1, "sleep 1000");
+    // A pipe's worth, a window's, and one.
+    for _ in 0..4 + 8 + 1 {
+        host.send(&ToInit::ExecInput { id: 1, bytes: vec![0; 16 << 10] });
+    }
+    while host.try_hear().is_some() {}
+    assert!(!host.child.wait().unwrap().success());
 }

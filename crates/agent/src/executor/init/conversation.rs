@@ -148,7 +148,9 @@ impl<'a> Conversation<'a> {
                 Step::Frame(frame)
             }
             request = self.requests.recv(), if !self.errands.has_files() => Step::Request(request),
-            moved = self.errands.next_move(), if can_move => Step::Move(moved),
+            moved = self.errands.next_move(can_move), if can_move || self.errands.have_listeners() => {
+                Step::Move(moved)
+            }
             // Last: what has been said is heard before it is said to be late.
             () = tokio::time::sleep_until(self.deadline), if !is_held_up && self.awaits_init() => Step::Late,
         }
@@ -193,6 +195,7 @@ impl<'a> Conversation<'a> {
                 match moved {
                     Move::Piece(piece) => self.errands.send(piece, &mut self.outgoing),
                     Move::Room(has_room) => self.errands.pass_on(has_room, &mut self.outgoing),
+                    Move::Deserted(id) => self.errands.stop(id, &mut self.outgoing),
                 }
                 self.put_off_files();
             }
@@ -247,13 +250,18 @@ impl<'a> Conversation<'a> {
             (Request::Exec { exec, answer }, Phase::Running) => {
                 self.errands.exec(exec, answer, &mut self.outgoing);
             }
+            (Request::Talk { exec, news, listener, answer }, Phase::Running) => {
+                self.errands.talk(exec, (news, listener), answer, &mut self.outgoing);
+            }
+            (Request::Input { id, bytes }, _) => self.errands.input(id, &bytes, &mut self.outgoing),
+            (Request::Taken { id }, _) => self.errands.taken(id, &mut self.outgoing),
             (Request::Put { answer, .. }, _) => {
                 refuse(answer, DoorError::NotNow("files are put in before the commands begin"));
             }
             (Request::Take { answer, .. }, _) => {
                 refuse(answer, DoorError::NotNow("files are taken out when the commands are over"));
             }
-            (Request::Exec { answer, .. }, _) => {
+            (Request::Exec { answer, .. } | Request::Talk { answer, .. }, _) => {
                 refuse(answer, DoorError::NotNow("programs run beside the commands only"));
             }
         }

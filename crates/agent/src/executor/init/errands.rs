@@ -6,22 +6,36 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
 use sealci_guest::wire::{self, FromInit, MAX_PUT_DATA_BYTES, PUT_WINDOW_BYTES, ToInit, WireError};
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio_util::sync::CancellationToken;
 
 use super::channel::Outgoing;
 use crate::executor::door::{
-    Answer, DoorError, ExecEnd, ExecEnded, ExecRequest, Piece, Stored, Taken, Wanted,
+    Answer, DoorError, ExecEnd, ExecEnded, ExecRequest, News, Piece, Stored, Taken, Wanted,
 };
 
 /// What is under way.
 #[derive(Default)]
 pub(super) struct Errands {
     last_id: u32,
-    programs: HashMap<u32, Answer<ExecEnded>>,
+    programs: HashMap<u32, Program>,
+    /// Those that talk, each as soon as nobody listens to it any more.
+    deserted: FuturesUnordered<BoxFuture<'static, u32>>,
     files: Option<Files>,
     /// What may still be said of files is nobody's.
     is_given_up: bool,
+}
+
+/// A program that runs beside the commands.
+struct Program {
+    /// None: it does not talk.
+    news: Option<mpsc::Sender<News>>,
+    answer: Answer<ExecEnded>,
 }
 
 /// What whoever asked has done.
@@ -30,6 +44,8 @@ pub(super) enum Move {
     Piece(Option<Piece>),
     /// Whether the piece that waits can be passed on; false: nobody wants it any more.
     Room(bool),
+    /// Nobody listens to this program any more.
+    Deserted(u32),
 }
 
 enum Files {
@@ -107,12 +123,65 @@ impl Errands {
     }
 
     pub fn exec(&mut self, exec: ExecRequest, answer: Answer<ExecEnded>, out: &mut Outgoing) {
+        self.begin_program(exec, Program { news: None, answer }, out);
+    }
+
+    pub fn talk(
+        &mut self,
+        exec: ExecRequest,
+        (news, listener): (mpsc::Sender<News>, CancellationToken),
+        answer: Answer<ExecEnded>,
+        out: &mut Outgoing,
+    ) {
+        let id = self.begin_program(exec, Program { news: Some(news), answer }, out);
+        self.deserted.push(Box::pin(async move {
+            listener.cancelled().await;
+            id
+        }));
+    }
+
+    fn begin_program(&mut self, exec: ExecRequest, program: Program, out: &mut Outgoing) -> u32 {
         let id = self.next_id();
-        let ExecRequest { program, env, timeout } = exec;
+        let ExecRequest { program: words, env, timeout } = exec;
         let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-        match out.post(&ToInit::Exec(wire::Exec { id, program, env, timeout_ms })) {
-            Ok(()) => drop(self.programs.insert(id, answer)),
-            Err(error) => refuse(answer, DoorError::TooLarge(error)),
+        let streams = program.news.is_some();
+        match out.post(&ToInit::Exec(wire::Exec { id, program: words, env, timeout_ms, streams })) {
+            Ok(()) => {
+                if let Some(news) = &program.news {
+                    // Its first, so there is room.
+                    let _ = news.try_send(News::Begun { id });
+                }
+                self.programs.insert(id, program);
+            }
+            Err(error) => refuse(program.answer, DoorError::TooLarge(error)),
+        }
+        id
+    }
+
+    /// Passes input on. Of one that has ended it is nobody's.
+    pub fn input(&mut self, id: u32, bytes: &Bytes, out: &mut Outgoing) {
+        if self.programs.contains_key(&id) {
+            // The door cuts it to size.
+            let _ = out.post(&ToInit::ExecInput { id, bytes: bytes.to_vec() });
+        }
+    }
+
+    /// A piece of output was passed on.
+    pub fn taken(&mut self, id: u32, out: &mut Outgoing) {
+        if self.programs.contains_key(&id) {
+            let _ = out.post(&ToInit::ExecTaken { id });
+        }
+    }
+
+    /// Whether anybody may stop listening.
+    pub fn have_listeners(&self) -> bool {
+        !self.deserted.is_empty()
+    }
+
+    /// Stops it, if it still runs.
+    pub fn stop(&mut self, id: u32, out: &mut Outgoing) {
+        if self.programs.contains_key(&id) {
+            let _ = out.post(&ToInit::Stop { id });
         }
     }
 
@@ -130,13 +199,14 @@ impl Errands {
         }
     }
 
-    /// Waits for whoever asked: for a piece to send, or for room to pass one on. Dropping the future loses nothing.
-    pub async fn next_move(&mut self) -> Move {
-        match &mut self.files {
-            Some(Files::Out(taking)) => Move::Room(taking.pieces.reserve().await.is_ok()),
-            Some(Files::In(putting)) if putting.rest.is_empty() => Move::Piece(putting.pieces.recv().await),
-            Some(Files::In(putting)) => Move::Piece(Some(Piece::Bytes(std::mem::take(&mut putting.rest)))),
-            None => std::future::pending().await,
+    /// Waits for whoever asked: for a piece to send, or for room to pass one on, where `can_move`; or for one that leaves. Dropping
+    /// the future loses nothing.
+    pub async fn next_move(&mut self, can_move: bool) -> Move {
+        let files = self.files.as_mut().filter(|_| can_move);
+        tokio::select! {
+            biased;
+            Some(id) = self.deserted.next(), if !self.deserted.is_empty() => Move::Deserted(id),
+            moved = next_of_files(files) => moved,
         }
     }
 
@@ -210,7 +280,7 @@ impl Errands {
         match (told, self.files.take()) {
             (FromInit::ExecEnded { id, end, output }, files) => {
                 self.files = files;
-                let answer = self.programs.remove(&id).ok_or(UNASKED)?;
+                let Program { answer, .. } = self.programs.remove(&id).ok_or(UNASKED)?;
                 let end = match end {
                     wire::ExecEnd::Exited { exit_code } => Ok(ExecEnd::Exited { exit_code }),
                     wire::ExecEnd::TimedOut => Ok(ExecEnd::TimedOut),
@@ -219,6 +289,14 @@ impl Errands {
                 };
                 // Who asked may be gone.
                 let _ = answer.send(end.map(|end| ExecEnded { end, output }));
+            }
+            (FromInit::ExecOutput { id, is_error, bytes }, files) => {
+                self.files = files;
+                self.tell(id, News::Output { is_error, bytes: bytes.into() })?;
+            }
+            (FromInit::ExecTaken { id }, files) => {
+                self.files = files;
+                self.tell(id, News::Room)?;
             }
             (FromInit::PutRoom { bytes }, Some(Files::In(mut putting))) => {
                 let room_bytes = putting.room_bytes.saturating_add(bytes as usize);
@@ -249,6 +327,28 @@ impl Errands {
             _ => return Err(UNASKED),
         }
         Ok(())
+    }
+}
+
+async fn next_of_files(files: Option<&mut Files>) -> Move {
+    match files {
+        Some(Files::Out(taking)) => Move::Room(taking.pieces.reserve().await.is_ok()),
+        Some(Files::In(putting)) if putting.rest.is_empty() => Move::Piece(putting.pieces.recv().await),
+        Some(Files::In(putting)) => Move::Piece(Some(Piece::Bytes(std::mem::take(&mut putting.rest)))),
+        None => std::future::pending().await,
+    }
+}
+
+impl Errands {
+    /// Tells who listens to a program.
+    fn tell(&self, id: u32, news: News) -> Result<(), WireError> {
+        let program = self.programs.get(&id).ok_or(WireError::Invalid("answer"))?;
+        match program.news.as_ref().map(|listener| listener.try_send(news)) {
+            // Who listened is gone, and the program is being stopped.
+            Some(Ok(()) | Err(TrySendError::Closed(_))) => Ok(()),
+            // More than a window.
+            Some(Err(TrySendError::Full(_))) | None => Err(WireError::Invalid("answer")),
+        }
     }
 }
 
