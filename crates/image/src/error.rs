@@ -34,6 +34,8 @@ pub enum ImageError {
     Unreachable { registry: String, attempts: u32, reason: String },
     #[error("{registry} does not go on: no byte of {what} for {} s ({attempts} tries); try again later or use a mirror", silence.as_secs_f32())]
     Hangs { registry: String, what: String, silence: Duration, attempts: u32 },
+    #[error("{registry} crawls: less than {least_bytes} bytes of {what} in {} s ({attempts} tries); try again later or use a mirror", within.as_secs_f32())]
+    Crawls { registry: String, what: String, least_bytes: u64, within: Duration, attempts: u32 },
     #[error("{registry} broke off {what} ({attempts} tries): {reason}; try again later")]
     BrokenOff { registry: String, what: String, attempts: u32, reason: String },
     #[error(
@@ -98,6 +100,7 @@ impl ImageError {
         match self {
             Self::Unreachable { .. }
             | Self::Hangs { .. }
+            | Self::Crawls { .. }
             | Self::BrokenOff { .. }
             | Self::DiskFull { .. } => true,
             Self::Refused { status, .. } => *status >= 500 || *status == 429,

@@ -50,12 +50,17 @@ pub struct Registries {
     pub authorities: Vec<u8>,
 }
 
+/// Who brings less of a layer in [`Timeouts::crawl`] does not go on: about a kilobyte in a second, by default.
+pub const LEAST_BYTES: u64 = 64 << 10;
+
 /// How long is waited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
     pub connect: Duration,
     /// For the next byte.
     pub stall: Duration,
+    /// For the next [`LEAST_BYTES`] of a layer.
+    pub crawl: Duration,
     /// Before the first retry; each further one waits twice as long.
     pub retry_after: Duration,
     /// After the first try. One that brought a mebibyte or more starts the count again.
@@ -67,6 +72,7 @@ impl Default for Timeouts {
         Self {
             connect: Duration::from_secs(10),
             stall: Duration::from_secs(30),
+            crawl: Duration::from_secs(60),
             retry_after: Duration::from_millis(500),
             retries: 3,
         }

@@ -28,6 +28,9 @@ use crate::causes::{is_disk_full, with_causes};
 const MAX_ANSWER_BYTES: usize = 4 << 20;
 /// So long a connection may be silent in the middle of something.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
+/// A download that brings fewer bytes than this in that time does not go on.
+const LEAST_BYTES: u64 = 64 << 10;
+const LEAST_WITHIN: Duration = if cfg!(test) { Duration::from_millis(300) } else { Duration::from_secs(60) };
 const COPY_BYTES: usize = 128 << 10;
 
 /// How long is waited for what passes.
@@ -260,6 +263,7 @@ impl Storage {
                 got = 0;
                 file.seek(SeekFrom::Start(0)).await.map_err(file_error)?;
             }
+            let (mut since, mut counted) = (Instant::now(), got);
             loop {
                 match response.chunk().await {
                     Ok(Some(chunk)) => {
@@ -268,7 +272,15 @@ impl Storage {
                             return Err(StorageError::Damaged { digest: digest.to_owned() });
                         }
                         file.write_all(&chunk).await.map_err(file_error)?;
-                        tries.succeeded();
+                        if got - counted >= LEAST_BYTES {
+                            (since, counted) = (Instant::now(), got);
+                            tries.succeeded();
+                        } else if got < size_bytes && since.elapsed() >= LEAST_WITHIN {
+                            let reason =
+                                format!("less than {LEAST_BYTES} bytes in {} s", LEAST_WITHIN.as_secs_f32());
+                            tries.failed(reason, None).await?;
+                            break;
+                        }
                     }
                     Ok(None) => break,
                     Err(error) => {
@@ -462,4 +474,46 @@ async fn sha256(file: &mut File) -> io::Result<String> {
         }
     }
     Ok(hash.finalize().iter().fold("sha256:".to_owned(), |text, byte| format!("{text}{byte:02x}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+    use tokio::task::JoinSet;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_storage_that_crawls_is_given_up_with_the_reason() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let serving = async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                connections.spawn(async move {
+                    let mut request = [0; 4096];
+                    stream.read(&mut request).await.unwrap();
+                    let head = "HTTP/1.1 206 Partial Content\r\ncontent-length: 1000000\r\n\r\n";
+                    stream.write_all(head.as_bytes()).await.unwrap();
+                    while stream.write_all(b"x").await.is_ok() {
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                    }
+                });
+            }
+        };
+        let (shortest_wait, longest_wait) = (Duration::from_millis(10), Duration::from_millis(20));
+        let patience = Patience { most: LEAST_WITHIN * 2, shortest_wait, longest_wait };
+        let access = Access { url, ticket: "t".to_owned() };
+        let attempt = "00000000-0000-0000-0000-000000000000.1".parse().unwrap();
+        let http = http_client(None, true).unwrap();
+        let storage = Storage::new(http, &access, attempt, patience).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let error = tokio::select! {
+            downloaded = storage.download("sha256:0", 1_000_000, &path) => downloaded.unwrap_err(),
+            () = serving => unreachable!(),
+        };
+        assert!(error.message().contains("less than 65536 bytes in"), "{error}");
+    }
 }

@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use reqwest::header::CONTENT_RANGE;
@@ -15,6 +16,7 @@ use tokio::sync::mpsc;
 use super::{Ask, Endpoint, Failure, RegistryClient, broken_off, with_attempts};
 use crate::digest::{Digest, Hasher};
 use crate::error::ImageError;
+use crate::options::LEAST_BYTES;
 use crate::reference::RegistryReference;
 
 /// Chunks between the network and the disk.
@@ -112,6 +114,16 @@ impl RegistryClient {
         }
     }
 
+    fn crawls(&self, endpoint: &Endpoint, what: &str) -> ImageError {
+        ImageError::Crawls {
+            registry: endpoint.name.clone(),
+            what: what.to_owned(),
+            least_bytes: LEAST_BYTES,
+            within: self.timeouts.crawl,
+            attempts: 1,
+        }
+    }
+
     /// One request, from where the file ends. Returns the digest of the whole file.
     async fn attempt(
         &self,
@@ -146,6 +158,7 @@ impl RegistryClient {
         let (sender, chunks) = mpsc::channel(CHUNKS);
         let writer = tokio::task::spawn_blocking(move || written.write(chunks));
         let mut outcome = Ok(());
+        let mut pace = Pace { since: Instant::now(), bytes: 0 };
         while left > 0 {
             match self.chunk(endpoint, blob.what, &mut response).await {
                 Ok(Some(chunk)) if chunk.len() as u64 > left => {
@@ -157,6 +170,12 @@ impl RegistryClient {
                 Ok(Some(chunk)) => {
                     left -= chunk.len() as u64;
                     told(chunk.len() as u64);
+                    if left > 0 && pace.is_too_slow(chunk.len() as u64, self.timeouts.crawl) {
+                        // What came is kept: the next try goes on from there.
+                        let _ = sender.send(chunk).await;
+                        outcome = Err(Failure::passing(self.crawls(endpoint, blob.what)));
+                        break;
+                    }
                     if sender.send(chunk).await.is_err() {
                         break;
                     }
@@ -176,6 +195,24 @@ impl RegistryClient {
         let written = writer.await.map_err(|_| Failure::last(ImageError::Closed))?;
         let written = written.map_err(|error| Failure::last(ImageError::disk(&partial.path, error)))?;
         outcome.map(|()| written.hasher.finish())
+    }
+}
+
+/// How fast a layer comes.
+struct Pace {
+    since: Instant,
+    bytes: u64,
+}
+
+impl Pace {
+    /// Takes note of what came; whether that was too little for too long. Writing to our own disk is in that time, and is
+    /// faster on any disk.
+    fn is_too_slow(&mut self, bytes: u64, crawl: Duration) -> bool {
+        self.bytes += bytes;
+        if self.bytes >= LEAST_BYTES {
+            *self = Self { since: Instant::now(), bytes: 0 };
+        }
+        self.since.elapsed() >= crawl
     }
 }
 

@@ -487,6 +487,7 @@ fn with_attempts(mut error: ImageError, tries: u32) -> ImageError {
     match &mut error {
         ImageError::Unreachable { attempts, .. }
         | ImageError::Hangs { attempts, .. }
+        | ImageError::Crawls { attempts, .. }
         | ImageError::BrokenOff { attempts, .. } => *attempts = tries,
         _ => {}
     }

@@ -43,6 +43,7 @@ pub fn options() -> StoreOptions {
             connect: std::time::Duration::from_secs(5),
             stall: std::time::Duration::from_secs(20),
             retry_after: std::time::Duration::from_millis(1),
+            crawl: std::time::Duration::from_secs(20),
             retries: 3,
         },
         ..StoreOptions::default()

@@ -483,3 +483,30 @@ async fn who_gives_up_while_it_is_unpacked_leaves_nothing() {
     obtain(&lab.store, &name).await.unwrap();
     assert_eq!((seen, blob_requests(&registry, &made.layers[0]).len()), (1, 0));
 }
+
+#[tokio::test]
+async fn who_sends_a_byte_now_and_then_is_given_up() {
+    let made = large();
+    let registry = served(&made).await;
+    // The configuration first.
+    registry.faults([
+        Fault::CloseAfter(0),
+        Fault::Crawl,
+        Fault::Crawl,
+        Fault::Crawl,
+        Fault::Crawl,
+        Fault::Crawl,
+    ]);
+    let mut options = registry.options();
+    options.timeouts.crawl = Duration::from_millis(300);
+    let lab = Lab::new(options);
+    let error = obtain(&lab.store, &registry.name("a:1")).await.unwrap_err();
+    assert!(matches!(&error, ImageError::Crawls { attempts: 4, .. }), "{error}");
+    assert!(error.is_passing() && error.to_string().contains("crawls"), "{error}");
+    // What it brought is not asked for again.
+    registry.faults([]);
+    registry.take_seen();
+    obtain(&lab.store, &registry.name("a:1")).await.unwrap();
+    let requests = blob_requests(&registry, &made.layers[0]);
+    assert!(requests[0].range.is_some(), "{requests:?}");
+}

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
@@ -23,6 +24,8 @@ pub enum Fault {
     CloseAfter(usize),
     /// Nothing more comes after so many bytes.
     HangAfter(usize),
+    /// A byte now and then.
+    Crawl,
     /// It ends after so many bytes as if that were all.
     EndAfter(usize),
     /// So many bytes, then the rest once the test says so.
@@ -264,6 +267,14 @@ async fn blob(shared: &Shared, mut bytes: Vec<u8>, range: Option<&str>, fault: O
         Some(Fault::HangAfter(_)) => {
             shared.reached.notify_one();
             head.body(Body::from_stream(begin.chain(futures_util::stream::pending()))).unwrap()
+        }
+        Some(Fault::Crawl) => {
+            let crawling = futures_util::stream::unfold(Bytes::from(part), |mut rest| async move {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                let next = rest.split_to(rest.len().min(10));
+                (!next.is_empty()).then_some((Ok::<_, Infallible>(next), rest))
+            });
+            head.body(Body::from_stream(crawling)).unwrap()
         }
         Some(Fault::EndAfter(_)) => {
             let (first, _) = begin.into_future().await;
