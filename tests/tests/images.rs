@@ -101,6 +101,7 @@ actions:
     assert!(installation.text(&number, "root").ends_with("0 /root in\n"));
     let missing = action(&pipeline, "missing")["outcome"].to_string();
     assert!(missing.contains("image") && missing.contains("nothing.tar"), "{missing}");
+    assert_eq!(attempts(action(&pipeline, "missing")), ["errored"], "another attempt would find the same");
     let shell = action(&pipeline, "shell")["outcome"].to_string();
     assert!(shell.contains("has no `bash`"), "{shell}");
 }
@@ -246,6 +247,16 @@ actions:
     let repository = sealci_tests::Repository::with_manifest(installation.scratch("repository"), manifest);
     let mut following = installation.follow(&["submit", &repository.path.display().to_string(), "--follow"]);
     following.wait_for("begun");
+    // Both are entered meanwhile: each has its own files and variables.
+    let data = installation.data().display().to_string();
+    let entered =
+        |arguments: &[&str]| both(&installation.sealci(&[&["exec", "--data", &data], arguments].concat()));
+    let said = entered(&["it", "--service", "own", "env"]);
+    assert!(said.contains("MARK=of-what-is-killed") && said.contains("FROM_IMAGE=yes"), "{said}");
+    let said = entered(&["it", "--", "sh", "-c", "id -u; echo mark=$MARK; ls -d .sealci"]);
+    assert_eq!(said, "1000\nmark=\n.sealci\n");
+    let said = entered(&["it", "--service", "other", "env"]);
+    assert!(said.contains("`it` has no service `other`, but own"), "{said}");
     assert!(installation.sealci(&["cancel", "1"]).status.success());
     let pipeline = installation.finished("1");
     for name in ["it", "waiting"] {
