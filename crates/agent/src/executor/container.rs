@@ -143,6 +143,7 @@ impl Executor for ContainerExecutor {
     async fn close(&self) {
         self.tasks.close();
         self.tasks.wait().await;
+        self.images.close().await;
     }
 }
 

@@ -13,6 +13,9 @@ use super::{ExecutorError, Notes};
 pub trait Images: Send + Sync + Debug {
     /// Has the image on disk, unpacked, while the answer lives. Dropping the future gives up.
     async fn obtain(&self, container: &Container, notes: &Notes) -> Result<Image, ExecutorError>;
+
+    /// Waits until nothing goes on behind what was obtained. Nothing may be obtained any more.
+    async fn close(&self) {}
 }
 
 #[async_trait]
@@ -30,6 +33,10 @@ impl Images for ImageStore {
         let say = |line: &str| notes.say(line);
         let obtained = ImageStore::obtain(self, &Wanted { reference, pull }, &say).await;
         obtained.map_err(|error| failed(container.image.clone(), error))
+    }
+
+    async fn close(&self) {
+        ImageStore::close(self).await;
     }
 }
 
