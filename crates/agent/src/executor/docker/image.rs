@@ -58,8 +58,15 @@ enum PullError {
 impl PullError {
     /// Whether the same, asked again, may go better. A daemon has words alone for what its registry said.
     fn may_pass(&self) -> bool {
-        const LASTING: [&str; 6] =
-            ["not found", "unknown", "denied", "unauthorized", "no matching manifest", "does not exist"];
+        const LASTING: [&str; 7] = [
+            "not found",
+            "unknown",
+            "denied",
+            "unauthorized",
+            "no basic auth credentials",
+            "no matching manifest",
+            "does not exist",
+        ];
         match self {
             Self::Stalled(_) => true,
             Self::Refused(said) => !LASTING.iter().any(|words| said.contains(words)),
