@@ -154,16 +154,15 @@ fn without_isolation_files_pass_all_the_same() {
 }
 
 /// Changes a byte in the middle of every file below a folder; how many those were.
-fn damage(folder: &Path) -> usize {
+fn damage(folder: &Path, how: fn(&mut Vec<u8>)) -> usize {
     let mut damaged = 0;
     for entry in fs::read_dir(folder).unwrap().flatten() {
         if entry.file_type().unwrap().is_dir() {
-            damaged += damage(&entry.path());
+            damaged += damage(&entry.path(), how);
             continue;
         }
         let mut bytes = fs::read(entry.path()).unwrap();
-        let middle = bytes.len() / 2;
-        bytes[middle] ^= 0xff;
+        how(&mut bytes);
         fs::write(entry.path(), bytes).unwrap();
         damaged += 1;
     }
@@ -176,13 +175,24 @@ fn a_damaged_cache_is_no_cache_and_damaged_artifacts_are_an_error() {
     let repository = repository(&installation, "repository");
     assert_eq!(run(&installation, &repository).1, "cold");
     let objects = installation.data().join("objects");
-    assert!(damage(&objects) >= 4, "two parts of a cache, artifacts of two actions");
-    repository.write("other", "x");
-    repository.commit("Change something");
-    let (number, found) = run(&installation, &repository);
-    assert_eq!(found, "cold", "{}", installation.text(&number, "build"));
-    let log = installation.text(&number, "build");
-    assert!(log.contains("sealci: the cache is left out") && log.contains("it is damaged"), "{log}");
+    let one_byte = |bytes: &mut Vec<u8>| {
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 0xff;
+    };
+    let an_end = |bytes: &mut Vec<u8>| bytes.truncate(bytes.len() / 2);
+    for (number, how) in [one_byte, an_end].into_iter().enumerate() {
+        assert!(damage(&objects, how) >= 4, "two parts of a cache, artifacts of two actions");
+        repository.write("other", &format!("{number}"));
+        repository.commit("Change something");
+        let (number, found) = run(&installation, &repository);
+        let log = installation.text(&number, "build");
+        assert_eq!(found, "cold", "{log}");
+        assert!(log.contains("sealci: the cache is left out") && log.contains("damaged"), "{log}");
+        // It is kept anew.
+        repository.write("other", &format!("{number} again"));
+        repository.commit("Change something again");
+        assert!(!run(&installation, &repository).1.contains("cold"));
+    }
     // Whoever downloads what was damaged is told so, and gets nothing of it.
     let folder = installation.scratch("downloaded");
     let output = folder.display().to_string();

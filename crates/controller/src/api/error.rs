@@ -103,7 +103,9 @@ fn of_objects(error: &ObjectsError, detail: String) -> Problem {
     tracing::warn!(error = detail, "the object store");
     match error {
         ObjectsError::Full(_) => Problem::new(StatusCode::INSUFFICIENT_STORAGE).detail(detail),
-        ObjectsError::Missing(_) | ObjectsError::Open { .. } => Problem::internal(error),
+        ObjectsError::Missing(_) | ObjectsError::Damaged { .. } | ObjectsError::Open { .. } => {
+            Problem::internal(error)
+        }
         ObjectsError::Down(_) | ObjectsError::Slow => Problem::new(StatusCode::SERVICE_UNAVAILABLE)
             .detail(detail)
             .header(header::RETRY_AFTER, STORE_RETRY_SECONDS),

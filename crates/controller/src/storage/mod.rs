@@ -102,10 +102,10 @@ pub enum StorageError {
     #[error("`{path}` is a {kind}, which has no contents")]
     NoContents { path: String, kind: &'static str },
     #[error(
-        "its bytes are gone from {place}, where this installation keeps files (object {object}): somebody removed them, or the place is not the \
+        "its bytes are {how} {place}, where this installation keeps files (object {object}): somebody changed them, or the place is not the \
          one it was; put them back, or run what made them again (`sealci rerun`)"
     )]
-    Lost { object: String, place: objects::ObjectsLocation },
+    Lost { how: &'static str, object: String, place: objects::ObjectsLocation },
     #[error("the controller is shutting down")]
     ShuttingDown,
 }

@@ -98,6 +98,8 @@ pub enum ObjectsError {
     Full(#[source] object_store::Error),
     #[error("the object store has lost the object {0}")]
     Missing(String),
+    #[error("the object store has another object {object} than was written: it is damaged")]
+    Damaged { object: String },
     #[error("the object store does not answer as it should: {}", chain(.0))]
     Down(#[source] object_store::Error),
     #[error("the object store took longer than {} s", WRITE_TIMEOUT.as_secs())]
@@ -226,19 +228,32 @@ impl Objects {
         }
     }
 
-    /// The bytes of a range.
-    pub async fn read(&self, name: &str, range: Range<u64>) -> Result<Bytestream, ObjectsError> {
+    /// The bytes of a range of an object that had so many bytes when it was written.
+    pub async fn read(
+        &self,
+        name: &str,
+        size_bytes: u64,
+        range: Range<u64>,
+    ) -> Result<Bytestream, ObjectsError> {
         if range.is_empty() {
             return Ok(Bytestream { stream: futures_util::stream::empty().boxed() });
         }
         let options = GetOptions { range: Some(GetRange::Bounded(range)), ..GetOptions::default() };
         let got = self.store.get_opts(&self.path(name), options).await?;
+        if got.meta.size != size_bytes {
+            return Err(ObjectsError::Damaged { object: name.to_owned() });
+        }
         Ok(Bytestream { stream: got.into_stream().map_err(ObjectsError::from).boxed() })
     }
 
     /// The bytes of a range at once; for small ones.
-    pub async fn read_whole(&self, name: &str, range: Range<u64>) -> Result<Vec<u8>, ObjectsError> {
-        let read = self.read(name, range).await?;
+    pub async fn read_whole(
+        &self,
+        name: &str,
+        size_bytes: u64,
+        range: Range<u64>,
+    ) -> Result<Vec<u8>, ObjectsError> {
+        let read = self.read(name, size_bytes, range).await?;
         read.stream
             .try_fold(Vec::new(), async |mut all, bytes| {
                 Ok({
@@ -424,9 +439,9 @@ mod tests {
             for piece in bytes[..length].chunks(1 << 20) {
                 upload.write(piece).await.unwrap();
             }
-            assert!(objects.read_whole(&name, 0..1).await.is_err() || length == 0);
+            assert!(objects.read_whole(&name, length as u64, 0..1).await.is_err() || length == 0);
             upload.finish().await.unwrap();
-            let read = objects.read_whole(&name, 3..length as u64).await.unwrap_or_default();
+            let read = objects.read_whole(&name, length as u64, 3..length as u64).await.unwrap_or_default();
             assert!(read == bytes[3.min(length)..length], "{length}");
         }
         assert_eq!(files(), 4);
@@ -438,6 +453,6 @@ mod tests {
         objects.delete("sha256/ab/10", None).await.unwrap();
         objects.delete("sha256/ab/10", None).await.unwrap();
         assert_eq!(files(), 3);
-        assert!(matches!(objects.read_whole("sha256/ab/10", 0..1).await, Err(ObjectsError::Missing(_))));
+        assert!(matches!(objects.read_whole("sha256/ab/10", 1, 0..1).await, Err(ObjectsError::Missing(_))));
     }
 }

@@ -9,7 +9,10 @@ use sealci_archive::{
     Entry, EntryKind, Extractor, Index, IndexError, Progress, Tail, read_index, relative_name,
 };
 
+use sha2::{Digest, Sha256};
+
 use super::objects::ObjectsError;
+use super::upload::BlobDigest;
 use super::{Storage, StorageError};
 use crate::store::entity::storage::blobs;
 
@@ -22,26 +25,51 @@ const PIECE_BYTES: usize = 64 << 10;
 pub type Contents = BoxStream<'static, Result<Bytes, StorageError>>;
 
 impl Storage {
-    /// The bytes of a blob's range.
+    /// The bytes of a blob's range. Those of all of it are checked on their way, so that what is damaged is offered once at most;
+    /// whoever reads it knows its digest.
     pub async fn read(&self, blob: &blobs::Model, range: Range<u64>) -> Result<Contents, StorageError> {
-        let read = self.0.objects.read(&blob.object, range).await;
-        let read = self.found(blob, read).await?;
-        Ok(read.stream.map_err(StorageError::from).boxed())
+        let size = blob.size_bytes.unsigned_abs();
+        let is_whole = range == (0..size);
+        let read = self.0.objects.read(&blob.object, size, range).await;
+        let contents = self.found(blob, read).await?.stream.map_err(StorageError::from).boxed();
+        Ok(if is_whole { self.clone().checked(blob.clone(), contents) } else { contents })
     }
 
-    /// What was read of a blob. Where its object is gone, no cache offers it any more.
+    /// Judges with the last of the bytes: nobody waits for more behind them.
+    fn checked(self, blob: blobs::Model, contents: Contents) -> Contents {
+        let start = (self, blob, Sha256::new(), 0, contents);
+        let stream = futures_util::stream::try_unfold(start, async |state| {
+            let (storage, blob, mut hash, mut count, mut contents) = state;
+            let Some(bytes) = contents.try_next().await? else { return Ok(None) };
+            hash.update(&bytes);
+            count += bytes.len() as u64;
+            if count >= blob.size_bytes.unsigned_abs() && BlobDigest::of(hash.clone()).as_str() != blob.digest
+            {
+                let damaged = ObjectsError::Damaged { object: blob.object.clone() };
+                // What matters has been done.
+                let _ = storage.found(&blob, Err::<(), _>(damaged)).await;
+            }
+            Ok(Some((bytes, (storage, blob, hash, count, contents))))
+        });
+        stream.boxed()
+    }
+
+    /// What was read of a blob. Where its object is gone or damaged, no cache offers it any more.
     async fn found<T>(&self, blob: &blobs::Model, read: Result<T, ObjectsError>) -> Result<T, StorageError> {
-        if !matches!(read, Err(ObjectsError::Missing(_))) {
-            return Ok(read?);
-        }
+        let how = match read {
+            Err(ObjectsError::Missing(_)) => "gone from",
+            Err(ObjectsError::Damaged { .. }) => "damaged in",
+            read => return Ok(read?),
+        };
         let entries = self.0.store.delete_caches_of(&blob.digest).await?;
         tracing::error!(
             object = blob.object,
             cache.entries = entries,
-            "an object is gone from the object store"
+            how,
+            "an object is not what was written"
         );
         let place = self.0.config.objects.location.clone();
-        Err(StorageError::Lost { object: blob.object.clone(), place })
+        Err(StorageError::Lost { how, object: blob.object.clone(), place })
     }
 
     /// What is in an archive, checked.
@@ -50,7 +78,7 @@ impl Storage {
         let size = blob.size_bytes.unsigned_abs();
         let mut wanted = TAIL_BYTES.min(size);
         loop {
-            let tail = self.0.objects.read_whole(&blob.object, size - wanted..size).await;
+            let tail = self.0.objects.read_whole(&blob.object, size, size - wanted..size).await;
             let tail = self.found(blob, tail).await?;
             let reading = tokio::task::spawn_blocking(move || read_index(&tail, size));
             match reading.await.map_err(|_| StorageError::ShuttingDown)?? {

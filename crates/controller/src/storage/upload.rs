@@ -53,7 +53,7 @@ impl BlobDigest {
         &self.0
     }
 
-    fn of(hash: Sha256) -> Self {
+    pub(super) fn of(hash: Sha256) -> Self {
         Self(hash.finalize().iter().fold(ALGORITHM.to_owned(), |text, byte| format!("{text}{byte:02x}")))
     }
 
