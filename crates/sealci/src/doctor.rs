@@ -148,7 +148,7 @@ fn cgroups(facts: &Facts) -> Finding {
     let mend = if facts.is_root {
         "a container's cgroups are often read-only: start it with its own cgroup namespace, writable"
     } else {
-        "limits of CPU and memory need root for now; all else works without"
+        "limits of CPU and memory need root, or a group given to the user (`systemd-run --user --scope -p Delegate=yes`)"
     };
     Finding::lacks(
         "cgroups",

@@ -17,6 +17,7 @@ mounted /dev/pts || mount -t devpts -o gid=5,mode=620,ptmxmode=666 devpts /dev/p
 mounted /dev/shm || mount -t tmpfs -o nosuid,nodev tmpfs /dev/shm
 # As systemd mounts it, and nothing of version 1 beside it.
 mount -t cgroup2 -o nosuid,nodev,noexec,nsdelegate,memory_recursiveprot cgroup2 /sys/fs/cgroup
+echo '+cpu +memory +pids' >/sys/fs/cgroup/cgroup.subtree_control
 mount --make-rshared /
 # As udev makes it.
 modprobe tun && chmod 666 /dev/net/tun
@@ -34,7 +35,10 @@ part() {
     install -m 666 /dev/null "$skips"
     mkdir "$group"
     if [ "$user" != 0 ]; then
-        as=(setpriv --reuid "$user" --regid "$user" --clear-groups --)
+        # What systemd gives to a user: the group, and what moves processes in it and controllers below it.
+        chown "$user:$user" "$group" "$group"/cgroup.{procs,threads,subtree_control}
+        install -d -m 700 -o "$user" -g "$user" "/run/user-$user"
+        as=(env "XDG_RUNTIME_DIR=/run/user-$user" setpriv --reuid "$user" --regid "$user" --clear-groups --)
     fi
     echo "guest: begin $name" >&3
     (

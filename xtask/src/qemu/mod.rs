@@ -68,13 +68,13 @@ const NOT_CORE: &[&str] = &[
 ];
 
 /// The core of the suite: what depends on the kernel and on its control groups, by executor, without [`NOT_CORE`].
-const PARTS: [Part; 2] = [
+const PARTS: [Part; 3] = [
     Part {
         name: "root",
         uid: 0,
         executors: &["container::", "networked::", "process_in_cgroup::", "sandbox::", "sealed::"],
-        // The other part's.
-        without: &["rootless_sealed::", "rootless_container::", "rootless_container_sealed::"],
+        // The other parts'.
+        without: &["rootless"],
         required: "root,namespaces",
     },
     Part {
@@ -88,6 +88,14 @@ const PARTS: [Part; 2] = [
         ],
         without: &[],
         required: "namespaces,rootless",
+    },
+    // In a process of its own, as an agent is: what others have started would keep its group from being divided.
+    Part {
+        name: "limited",
+        uid: 64_999,
+        executors: &["rootless_limited::"],
+        without: &[],
+        required: "namespaces,rootless,delegation",
     },
 ];
 

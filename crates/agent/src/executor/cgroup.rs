@@ -6,8 +6,10 @@
 //!
 //! Invariants: a group in use is in every hierarchy the [`Layout`] names, with the same members; all groups of an agent
 //! instance stand under one folder, so that leftovers are found without knowing what ran. The folder goes with the agent;
-//! that of one that was killed goes when the next one starts, whichever that is.
+//! that of one that was killed goes when the next one starts, whichever that is. Without root all of it stands in the group
+//! that was given to the user; see `delegation`.
 
+mod delegation;
 mod lock;
 
 use std::fmt;
@@ -42,9 +44,19 @@ pub enum CgroupError {
         source: io::Error,
     },
     #[error(
-        "this machine has no control group for {controller}; mount a cgroup2 file system at /sys/fs/cgroup, or run the agent where one is"
+        "there is no control group for {controller} here; mount a cgroup2 file system at /sys/fs/cgroup, or run the agent where one is \
+         (systemd gives users what `Delegate=cpu memory pids` in user@.service says)"
     )]
     NoController { controller: Controller },
+    #[error(
+        "{} has other members than this agent, and so cannot limit what is below it; start the agent in a group by itself, as \
+         `systemd-run --user --scope -p Delegate=yes sealci …` does", path.display()
+    )]
+    Shared {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("the members of {} are still there {patience:?} after they were killed: {members}", path.display())]
     StillPopulated { path: PathBuf, patience: Duration, members: String },
 }
@@ -111,6 +123,8 @@ pub struct Layout {
     /// The version 2 hierarchy, even if it limits nothing here: it kills a whole group in one write.
     unified: Option<PathBuf>,
     freezer: Option<PathBuf>,
+    /// `unified` is not a whole hierarchy, but the group in it that was given to this user.
+    is_given: bool,
 }
 
 impl Layout {
@@ -118,13 +132,20 @@ impl Layout {
     pub fn detect() -> Result<Self, CgroupError> {
         let path = Path::new("/proc/self/mountinfo");
         let mounts = fs::read_to_string(path).map_err(io_error("read", path))?;
-        Self::from_mounts(&mounts, |unified| {
+        let given = (!nix::unistd::geteuid().is_root())
+            .then(|| delegation::given_group(&fs::read_to_string("/proc/self/cgroup").unwrap_or_default()));
+        Self::from_mounts(&mounts, given.as_deref(), |unified| {
             fs::read_to_string(unified.join("cgroup.controllers")).unwrap_or_default()
         })
     }
 
-    /// Reads `/proc/self/mountinfo` (proc_pid_mountinfo(5)); `controllers` tells what a version 2 mount offers.
-    fn from_mounts(mounts: &str, controllers: impl Fn(&Path) -> String) -> Result<Self, CgroupError> {
+    /// Reads `/proc/self/mountinfo` (proc_pid_mountinfo(5)); `given` is the user's group below a version 2 mount, and
+    /// `controllers` tells what is offered there.
+    fn from_mounts(
+        mounts: &str,
+        given: Option<&Path>,
+        controllers: impl Fn(&Path) -> String,
+    ) -> Result<Self, CgroupError> {
         let mut unified = None;
         let mut version_1: Vec<(PathBuf, Vec<&str>)> = Vec::new();
         for line in mounts.lines() {
@@ -133,7 +154,11 @@ impl Layout {
             let mut after = after.split(' ');
             let (kind, options) = (after.next().unwrap_or(""), after.nth(1).unwrap_or(""));
             match kind {
-                "cgroup2" if unified.is_none() => unified = Some(PathBuf::from(mount_point)),
+                "cgroup2" if unified.is_none() => {
+                    let mount_point = Path::new(mount_point);
+                    unified =
+                        Some(given.map_or_else(|| mount_point.to_owned(), |given| mount_point.join(given)));
+                }
                 "cgroup" => version_1.push((PathBuf::from(mount_point), options.split(',').collect())),
                 _ => {}
             }
@@ -159,6 +184,7 @@ impl Layout {
             pids: find(Controller::Pids)?,
             freezer: in_version_1("freezer"),
             unified,
+            is_given: given.is_some(),
         })
     }
 
@@ -221,10 +247,11 @@ impl Drop for Instance {
 impl Cgroups {
     /// Makes the instance's folder in each hierarchy. Fails where this process may not, as without root.
     pub fn open(layout: Layout, instance: &str) -> Result<Self, CgroupError> {
-        clear_up_after_others(&layout);
+        let locks = lock::folder(layout.is_given);
+        clear_up_after_others(&layout, &locks);
         let folder = format!("sealci-{instance}");
-        let lock = GroupsLock::take(Path::new(lock::FOLDER), &folder).unwrap_or_else(|error| {
-            tracing::warn!(%error, folder = lock::FOLDER, "no lock can be had: empty control groups will stay");
+        let lock = GroupsLock::take(&locks, &folder).unwrap_or_else(|error| {
+            tracing::warn!(%error, folder = %locks.display(), "no lock can be had: empty control groups will stay");
             None
         });
         let groups = Self(Arc::new(Instance { layout, folder, lock }));
@@ -232,9 +259,15 @@ impl Cgroups {
         let controllers = layout.needs_version_2();
         for hierarchy in layout.hierarchies() {
             let folder = hierarchy.join(folder);
+            let is_unified = layout.unified.as_deref() == Some(hierarchy);
+            if is_unified && layout.is_given {
+                delegation::step_aside(hierarchy)
+                    .map_err(io_error("move this agent below", hierarchy))
+                    .map_err(is_shared(hierarchy))?;
+            }
             make_folder(&folder)?;
-            if layout.unified.as_deref() == Some(hierarchy) {
-                hand_down(hierarchy, &controllers)?;
+            if is_unified {
+                hand_down(hierarchy, &controllers).map_err(is_shared(hierarchy))?;
                 hand_down(&folder, &controllers)?;
             }
         }
@@ -286,8 +319,8 @@ impl Cgroups {
 }
 
 /// Removes what is empty of the groups whose agents are no more.
-fn clear_up_after_others(layout: &Layout) {
-    for (folder, lock) in GroupsLock::left_behind(Path::new(lock::FOLDER)) {
+fn clear_up_after_others(layout: &Layout, locks: &Path) {
+    for (folder, lock) in GroupsLock::left_behind(locks) {
         let gone = |hierarchy: &&Path| is_gone(remove_tree(&hierarchy.join(&folder)));
         if layout.hierarchies().iter().filter(|hierarchy| !gone(hierarchy)).count() == 0 {
             tracing::info!(folder, "removed the control groups of an agent that is no more");
@@ -455,6 +488,17 @@ fn read_counter(text: &str, key: &str) -> u64 {
         .unwrap_or(0)
 }
 
+/// A group hands nothing down while somebody is in it.
+fn is_shared(path: &Path) -> impl FnOnce(CgroupError) -> CgroupError {
+    let path = path.to_owned();
+    move |error| match error {
+        CgroupError::Io { source, .. } if source.raw_os_error() == Some(nix::libc::EBUSY) => {
+            CgroupError::Shared { path, source }
+        }
+        error => error,
+    }
+}
+
 fn make_folder(path: &Path) -> Result<(), CgroupError> {
     match fs::create_dir(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -520,7 +564,7 @@ mod tests {
 
     #[test]
     fn a_hybrid_host_limits_by_version_1_and_kills_by_version_2() {
-        let layout = Layout::from_mounts(HYBRID, |_| "hugetlb\n".into()).unwrap();
+        let layout = Layout::from_mounts(HYBRID, None, |_| "hugetlb\n".into()).unwrap();
         assert_eq!(layout.cpu, (Version::V1, path("/sys/fs/cgroup/cpu,cpuacct")));
         assert_eq!(layout.memory, (Version::V1, path("/sys/fs/cgroup/memory")));
         assert_eq!(layout.pids, (Version::V1, path("/sys/fs/cgroup/pids")));
@@ -531,25 +575,36 @@ mod tests {
 
     #[test]
     fn a_pure_host_has_one_hierarchy() {
-        let layout = Layout::from_mounts(PURE, |_| "cpuset cpu io memory pids\n".into()).unwrap();
+        let layout = Layout::from_mounts(PURE, None, |_| "cpuset cpu io memory pids\n".into()).unwrap();
         assert_eq!(layout.memory, (Version::V2, path("/sys/fs/cgroup")));
         assert_eq!(layout.hierarchies(), [Path::new("/sys/fs/cgroup")]);
         assert_eq!(layout.needs_version_2(), Controller::ALL);
     }
 
     #[test]
+    fn a_users_groups_stand_in_the_one_that_was_given() {
+        let offered = |group: &Path| {
+            assert_eq!(group, Path::new("/sys/fs/cgroup/user.slice/ci"));
+            "cpu memory pids".to_owned()
+        };
+        let layout = Layout::from_mounts(PURE, Some(Path::new("user.slice/ci")), offered).unwrap();
+        assert_eq!(layout.hierarchies(), [Path::new("/sys/fs/cgroup/user.slice/ci")]);
+        assert!(layout.is_given);
+    }
+
+    #[test]
     fn a_version_1_host_kills_by_its_freezer() {
         let mounts: String =
             HYBRID.lines().filter(|line| !line.contains("cgroup2")).collect::<Vec<_>>().join("\n");
-        let layout = Layout::from_mounts(&mounts, |_| unreachable!("there is no version 2")).unwrap();
+        let layout = Layout::from_mounts(&mounts, None, |_| unreachable!("there is no version 2")).unwrap();
         assert_eq!(layout.hierarchies()[0], path("/sys/fs/cgroup/freezer"));
     }
 
     #[test]
     fn a_missing_controller_is_named() {
-        let error = Layout::from_mounts(PURE, |_| "cpu pids".into()).unwrap_err();
+        let error = Layout::from_mounts(PURE, None, |_| "cpu pids".into()).unwrap_err();
         assert!(matches!(error, CgroupError::NoController { controller: Controller::Memory }), "{error}");
-        assert!(Layout::from_mounts("", |_| String::new()).is_err());
+        assert!(Layout::from_mounts("", None, |_| String::new()).is_err());
     }
 
     /// Those of the running system that are there.
@@ -572,7 +627,7 @@ mod tests {
         assert_eq!(folders(&layout, &folder), all);
         // One that is killed gives its lock back, and removes nothing.
         let killed = format!("sealci-{}", name("killed"));
-        drop(GroupsLock::take(Path::new(lock::FOLDER), &killed).unwrap().unwrap());
+        drop(GroupsLock::take(&lock::folder(layout.is_given), &killed).unwrap().unwrap());
         layout.hierarchies().iter().for_each(|path| fs::create_dir(path.join(&killed)).unwrap());
 
         let other = Cgroups::open(layout.clone(), &name("other")).unwrap();

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sealci_agent::executor::Executor;
+use sealci_agent::executor::cgroup::Cgroups;
 use sealci_agent::executor::container::{ContainerExecutor, ContainerOptions};
 use sealci_agent::executor::helper::HelperCommand;
 use sealci_agent::executor::sandbox::SandboxExecutor;
@@ -17,7 +18,7 @@ use tempfile::TempDir;
 
 use crate::daemons;
 use crate::images::{self, TestImages};
-use crate::lab::{Lab, PIDS, skip};
+use crate::lab::{Lab, PIDS, cgroups, skip};
 use crate::network::Outside;
 use crate::sealing::script;
 
@@ -45,6 +46,28 @@ impl Lab {
     /// [`Lab::rootless`] with a way outwards, by slirp4netns.
     pub fn rootless_slirp4netns() -> Option<Self> {
         Self::rootless_sandbox(Some(RelayKind::Slirp4netns))
+    }
+
+    /// [`Lab::rootless`] with limits, in a control group that was given to the user. Root gives none: whoever starts the
+    /// tests as a user does.
+    pub fn rootless_limited() -> Option<Self> {
+        let name = std::thread::current().name().unwrap_or_default().to_owned();
+        if nix::unistd::geteuid().is_root() {
+            skip(
+                "delegation",
+                &name,
+                "it is for an ordinary user who was given a control group of version 2",
+            );
+            return None;
+        }
+        let (cgroups, folders, instance) = cgroups("delegation")?;
+        let mut lab = Self::rootless_limits(None, Some(cgroups), |sealer| {
+            Box::new(SandboxExecutor::new(sealer, Vec::new()))
+        })?;
+        lab.limits = true;
+        lab.cgroup_folders = folders;
+        lab.instance = instance;
+        Some(lab)
     }
 
     /// `docker` of an agent that is not root's. As root this runs the same test once more as such a user, and has no lab.
@@ -133,6 +156,14 @@ impl Lab {
         relay: Option<RelayKind>,
         make: impl FnOnce(Sealer) -> Box<dyn Executor>,
     ) -> Option<Self> {
+        Self::rootless_limits(relay, None, make)
+    }
+
+    fn rootless_limits(
+        relay: Option<RelayKind>,
+        cgroups: Option<Cgroups>,
+        make: impl FnOnce(Sealer) -> Box<dyn Executor>,
+    ) -> Option<Self> {
         let name = std::thread::current().name().unwrap_or_default().to_owned();
         if let Err(why) = relay.map_or(Ok(()), |kind| Relay::find(Some(kind)).map(drop)) {
             skip("rootless", &name, &why.to_string());
@@ -149,7 +180,7 @@ impl Lab {
             network: relay.is_some(),
             relay,
         };
-        let sealer = match Sealer::rootless(folder.path(), None, options) {
+        let sealer = match Sealer::rootless(folder.path(), cgroups, options) {
             Ok(sealer) => sealer,
             Err(error) => {
                 skip("rootless", &name, &error.to_string());

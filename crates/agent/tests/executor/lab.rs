@@ -56,7 +56,7 @@ impl Lab {
     /// `process` within control groups.
     pub fn process_in_cgroup() -> Option<Self> {
         let folder = TempDir::new().unwrap();
-        let (cgroups, cgroup_folders, instance) = cgroups()?;
+        let (cgroups, cgroup_folders, instance) = cgroups("root")?;
         let executor = Box::new(ProcessExecutor::new(folder.path(), Some(cgroups)).unwrap().with_pids(PIDS));
         Some(Self::of(executor, folder, Some((cgroup_folders, instance))))
     }
@@ -218,7 +218,7 @@ fn unmapped_folder() -> Option<TempDir> {
 fn sealer_in(folder: &TempDir, network: bool, pids: u64) -> Option<(Sealer, (Vec<PathBuf>, String))> {
     // As the agent's own folder is.
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
-    let (cgroups, cgroup_folders, instance) = cgroups()?;
+    let (cgroups, cgroup_folders, instance) = cgroups("root")?;
     let program = env!("CARGO_BIN_EXE_sealci-sandbox-helper").into();
     let helper = HelperCommand { program, arguments: Vec::new() };
     let options = SealerOptions { helper, pids, network, relay: None };
@@ -240,8 +240,8 @@ pub fn skip(capability: &str, test: &str, why: &str) {
     }
 }
 
-/// Control groups for one lab; none where this user may not make any.
-pub fn cgroups() -> Option<(Cgroups, Vec<PathBuf>, String)> {
+/// Control groups for one lab; none where this user, who lacks this capability then, may not make any.
+pub fn cgroups(capability: &str) -> Option<(Cgroups, Vec<PathBuf>, String)> {
     let instance = format!("test-{}", random_action());
     let opened = Layout::detect().and_then(|layout| Cgroups::open(layout, &instance));
     match opened {
@@ -252,7 +252,7 @@ pub fn cgroups() -> Option<(Cgroups, Vec<PathBuf>, String)> {
         }
         Err(error) => {
             let test = std::thread::current().name().unwrap_or_default().to_owned();
-            skip("root", &test, &format!("control groups cannot be used here: {error}"));
+            skip(capability, &test, &format!("control groups cannot be used here: {error}"));
             None
         }
     }
@@ -262,6 +262,15 @@ pub fn cgroup_folders(instance: &str) -> Vec<PathBuf> {
     let root = Path::new("/sys/fs/cgroup");
     let mut candidates = vec![root.to_owned()];
     candidates.extend(std::fs::read_dir(root).unwrap().flatten().map(|entry| entry.path()));
+    // A user's stand in the group that was given to that user, below which this process may have moved.
+    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    if !own.is_empty() {
+        candidates.push(root.join(own).parent().unwrap().to_owned());
+        candidates.push(root.join(own));
+    }
+    candidates.sort();
+    candidates.dedup();
     candidates
         .into_iter()
         .map(|path| path.join(format!("sealci-{instance}")))

@@ -168,6 +168,16 @@ executors! {
 }
 
 executors! {
+    rootless_limited;
+    crate::behaviour::limits_are_named as limits_are_named,
+    crate::behaviour::an_abandoned_standby_leaves_nothing as an_abandoned_standby_leaves_nothing,
+    crate::ending::a_fork_bomb_ends as a_fork_bomb_ends,
+    crate::ending::a_dropped_execution_is_killed as a_dropped_execution_is_killed,
+    crate::ending::cancel_ends_with_grace as cancel_ends_with_grace,
+    crate::sealing::nothing_is_left as nothing_is_left,
+}
+
+executors! {
     container_stored, rootless_container_stored;
     crate::containers::images_come_from_the_store as images_come_from_the_store,
 }

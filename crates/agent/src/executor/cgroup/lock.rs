@@ -10,13 +10,19 @@ use std::thread;
 use std::time::Duration;
 
 /// What lies here is gone after the machine's next start, as control groups are.
-pub const FOLDER: &str = "/run/sealci";
+const FOLDER: &str = "/run/sealci";
 const PREFIX: &str = "cgroups-";
 const SUFFIX: &str = ".lock";
 
 /// Whoever clears up after another agent has its lock for a moment.
 const TRIES: u32 = 20;
 const BETWEEN_TRIES: Duration = Duration::from_millis(50);
+
+/// Where the locks are: root's, or one user's where the groups are.
+pub fn folder(is_users: bool) -> PathBuf {
+    let users = is_users.then(|| std::env::var_os("XDG_RUNTIME_DIR")).flatten();
+    users.map_or_else(|| FOLDER.into(), |folder| Path::new(&folder).join("sealci"))
+}
 
 /// Held for as long as the groups of this name are in use.
 #[derive(Debug)]
