@@ -6,16 +6,16 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::Bench;
 use super::fleet::Folder;
 use super::floors::{self, Floor as Program};
 use super::table::{Floor, Row, Table, Target, median_of, millis};
+use super::{Bench, succeed};
 use crate::machine;
 
 const RUNS: usize = 20;
@@ -165,12 +165,4 @@ fn timed(command: &mut Command) -> Result<f64> {
     let begun = Instant::now();
     succeed(command)?;
     Ok(millis(begun.elapsed()))
-}
-
-fn succeed(command: &mut Command) -> Result<()> {
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {command:?}"))?;
-    if !output.status.success() {
-        bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    }
-    Ok(())
 }

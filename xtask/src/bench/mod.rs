@@ -15,9 +15,10 @@ mod push;
 mod rates;
 mod table;
 
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use build::Programs;
 use floors::Floors;
@@ -71,4 +72,13 @@ fn show_floors(floors: &Floors, table: &mut Table) {
     ] {
         table.push(Row { name: name.to_owned(), value, unit: "ms", target: None, floor: None });
     }
+}
+
+/// Runs a program that must succeed; what it says is shown only where it does not.
+fn succeed(command: &mut Command) -> Result<()> {
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {command:?}"))?;
+    if !output.status.success() {
+        bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(())
 }

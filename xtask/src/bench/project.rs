@@ -3,15 +3,15 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde_json::json;
 
-use super::Bench;
 use super::fleet::{AgentShape, Fleet, Folder, Repository};
 use super::latency::follow_one;
 use super::table::{Floor, Row, Table, Target, millis};
+use super::{Bench, succeed};
 use crate::{machine, workspace};
 
 /// A release that Debian 12's compiler builds.
@@ -71,12 +71,12 @@ fn fetch_project(folder: &Path) -> Result<Repository> {
         "[package]\nname = \"asking\"\nversion = \"0.0.0\"\n[dependencies]\n{name} = \"={version}\"\n[workspace]\n"
     );
     fs::write(asking.join("Cargo.toml"), manifest)?;
-    run(workspace::cargo().args(["vendor", "--quiet", "--versioned-dirs"]).current_dir(&asking))?;
+    succeed(workspace::cargo().args(["vendor", "--quiet", "--versioned-dirs"]).current_dir(&asking))?;
     let project = folder.join("project");
     fs::rename(asking.join(format!("vendor/{name}-{version}")), &project)?;
     fs::remove_dir_all(&asking)?;
     let vendor = folder.join(VENDOR);
-    run(workspace::cargo().args(["vendor", "--quiet", "--locked"]).arg(vendor).current_dir(&project))?;
+    succeed(workspace::cargo().args(["vendor", "--quiet", "--locked"]).arg(vendor).current_dir(&project))?;
     fs::create_dir_all(project.join(".cargo"))?;
     let sources = format!(
         "[source.crates-io]\nreplace-with = \"vendored\"\n[source.vendored]\ndirectory = \"/{VENDOR}\"\n"
@@ -92,13 +92,15 @@ fn make_image(folder: &Path, crates: &Path) -> Result<()> {
     fs::create_dir_all(&blobs)?;
     let (lower, upper) = (folder.join("lower.tar"), folder.join("upper.tar"));
     let suite = "bookworm";
-    run(Command::new("mmdebstrap")
-        .args(["--quiet", "--variant=minbase", "--skip=output/dev", "--format=tar"])
-        .arg(format!("--include={PACKAGES}"))
-        .arg(suite)
-        .arg(&lower))?;
+    succeed(
+        Command::new("mmdebstrap")
+            .args(["--quiet", "--variant=minbase", "--skip=output/dev", "--format=tar"])
+            .arg(format!("--include={PACKAGES}"))
+            .arg(suite)
+            .arg(&lower),
+    )?;
     let parent = crates.parent().context("the crates have no folder")?;
-    run(Command::new("tar").arg("-cf").arg(&upper).arg("-C").arg(parent).args([
+    succeed(Command::new("tar").arg("-cf").arg(&upper).arg("-C").arg(parent).args([
         "--owner=0",
         "--group=0",
         VENDOR,
@@ -150,12 +152,4 @@ fn put_json(blobs: &Path, value: &serde_json::Value) -> Result<Blob> {
     let file = blobs.join("partial");
     fs::write(&file, value.to_string())?;
     put(blobs, file)
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {command:?}"))?;
-    if !output.status.success() {
-        bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    }
-    Ok(())
 }
