@@ -26,6 +26,7 @@ const MANIFEST: &str = "name: x
 actions:
   build:
     commands: [\"true\"]
+    services: {db: {container: postgres}}
     artifacts: {paths: [out]}
   plain:
     commands: [\"true\"]
@@ -278,6 +279,12 @@ async fn artifacts_live(world: &World, keeper: &mut Keeper) {
     service["kind"] = json!("service_log");
     assert_eq!(build.upload(world, &log.bytes).await.status, 201);
     assert_eq!(build.post(world, "/artifacts", service.clone()).await.status, 422, "whose?");
+    service["name"] = json!("stranger");
+    assert_eq!(
+        build.post(world, "/artifacts", service.clone()).await.status,
+        422,
+        "there is none of this name"
+    );
     service["name"] = json!("db");
     assert_eq!(build.post(world, "/artifacts", service).await.status, 200);
 
@@ -366,7 +373,7 @@ async fn lies(world: &World, attempt: &Attempt) {
     assert_eq!(attempt.upload(world, &packed.bytes).await.status, 201);
     let with = |member: &str, value: serde_json::Value| {
         let mut body = packed.artifact();
-        (body["kind"], body["name"]) = (json!("service_log"), json!("liar"));
+        (body["kind"], body["name"]) = (json!("service_log"), json!("db"));
         body[member] = value;
         attempt.post(world, "/artifacts", body)
     };

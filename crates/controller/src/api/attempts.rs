@@ -19,7 +19,6 @@ use crate::store::entity::storage::{artifacts, blobs, caches, test_reports};
 
 const MAX_KEY_BYTES: usize = 1024;
 const MAX_RESTORE: usize = 32;
-const MAX_SERVICE_NAME_BYTES: usize = 128;
 /// Nothing is kept for longer, whatever a manifest says.
 const LONGEST_KEPT_MS: i64 = 10 * 365 * 24 * 60 * 60 * 1000;
 const MAX_FAILING: usize = 100;
@@ -107,11 +106,13 @@ pub async fn keep_artifact(
     let digest = read_digest(&new.digest)?;
     let name = new.name.as_ref().map(|name| name.as_str()).unwrap_or_default();
     let has_name = !name.is_empty();
-    if has_name != (new.kind == types::ArtifactKind::ServiceLog) || name.len() > MAX_SERVICE_NAME_BYTES {
-        return Err(Problem::unprocessable(
-            "a service's log has its service's name, and nothing else has one",
-        )
-        .into());
+    if has_name != (new.kind == types::ArtifactKind::ServiceLog) {
+        let said = "a service's log has its service's name, and nothing else has one";
+        return Err(Problem::unprocessable(said).into());
+    }
+    // So there are no more than the manifest has services.
+    if has_name && !visitor.planned.services.iter().any(|service| service.name == name) {
+        return Err(Problem::unprocessable("the action has no service of this name").into());
     }
     let owner = visitor.owner();
     let now_ms = now_ms();
