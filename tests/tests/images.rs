@@ -120,6 +120,10 @@ actions:
         env: {MARK: of-a-service}
         ready: {command: "wget -q -O /dev/null http://localhost/page", timeout: 30s}
       own: {container: "docker-archive:busybox.tar"}
+      loud:
+        container: {image: "docker-archive:busybox.tar", user: root}
+        command: ["busybox yes loud | busybox head -c 41943040 && touch /tmp/said; exec sleep 600"]
+        ready: {command: "test -e /tmp/said"}
     commands:
       - test ! -e /srv/page
       - |
@@ -155,6 +159,10 @@ actions:
     assert_eq!(downloaded.status.code(), Some(0), "{}", both(&downloaded));
     let logs = Command::new("grep").args(["-rh", "of the image itself", &output]).output().unwrap();
     assert!(logs.status.success(), "{}", both(&installation.sealci(&["artifact", "list", &number])));
+    let loud = Command::new("grep").args(["-rl", "the log is cut here", &output]).output().unwrap();
+    let loud = String::from_utf8(loud.stdout).unwrap();
+    let kept = fs::metadata(loud.trim_end()).expect("one log is cut, and says so").len();
+    assert!((32 << 20..33 << 20).contains(&kept), "{kept} bytes are kept of 40 MiB");
 
     for (name, why) in [("broken", "`dies` ended (exit code 7)"), ("late", "`slow` was not ready after 1 s")]
     {
