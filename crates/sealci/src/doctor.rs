@@ -97,6 +97,7 @@ fn findings(facts: &Facts) -> Vec<Finding> {
         // An ordinary user's sandbox has no layer over the host's programs.
         all.push(overlay(facts));
     }
+    all.push(images(facts));
     all.extend(network(facts));
     all.push(kvm(facts));
     all.extend(facts.daemon.as_ref().map(daemon));
@@ -187,6 +188,25 @@ fn overlay(facts: &Facts) -> Finding {
     }
 }
 
+fn images(facts: &Facts) -> Finding {
+    let name = "images";
+    match &facts.stacking {
+        Ok(None) => Finding::works(name, "their layers are stacked by the kernel"),
+        Ok(Some(why)) => Finding::lacks(
+            name,
+            Standing::Limited,
+            format!("their layers are copied for each action, which takes longer: {why}"),
+            "keep them on a file system such as ext4: $XDG_CACHE_HOME for `sealci run`, --data elsewhere",
+        ),
+        Err(why) => Finding::lacks(
+            name,
+            Standing::Limited,
+            format!("it cannot be tried how their layers are put together: {why}"),
+            "mend what is missing above first",
+        ),
+    }
+}
+
 fn network(facts: &Facts) -> Vec<Finding> {
     if !facts.is_root {
         let name = "network (rootless)";
@@ -257,6 +277,7 @@ mod tests {
             sealing_problem: None,
             network_problem: None,
             overlay: true,
+            stacking: Ok(None),
             nft: true,
             iptables: false,
             ip: true,
@@ -295,6 +316,7 @@ mod tests {
             user_namespaces: false,
             unprivileged_user_namespaces: Some(false),
             overlay: false,
+            stacking: Ok(Some("ramfs".to_owned())),
             iptables: false,
             nft: false,
             kvm: None,

@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 
 use super::environment::blocking;
 
+use super::helper::HelperCommand;
 use super::sealed::{ID_RANGE, Sealed, Sealer, start_message, write_description};
 use super::{ExecutionRequest, Executor, ExecutorError, Images, ServiceRole, Standby};
 use crate::workspace;
@@ -59,7 +60,7 @@ impl ContainerExecutor {
             Some("this agent's configuration says so".to_owned())
         } else {
             let layers = options.layers.as_deref().unwrap_or(sealer.data_dir());
-            probe(&sealer, layers)?.stacking
+            try_stacking(sealer.helper(), layers, sealer.data_dir())?
         };
         let ContainerOptions { capabilities, .. } = options;
         Ok(Self { sealer, images, capabilities, no_stacking, tasks: TaskTracker::new() })
@@ -147,12 +148,17 @@ impl Executor for ContainerExecutor {
     }
 }
 
-/// Tries to stack layers of one folder, in folders of its own.
-fn probe(sealer: &Sealer, layers: &Path) -> Result<ImageProbe, ExecutorError> {
+/// Tries to stack layers that lie in one folder for actions that write below another; both stay as they were. Says why layers
+/// are copied instead, where they have to be. Blocks.
+pub fn try_stacking(
+    helper: &HelperCommand,
+    layers: &Path,
+    written: &Path,
+) -> Result<Option<String>, ExecutorError> {
     // Several may be made at the same time, by one process or more.
     let name = format!(".sealci-probe-{:016x}", rand::random::<u64>());
-    let folders = [layers.join(format!("{name}-layers")), sealer.data_dir().join(format!("{name}-scratch"))];
-    let owner = if sealer.is_rootless() { 0 } else { ID_RANGE.start }.to_string();
+    let folders = [layers.join(format!("{name}-layers")), written.join(format!("{name}-scratch"))];
+    let owner = if nix::unistd::geteuid().is_root() { ID_RANGE.start } else { 0 }.to_string();
     let ask = || {
         for folder in &folders {
             std::fs::create_dir_all(folder)
@@ -160,7 +166,7 @@ fn probe(sealer: &Sealer, layers: &Path) -> Result<ImageProbe, ExecutorError> {
         }
         let arguments =
             [IMAGE_PROBE_ARGUMENT.as_ref(), folders[0].as_os_str(), folders[1].as_os_str(), owner.as_ref()];
-        sealer.helper().ask_now("try to stack an image's layers", &arguments)
+        helper.ask_now::<ImageProbe>("try to stack an image's layers", &arguments)
     };
     let found = ask();
     for folder in &folders {
@@ -168,7 +174,7 @@ fn probe(sealer: &Sealer, layers: &Path) -> Result<ImageProbe, ExecutorError> {
             tracing::warn!(folder = %folder.display(), %error, "cannot remove what an image was tried with");
         }
     }
-    found
+    Ok(found?.stacking)
 }
 
 /// What a service runs: the entrypoint and what is behind it.

@@ -142,10 +142,6 @@ impl Sealer {
         &self.0.options.helper
     }
 
-    pub(super) fn is_rootless(&self) -> bool {
-        self.0.rootless
-    }
-
     /// Ends and removes what an earlier process of this agent left behind.
     pub(super) async fn sweep(&self) -> Result<(), ExecutorError> {
         let Some(cgroups) = self.0.cgroups.clone() else { return Ok(()) };

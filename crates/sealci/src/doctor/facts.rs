@@ -5,10 +5,13 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use sealci_agent::executor::container::try_stacking;
 use sealci_agent::executor::docker;
 use sealci_agent::executor::helper::HelperCommand;
 use sealci_agent::executor::rootless;
 use sealci_service::problem::chain;
+
+use crate::serve::cached_images;
 
 /// Which control groups are mounted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +38,8 @@ pub struct Facts {
     pub sealing_problem: Option<String>,
     pub network_problem: Option<String>,
     pub overlay: bool,
+    /// Why an image's layers cannot be stacked where `run` keeps them, if so; the error says why that was not found out.
+    pub stacking: Result<Option<String>, String>,
     pub nft: bool,
     pub iptables: bool,
     pub ip: bool,
@@ -63,6 +68,7 @@ impl Facts {
             sealing_problem,
             network_problem,
             overlay: knows_overlay(),
+            stacking: stacking(),
             nft: is_installed("nft"),
             iptables: is_installed("iptables"),
             ip: is_installed("ip"),
@@ -74,6 +80,13 @@ impl Facts {
             daemon: daemon().await,
         }
     }
+}
+
+/// Tried in the folder that the images' would be made in.
+fn stacking() -> Result<Option<String>, String> {
+    let folder = cached_images().map_err(|failure| failure.to_string())?;
+    let there = folder.ancestors().find(|folder| folder.is_dir()).ok_or("no folder of it is there")?;
+    try_stacking(&HelperCommand::of_this_program(), there, there).map_err(|error| error.message())
 }
 
 /// Docker or Podman, where the agent's flag would find it.
