@@ -134,3 +134,28 @@ fn commands_do_not_start_among_files() {
     assert_eq!(host.try_hear(), None);
     assert!(!host.child.wait().unwrap().success());
 }
+
+/// As dash does around every fork: TERM waits meanwhile. Here it forks once it was stopped and let go again.
+const FORKS_WITH_TERM_BLOCKED: &str = r#"exec perl -e '
+use POSIX qw(:signal_h);
+my $term = POSIX::SigSet->new(SIGTERM);
+sigprocmask(SIG_BLOCK, POSIX::SigSet->new(SIGTERM, SIGCONT));
+$SIG{CONT} = sub {};
+$| = 1;
+print "up\n";
+sigsuspend($term);
+my $child = fork();
+sigprocmask(SIG_SETMASK, POSIX::SigSet->new());
+exec "sleep", "1000" unless $child;
+wait;
+'"#;
+
+#[test]
+fn a_child_is_asked_too_that_is_forked_while_term_is_blocked() {
+    let mut host = Host::new();
+    let start = host.start_of(&[FORKS_WITH_TERM_BLOCKED]);
+    host.start(start);
+    host.until_output("up");
+    host.send(&ToInit::Cancel { grace_ms: 10 * PATIENCE.as_millis() as u64 });
+    assert_eq!(host.finish().1, Ending::Cancelled);
+}
