@@ -98,6 +98,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("docker-registry", "docker-registry"),
     ("skopeo", "skopeo"),
     ("dockerd", "docker.io"),
+    ("busybox", "busybox-static"),
 ];
 
 /// Those that make and run a guest, which is of this kind of machine only.
