@@ -6,6 +6,7 @@
 pub mod api;
 pub mod dispatch;
 pub mod intake;
+mod replica;
 pub mod repositories;
 pub mod storage;
 pub mod store;
@@ -27,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use api::Api;
 use dispatch::{ActionLimits, Dispatch, Driver, LinkConfig};
+use replica::Replica;
 use repositories::GitRepositories;
 use storage::{Storage, StorageConfig, StorageError};
 use store::{Store, StoreError};
@@ -37,6 +39,9 @@ const LOG_QUOTA_BYTES: u64 = 1 << 30;
 
 /// How long an agent may take to come back with the rest of a log.
 pub const CLOSE_LOGS_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How long a replica of the controller may be silent.
+pub const LEASE: Duration = Duration::from_secs(10);
 
 /// The controller's mirrors hold what manifests are read from.
 const MIRRORS_BUDGET_BYTES: u64 = 10 << 30;
@@ -68,6 +73,8 @@ pub struct Config {
     pub git_known_hosts: Option<PathBuf>,
     /// Silence of this length makes an attempt lost.
     pub lost_after: Duration,
+    /// A replica of the controller that is silent for so long is gone, and the others take over what it owned.
+    pub lease: Duration,
     /// A log that nobody delivers to its end is closed so long after its attempt's. A day, but in tests.
     pub close_logs_after: Duration,
     /// TERM → so long → KILL.
@@ -114,6 +121,7 @@ impl Controller {
         let watchers = Watchers::default();
         let driver = dispatch::Config {
             lost_after: config.lost_after,
+            lease: config.lease,
             close_logs_after: config.close_logs_after,
             limits: ActionLimits { grace: config.grace, log_quota_bytes: LOG_QUOTA_BYTES },
             credentials: Arc::clone(&config.credentials),
@@ -124,7 +132,12 @@ impl Controller {
                 .collect(),
             storage: storage.door(),
         };
-        let (driver, dispatch) = Driver::open(store.clone(), driver, watchers.clone()).await?;
+        let identity = if store.is_shared() {
+            Replica::new(&config.data).map_err(data)?
+        } else {
+            (Replica::alone(), None)
+        };
+        let (driver, dispatch) = Driver::open(store.clone(), driver, watchers.clone(), identity).await?;
         let mut options = Options::new(config.data.join("git-home"));
         options.allow_local_addresses = config.allow_local_addresses;
         options.tls_ca = config.git_ca.clone();
@@ -146,7 +159,7 @@ impl Controller {
         let Self { config, database: _database, store, storage, driver, dispatch, watchers, repositories } =
             self;
         let api = Api {
-            store,
+            store: store.clone(),
             storage: storage.clone(),
             dispatch: dispatch.clone(),
             watchers,
@@ -160,6 +173,7 @@ impl Controller {
             secret: config.cluster_secret.expose().to_owned(),
         };
         let mut tasks = JoinSet::new();
+        tasks.spawn(dispatch::keep_listening(store, driver.replica(), dispatch.clone(), stop.clone()));
         tasks.spawn(driver.run(stop.clone()));
         tasks.spawn(storage.clone().keep_swept(stop.clone()));
         tasks.spawn(dispatch::keep_link(link, dispatch, stop.clone()));

@@ -19,6 +19,14 @@ pub struct Watchers {
     pub logs: Topics<AttemptId>,
 }
 
+impl Watchers {
+    /// Wakes everybody: something may have changed that nobody heard of.
+    pub fn wake_all(&self) {
+        self.pipelines.wake_all();
+        self.logs.wake_all();
+    }
+}
+
 /// One wake-up channel for each key that someone follows.
 #[derive(Debug)]
 pub struct Topics<K>(Arc<Mutex<HashMap<K, watch::Sender<()>>>>);
@@ -43,6 +51,11 @@ impl<K: Eq + Hash> Topics<K> {
             topics.retain(|_, topic| topic.receiver_count() > 0);
         }
         topics.entry(key).or_insert_with(|| watch::channel(()).0).subscribe()
+    }
+
+    fn wake_all(&self) {
+        let mut topics = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        topics.retain(|_, topic| topic.send(()).is_ok());
     }
 
     /// Wakes the key's followers; forgets the key when it has none.

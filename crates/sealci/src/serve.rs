@@ -137,6 +137,7 @@ pub async fn prepare_controller(args: &ControllerArgs, stop: CancellationToken) 
         git_ca: args.git.trust.authority()?,
         git_known_hosts: args.git.trust.known_hosts()?,
         lost_after: Duration::from_millis(args.lost_after_ms),
+        lease: Duration::from_millis(args.lease_ms),
         close_logs_after: sealci_controller::CLOSE_LOGS_AFTER,
         grace: Duration::from_millis(args.grace_ms),
         storage,

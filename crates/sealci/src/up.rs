@@ -125,6 +125,7 @@ async fn start(args: &UpArgs, folder: &DataFolder) -> Result<(Running, ClientFil
         storage: args.storage.clone(),
         agents_url: None,
         lost_after_ms: 60_000,
+        lease_ms: 10_000,
         grace_ms: 10_000,
     };
     let controller = prepare_controller(&controller, stop.clone()).await?;

@@ -21,6 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Scratch has one: its process would sooner wait for it than for the next one to be opened.
 const READERS: u32 = 4;
 const POSTGRES_CONNECTIONS: u32 = 10;
+const IDLE_IN_TRANSACTION: &str = "5s";
 
 /// Where a database is.
 #[derive(Clone, PartialEq, Eq)]
@@ -111,7 +112,11 @@ impl Database {
                     .max_connections(POSTGRES_CONNECTIONS)
                     .acquire_timeout(PATIENCE)
                     .connect_timeout(PATIENCE)
-                    .sqlx_logging(false);
+                    .sqlx_logging(false)
+                    // What a process that is stopped has locked is free again soon.
+                    .map_sqlx_postgres_opts(|postgres| {
+                        postgres.options([("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION)])
+                    });
                 let pool = sea_orm::Database::connect(options).await.map_err(fail)?;
                 Ok(Self { writer: pool.clone(), readers: pool, lock: None })
             }

@@ -13,9 +13,10 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::commit::Transaction;
-use super::driver::Driver;
+use super::driver::{Driver, Place};
 use super::reports::ReportError;
 use super::{AgentView, Answer, Refusal};
+use crate::store::StoreError;
 use crate::store::entity::{agent_instances, agents};
 
 /// A name that people see has at most so many bytes.
@@ -26,6 +27,13 @@ const MAX_NAME_BYTES: usize = 128;
 pub(super) struct AgentBook {
     kept: BTreeMap<AgentId, agents::Model>,
     changed: BTreeMap<AgentId, agents::Model>,
+}
+
+/// What becomes of an agent's row.
+enum Change {
+    New,
+    Instance,
+    Drained,
 }
 
 impl AgentBook {
@@ -63,10 +71,24 @@ impl AgentBook {
         self.changed.clear();
     }
 
-    fn change(&mut self, row: agents::Model, transaction: &mut Transaction) {
+    /// Takes the rows as the database has them; what is new of them, for a scheduler that knows the others.
+    fn replace(&mut self, rows: Vec<agents::Model>) -> Option<Directory> {
+        let rows: BTreeMap<_, _> = rows.into_iter().map(|row| (AgentId::from_uuid(row.id), row)).collect();
+        let is_new = |(id, row): &(&AgentId, &agents::Model)| self.kept.get(id) != Some(*row);
+        let agents: Vec<_> = rows.iter().filter(is_new).map(|(_, row)| entry(row)).collect();
+        self.kept = rows;
+        (!agents.is_empty()).then_some(Directory { complete: false, agents })
+    }
+
+    fn change(&mut self, row: agents::Model, change: Change, transaction: &mut Transaction) {
         let directory = Directory { complete: false, agents: vec![entry(&row)] };
         transaction.messages.push(controller_message::Body::Directory(directory));
-        transaction.batch.agents.insert(row.id, row.clone());
+        match change {
+            Change::New => drop(transaction.batch.new_agents.insert(row.id, row.clone())),
+            Change::Drained => drop(transaction.batch.drained.insert(row.id, row.drained)),
+            // Its row in `agent_instances` says so.
+            Change::Instance => {}
+        }
         self.changed.insert(AgentId::from_uuid(row.id), row);
     }
 }
@@ -88,7 +110,7 @@ impl Driver {
         let refused = match self.enrolled_row(&question, transaction.now_ms) {
             Ok(Some(row)) => {
                 tracing::info!(agent.id = %row.id, agent.name = row.name, "an agent is enrolled");
-                self.agents.change(row, transaction);
+                self.agents.change(row, Change::New, transaction);
                 None
             }
             Ok(None) => None,
@@ -164,6 +186,13 @@ impl Driver {
         Ok(())
     }
 
+    /// Takes up what other replicas have changed.
+    pub(super) async fn read_agents(&mut self, transaction: &mut Transaction) -> Result<(), StoreError> {
+        let news = self.agents.replace(self.store.agents().await?);
+        transaction.messages.extend(news.map(controller_message::Body::Directory));
+        Ok(())
+    }
+
     /// The instance that is first seen last gets the new work.
     async fn note_instance(
         &mut self,
@@ -183,7 +212,7 @@ impl Driver {
             agent_id: id.as_uuid(),
             seen_at: transaction.now_ms,
         });
-        self.agents.change(row, transaction);
+        self.agents.change(row, Change::Instance, transaction);
         Ok(())
     }
 
@@ -201,11 +230,12 @@ impl Driver {
         }
         let id = attempt_id(&held.attempt)?;
         let token = FencingToken(held.token);
-        let is_wanted = match self.live_of_attempt(id).await? {
-            Some(live) => {
+        let is_wanted = match self.place_of_attempt(id).await? {
+            Place::Here(live) => {
                 live.current(id).is_some_and(|attempt| attempt.token == token && attempt.outcome().is_none())
             }
-            None => false,
+            Place::Elsewhere => return Ok(()),
+            Place::Nowhere => false,
         };
         if is_wanted {
             self.presence.heard(id, Instant::now());
@@ -231,7 +261,7 @@ impl Driver {
         };
         let row = agents::Model { drained, ..row.clone() };
         let view = AgentView { row: row.clone(), state: self.presence.agent(id).cloned() };
-        self.agents.change(row, transaction);
+        self.agents.change(row, Change::Drained, transaction);
         transaction.reply(answer, view);
     }
 

@@ -12,7 +12,7 @@ use super::driver::Driver;
 use super::live::{Dirty, Live};
 use super::reports::acknowledgement;
 use super::{Answer, Refusal, wants};
-use crate::store::Batch;
+use crate::store::{Batch, StoreError};
 
 /// What one commit does: what it writes, and whom it answers afterwards.
 #[derive(Default)]
@@ -89,8 +89,15 @@ impl Driver {
                 moved.push((*id, live.write(dirty, transaction.now_ms, &mut transaction.batch)));
             }
         }
+        transaction.batch.held = self.held(transaction.dirty.keys().copied());
         if let Err(error) = self.store.commit(&mut transaction.batch).await {
-            tracing::error!(error = %chain(&error), "a commit failed; nothing of it was answered");
+            match &error {
+                StoreError::TakenOver => {
+                    tracing::info!("a commit came too late: its pipelines are another replica's")
+                }
+                StoreError::LeaseLost => self.lease_is_lost().await,
+                _ => tracing::error!(error = %chain(&error), "a commit failed; nothing of it was answered"),
+            }
             self.forget(transaction.dirty.keys().copied().collect());
             // The scheduler may have been told of what is not: a new line starts with what is.
             self.line_is_down();

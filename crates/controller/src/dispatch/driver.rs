@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sealci_core::ids::{ActionId, AgentId, AttemptId, FencingToken, PipelineId};
+use sealci_core::ids::{ActionId, AgentId, AttemptId, FencingToken, PipelineId, ReplicaId};
 use sealci_core::outcome::Cause;
 use sealci_git::CredentialBook;
 use sealci_proto::scheduler::{
@@ -18,14 +18,16 @@ use tokio_util::sync::CancellationToken;
 use super::agents::AgentBook;
 use super::closing::Closing;
 use super::commit::Transaction;
+use super::leases::LeaseWatch;
 use super::link::{FromLink, Incoming, Line};
 use super::live::Live;
 use super::presence::Presence;
 use super::reports::ReportError;
 use super::wants::{self, ActionLimits};
-use super::{Answer, Dispatch, INBOX, Input, Refusal, TICK};
+use super::{Answer, Dispatch, INBOX, Input, Refusal};
+use crate::replica::Replica;
 use crate::storage::StorageDoor;
-use crate::store::{Store, StoreError};
+use crate::store::{Held, News, Store, StoreError};
 use crate::watchers::Watchers;
 
 /// One commit takes at most so many inputs, so that the first of them is not kept waiting.
@@ -42,6 +44,8 @@ const TOKENS_AT_ONCE: i64 = 1000;
 pub struct Config {
     /// Silence of this length makes an attempt lost.
     pub lost_after: Duration,
+    /// A replica whose lease stands still for so long is gone.
+    pub lease: Duration,
     /// A log that nobody delivers to its end is closed so long after its attempt's.
     pub close_logs_after: Duration,
     pub limits: ActionLimits,
@@ -53,10 +57,15 @@ pub struct Config {
     pub storage: StorageDoor,
 }
 
-/// The owner of all unfinished pipelines.
+/// The owner of all unfinished pipelines, or, among replicas, of this one's.
 #[derive(Debug)]
 pub struct Driver {
     pub(super) store: Store,
+    pub(super) replica: Replica,
+    pub(super) leases: LeaseWatch,
+    pub(super) has_lost_lease: bool,
+    /// Pipelines of other replicas that something was reported of here, and since when.
+    pub(super) elsewhere: HashMap<PipelineId, Instant>,
     pub(super) config: Config,
     inbox: mpsc::Receiver<Input>,
     pub(super) watchers: Watchers,
@@ -72,23 +81,57 @@ pub struct Driver {
     pub(super) next_question: u64,
     /// Tokens taken from the database and not given out: `start..end`.
     tokens: std::ops::Range<u64>,
-    /// Pipelines that a failed commit made unknown; read again at the next tick.
-    forgotten: HashSet<PipelineId>,
+    /// Pipelines that a failed commit made unknown, or that were taken over; read (again) and stated at the next tick.
+    pub(super) forgotten: HashSet<PipelineId>,
+}
+
+/// Where the driver finds a pipeline.
+#[derive(Debug)]
+pub(super) enum Place<'a> {
+    Nowhere,
+    /// Another replica's: that one takes what is reported of it.
+    Elsewhere,
+    Here(&'a mut Live),
+}
+
+impl<'a> Place<'a> {
+    /// The pipeline, if it is this replica's.
+    pub fn here(self) -> Option<&'a mut Live> {
+        match self {
+            Self::Here(live) => Some(live),
+            Self::Nowhere | Self::Elsewhere => None,
+        }
+    }
 }
 
 impl Driver {
-    /// Takes over what the database holds. The driver does nothing until it is [run](Driver::run).
+    /// Takes over what the database holds: all of it where nobody else has it open, else what `former`, the process before
+    /// this one, left. The driver does nothing until it is [run](Driver::run).
     pub async fn open(
         store: Store,
         config: Config,
         watchers: Watchers,
+        (replica, former): (Replica, Option<ReplicaId>),
     ) -> Result<(Self, Dispatch), StoreError> {
+        if store.is_shared() {
+            store.begin_lease(replica.id()).await?;
+            if let Some(former) = former {
+                let counter = store.leases().await?.get(&former).copied();
+                store.take_over_from(former, counter, replica.id()).await?;
+            }
+        } else {
+            store.take_over_all(replica.id()).await?;
+        }
         let (sender, inbox) = mpsc::channel(INBOX);
         let (linked, is_linked) = watch::channel(false);
         let mut driver = Self {
             agents: AgentBook::new(store.agents().await?),
             presence: Presence::new(config.lost_after),
             closing: Closing::new(config.close_logs_after),
+            leases: LeaseWatch::new(config.lease),
+            replica,
+            has_lost_lease: false,
+            elsewhere: HashMap::new(),
             config,
             inbox,
             watchers,
@@ -102,23 +145,28 @@ impl Driver {
             forgotten: HashSet::new(),
             store,
         };
-        for id in driver.store.unfinished().await? {
-            driver.live(id).await?;
+        for id in driver.store.unfinished(driver.replica.id()).await? {
+            driver.place(id).await?;
         }
         Ok((driver, Dispatch { inbox: sender, linked: is_linked }))
     }
 
+    /// Which of the replicas this is.
+    pub fn replica(&self) -> ReplicaId {
+        self.replica.id()
+    }
+
     /// Works until told to stop; what is in the inbox then is answered by nobody.
     pub async fn run(mut self, stop: CancellationToken) {
-        let mut ticks = tokio::time::interval(TICK);
+        let mut ticks = tokio::time::interval(self.leases.tick());
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let first = tokio::select! {
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => break,
                 _ = ticks.tick() => None,
                 input = self.inbox.recv() => match input {
                     Some(input) => Some(input),
-                    None => return,
+                    None => break,
                 },
             };
             let mut transaction = Transaction::at(now_ms());
@@ -128,6 +176,7 @@ impl Driver {
             }
             self.finish(transaction).await;
         }
+        self.give_lease_back().await;
     }
 
     async fn take_all(&mut self, first: Input, transaction: &mut Transaction) {
@@ -161,7 +210,8 @@ impl Driver {
                 let _ = answer.send(Ok(self.agent_views())); // who asked may have gone away
             }
             Input::Drain { agent, drained, answer } => self.drain(agent, drained, answer, transaction),
-            Input::Link(FromLink::Up(line)) => self.line_is_up(line),
+            Input::Heard(news) => self.hear(news, transaction).await,
+            Input::Link(FromLink::Up(line)) => self.line_is_up(line).await,
             Input::Link(FromLink::Down) => self.line_is_down(),
             Input::Link(FromLink::Message(incoming)) => self.incoming(*incoming, transaction).await,
         }
@@ -203,7 +253,7 @@ impl Driver {
     ) -> Result<(), ReportError> {
         let id = sealci_proto::attempt_id(&absent.attempt)?;
         let agent: AgentId = absent.agent_id.parse().map_err(sealci_proto::Malformed::from)?;
-        let Some(live) = self.live_of_action(id.action).await? else { return Ok(()) };
+        let Some(live) = self.place_of_action(id.action).await?.here() else { return Ok(()) };
         let is_theirs = live.current(id).is_some_and(|attempt| {
             attempt.claimant.agent == agent && attempt.claimant.instance.to_string() == absent.instance_id
         });
@@ -217,16 +267,33 @@ impl Driver {
     async fn placed(&mut self, placed: &sealci_proto::scheduler::Placed) -> Result<(), ReportError> {
         let id = sealci_proto::attempt_id(&placed.attempt)?;
         let agent = placed.agent_id.parse().map_err(sealci_proto::Malformed::from)?;
-        if let Some(live) = self.live_of_action(id.action).await? {
+        if let Some(live) = self.place_of_action(id.action).await?.here() {
             live.placed.insert(id, agent);
         }
         Ok(())
     }
 
+    /// Another replica has said what it changed.
+    async fn hear(&mut self, news: Vec<News>, transaction: &mut Transaction) {
+        let mut has_agents = false;
+        for one in news {
+            match one {
+                News::Pipeline(id) => self.watchers.pipelines.wake(&id),
+                News::Log(id) => self.watchers.logs.wake(&id),
+                News::Taken(id) => self.taken(id),
+                News::Agents => has_agents = true,
+            }
+        }
+        if has_agents && let Err(error) = self.read_agents(transaction).await {
+            tracing::error!(error = %chain(&error), "the agents cannot be read");
+        }
+    }
+
     /// Looks for silence, closes logs that have no end, and takes up again what a failed commit made us forget.
     async fn tick(&mut self, transaction: &mut Transaction) {
-        self.remember_forgotten(transaction).await;
         let now = Instant::now();
+        self.keep_lease(now, transaction).await;
+        self.remember_forgotten(transaction).await;
         let idle: Vec<PipelineId> = self
             .live
             .values()
@@ -237,7 +304,7 @@ impl Driver {
         let active =
             self.live.values().flat_map(|live| live.active_attempts().map(|(id, _)| (id, live.id())));
         let pipelines: HashMap<AttemptId, PipelineId> = active.collect();
-        let lost = self.presence.lost(pipelines.keys().copied(), Instant::now(), TICK);
+        let lost = self.presence.lost(pipelines.keys().copied(), Instant::now(), self.leases.tick());
         for id in lost {
             let seconds = self.config.lost_after.as_secs_f32();
             self.lose(
@@ -252,11 +319,12 @@ impl Driver {
 
     async fn remember_forgotten(&mut self, transaction: &mut Transaction) {
         for id in std::mem::take(&mut self.forgotten) {
-            match self.live(id).await {
-                Ok(_) => {
+            match self.place(id).await {
+                Ok(Place::Here(_)) => {
                     transaction.dirty.entry(id).or_default();
                     transaction.restated.insert(id);
                 }
+                Ok(Place::Nowhere | Place::Elsewhere) => {}
                 Err(error) => {
                     tracing::error!(pipeline.id = %id, error = %chain(&error), "a pipeline cannot be read");
                     self.forgotten.insert(id);
@@ -276,17 +344,24 @@ impl Driver {
         }
     }
 
-    fn line_is_up(&mut self, line: Line) {
-        let unfinished = || self.live.values().filter(|live| live.pipeline.state != "finished");
-        let epoch = |live: &Live| PipelineEpoch {
-            pipeline_id: live.id().to_string(),
-            epoch: live.pipeline.epoch.unsigned_abs(),
+    /// Opens a line with all there is to say. Its snapshot names everybody's pipelines: what it left out would be over.
+    async fn line_is_up(&mut self, line: Line) {
+        let epochs = match self.store.epochs().await {
+            Ok(epochs) => epochs,
+            Err(error) => {
+                tracing::error!(error = %chain(&error), "a new line is given up: what is unfinished cannot be read");
+                return;
+            }
         };
+        let named = |(id, epoch): (PipelineId, u64)| PipelineEpoch { pipeline_id: id.to_string(), epoch };
         let mut opening = vec![
             controller_message::Body::Directory(self.agents.complete_directory()),
-            controller_message::Body::Snapshot(Snapshot { pipelines: unfinished().map(epoch).collect() }),
+            controller_message::Body::Snapshot(Snapshot {
+                pipelines: epochs.into_iter().map(named).collect(),
+            }),
         ];
-        let stated = unfinished().map(|live| wants::complete(live, &self.config));
+        let unfinished = self.live.values().filter(|live| live.pipeline.state != "finished");
+        let stated = unfinished.map(|live| wants::complete(live, &self.config));
         opening.extend(stated.map(controller_message::Body::Wants));
         self.line = Some(line);
         self.presence.line_is_up(Instant::now());
@@ -316,41 +391,98 @@ impl Driver {
         }
     }
 
-    /// The pipeline in memory, read from the database where it is not.
-    pub(super) async fn live(&mut self, id: PipelineId) -> Result<Option<&mut Live>, StoreError> {
+    /// Finds a pipeline, for what is reported of it: in memory, or in the database if it is this replica's or nobody's.
+    pub(super) async fn place(&mut self, id: PipelineId) -> Result<Place<'_>, StoreError> {
         if !self.live.contains_key(&id) {
-            let Some(rows) = self.store.pipeline(id).await? else { return Ok(None) };
-            self.adopt(Live::of_rows(rows)?);
+            if self.store.is_shared() {
+                let Some(ownership) = self.store.ownership(id).await? else { return Ok(Place::Nowhere) };
+                if ownership.owner != self.replica.id() {
+                    if !self.may_take_over(id, ownership, Instant::now()) {
+                        return Ok(Place::Elsewhere);
+                    }
+                    self.store.take_over(id, self.replica.id()).await?;
+                    // The scheduler is to hear all of it from here now.
+                    self.forgotten.insert(id);
+                }
+            }
+            return self.load(id).await;
+        }
+        Ok(self.live.get_mut(&id).map_or(Place::Nowhere, Place::Here))
+    }
+
+    /// Finds a pipeline, for what a person wishes of it: taken over from whoever owns it.
+    pub(super) async fn own(&mut self, id: PipelineId) -> Result<Option<&mut Live>, StoreError> {
+        if !self.live.contains_key(&id) {
+            if self.store.is_shared() {
+                self.store.take_over(id, self.replica.id()).await?;
+            }
+            return Ok(self.load(id).await?.here());
         }
         Ok(self.live.get_mut(&id))
     }
 
-    pub(super) async fn live_of_action(&mut self, action: ActionId) -> Result<Option<&mut Live>, StoreError> {
+    async fn load(&mut self, id: PipelineId) -> Result<Place<'_>, StoreError> {
+        let rows = match self.store.pipeline(id).await {
+            Ok(Some(rows)) => rows,
+            Ok(None) => return Ok(Place::Nowhere),
+            Err(error) => {
+                // It may be this replica's now: then nobody else takes it up.
+                self.forgotten.insert(id);
+                return Err(error);
+            }
+        };
+        if self.store.is_shared() && rows.pipeline.owner != self.replica.id().as_uuid() {
+            return Ok(Place::Elsewhere);
+        }
+        self.elsewhere.remove(&id);
+        self.adopt(Live::of_rows(rows)?);
+        Ok(self.live.get_mut(&id).map_or(Place::Nowhere, Place::Here))
+    }
+
+    pub(super) async fn place_of_action(&mut self, action: ActionId) -> Result<Place<'_>, StoreError> {
         let id = match self.by_action.get(&action) {
             Some(id) => *id,
             None => match self.store.pipeline_of_action(action).await? {
                 Some(id) => id,
-                None => return Ok(None),
+                None => return Ok(Place::Nowhere),
             },
         };
-        self.live(id).await
+        self.place(id).await
     }
 
-    /// The pipeline with this attempt in memory, also if it is an older one; none if it never was claimed.
-    pub(super) async fn live_of_attempt(&mut self, id: AttemptId) -> Result<Option<&mut Live>, StoreError> {
-        let Some(live) = self.live_of_action(id.action).await? else { return Ok(None) };
-        let pipeline = live.id();
-        if live.attempt(id).is_none() {
-            let Some(row) = self.store.attempt(id).await? else { return Ok(None) };
-            if let Some(live) = self.live.get_mut(&pipeline) {
-                live.remember_stale(row)?;
+    /// The place of the pipeline with this attempt in memory, also if it is an older one; nowhere if it never was claimed.
+    pub(super) async fn place_of_attempt(&mut self, id: AttemptId) -> Result<Place<'_>, StoreError> {
+        let pipeline = match self.place_of_action(id.action).await? {
+            Place::Here(live) if live.attempt(id).is_some() => live.id(),
+            Place::Here(live) => {
+                let pipeline = live.id();
+                let Some(row) = self.store.attempt(id).await? else { return Ok(Place::Nowhere) };
+                if let Some(live) = self.live.get_mut(&pipeline) {
+                    live.remember_stale(row)?;
+                }
+                pipeline
             }
-        }
-        Ok(self.live.get_mut(&pipeline))
+            Place::Nowhere => return Ok(Place::Nowhere),
+            Place::Elsewhere => return Ok(Place::Elsewhere),
+        };
+        Ok(self.live.get_mut(&pipeline).map_or(Place::Nowhere, Place::Here))
+    }
+
+    /// What must be held in the database for these pipelines to be written; none where nobody else has it open.
+    pub(super) fn held(&self, dirty: impl Iterator<Item = PipelineId>) -> Option<Held> {
+        let of_database = |live: &&Live| live.pipeline.number != 0;
+        let epoch = |live: &Live| (live.pipeline.id, live.pipeline.epoch);
+        self.store.is_shared().then(|| Held {
+            replica: self.replica.id(),
+            epochs: dirty.filter_map(|id| self.live.get(&id)).filter(of_database).map(epoch).collect(),
+            has_others: self.leases.has_others(),
+        })
     }
 
     pub(super) fn adopt(&mut self, live: Live) {
         let id = live.id();
+        let now = Instant::now();
+        live.active_attempts().for_each(|(attempt, _)| self.presence.heard_or_begin(attempt, now));
         self.by_action.extend(live.state.actions.iter().map(|action| (action.id, id)));
         self.live.insert(id, live);
     }

@@ -13,6 +13,7 @@ mod agents;
 mod closing;
 mod commit;
 mod driver;
+mod leases;
 mod link;
 mod live;
 mod presence;
@@ -25,16 +26,19 @@ mod wishes;
 use std::time::Duration;
 
 use sealci_core::event::{EventKind, RefName, Revision};
-use sealci_core::ids::{ActionId, AgentId, PipelineId};
+use sealci_core::ids::{ActionId, AgentId, PipelineId, ReplicaId};
 use sealci_core::pipeline::{RerunRefusal, RerunScope};
 use sealci_core::plan::Plan;
+use sealci_service::problem::chain;
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 pub use driver::{Config, Driver};
 pub use link::{LinkConfig, keep_link};
 pub use wants::ActionLimits;
 
 use crate::store::entity::agents as agent_rows;
+use crate::store::{News, Store};
 use link::FromLink;
 
 /// The inbox holds so many inputs; who sends more waits.
@@ -95,10 +99,21 @@ type Answer<T> = oneshot::Sender<Result<T, Refusal>>;
 enum Input {
     Create(Box<NewPipeline>, Answer<Created>),
     Cancel(PipelineId, Answer<PipelineId>),
-    Rerun { id: PipelineId, scope: RerunScope, request: String, answer: Answer<PipelineId> },
+    Rerun {
+        id: PipelineId,
+        scope: RerunScope,
+        request: String,
+        answer: Answer<PipelineId>,
+    },
     Why(ActionId, Answer<Vec<String>>),
     Agents(Answer<Vec<AgentView>>),
-    Drain { agent: AgentId, drained: bool, answer: Answer<AgentView> },
+    Drain {
+        agent: AgentId,
+        drained: bool,
+        answer: Answer<AgentView>,
+    },
+    /// Other replicas have changed something.
+    Heard(Vec<News>),
     Link(FromLink),
 }
 
@@ -162,6 +177,34 @@ impl Dispatch {
         answered.await.map_err(|_| Refusal::ShuttingDown)?
     }
 }
+
+/// Passes on what other replicas tell, until told to stop. What is lost with a connection is found without it, later.
+pub async fn keep_listening(store: Store, replica: ReplicaId, dispatch: Dispatch, stop: CancellationToken) {
+    if !store.is_shared() {
+        return stop.cancelled().await;
+    }
+    let listening = async {
+        loop {
+            match store.listen(replica).await {
+                Ok(mut listener) => {
+                    while let Some(news) = listener.next().await {
+                        if !news.is_empty() && dispatch.inbox.send(Input::Heard(news)).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(error = %chain(&error), "other replicas are not heard; trying again")
+                }
+            }
+            tokio::time::sleep(LISTEN_AGAIN.mul_f64(rand::random_range(0.5..1.0))).await;
+        }
+    };
+    let _: Option<()> = stop.run_until_cancelled(listening).await;
+}
+
+/// After a connection that heard other replicas is lost.
+const LISTEN_AGAIN: Duration = Duration::from_secs(2);
 
 /// How often silence is looked for.
 const TICK: Duration = Duration::from_secs(1);

@@ -52,6 +52,11 @@ impl Presence {
         self.heard.insert(attempt, now);
     }
 
+    /// An attempt is known from now on, if it was not: silence counts from here.
+    pub fn heard_or_begin(&mut self, attempt: AttemptId, now: Instant) {
+        self.heard.entry(attempt).or_insert(now);
+    }
+
     /// An attempt is over.
     pub fn forget(&mut self, attempt: AttemptId) {
         self.heard.remove(&attempt);

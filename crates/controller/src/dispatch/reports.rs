@@ -13,7 +13,7 @@ use sealci_proto::scheduler::{FromAgent, from_agent, to_agent};
 use sealci_proto::{Malformed, attempt_id};
 
 use super::commit::Transaction;
-use super::driver::Driver;
+use super::driver::{Driver, Place};
 use super::live::{Live, row_of_new_attempt};
 use super::sealing;
 use crate::store::StoreError;
@@ -69,9 +69,11 @@ impl Driver {
         let claim_id: ClaimId = claim.claim_id.parse().map_err(Malformed::from)?;
         let claimant = Claimant { claim: claim_id, agent: sender.agent, instance: sender.instance };
         let token = self.next_token().await?;
-        let granted = match self.live_of_action(id.action).await? {
-            None => Err("there is no such action".to_owned()),
-            Some(live) => match live.state.claim(id.action, id.number, claimant, token) {
+        let granted = match self.place_of_action(id.action).await? {
+            // Its owner answers; the agent asks again.
+            Place::Elsewhere => return Ok(()),
+            Place::Nowhere => Err("there is no such action".to_owned()),
+            Place::Here(live) => match live.state.claim(id.action, id.number, claimant, token) {
                 Ok(Granted::Now { token, touched }) => {
                     let now_ms = transaction.now_ms;
                     if let Some(attempt) = live.current(id) {
@@ -141,9 +143,13 @@ impl Driver {
         let id = attempt_id(&event.attempt)?;
         let token = FencingToken(event.token);
         let entry = JournalEntry::try_from(&event)?;
-        let Some(live) = self.live_of_attempt(id).await? else {
-            transaction.answer(sender.session, unknown(id, token));
-            return Ok(());
+        let live = match self.place_of_attempt(id).await? {
+            Place::Here(live) => live,
+            Place::Elsewhere => return Ok(()),
+            Place::Nowhere => {
+                transaction.answer(sender.session, unknown(id, token));
+                return Ok(());
+            }
         };
         if !is_claimants(live, id, sender) {
             return Ok(());
@@ -191,9 +197,13 @@ impl Driver {
         if to <= chunk.offset {
             return Err(Malformed(format!("a log chunk from {} to {to}", chunk.offset)).into());
         }
-        let Some(live) = self.live_of_attempt(id).await? else {
-            transaction.answer(sender.session, unknown(id, token));
-            return Ok(());
+        let live = match self.place_of_attempt(id).await? {
+            Place::Here(live) => live,
+            Place::Elsewhere => return Ok(()),
+            Place::Nowhere => {
+                transaction.answer(sender.session, unknown(id, token));
+                return Ok(());
+            }
         };
         if !is_claimants(live, id, sender) {
             return Ok(());

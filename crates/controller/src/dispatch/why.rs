@@ -6,7 +6,9 @@ use sealci_proto::scheduler::{WhyAnswer, WhyQuestion, controller_message};
 
 use super::commit::Transaction;
 use super::driver::{Driver, fail, refuse};
+use super::live::Live;
 use super::{Answer, Refusal};
+use crate::store::StoreError;
 
 impl Driver {
     pub(super) async fn why(
@@ -16,10 +18,18 @@ impl Driver {
         transaction: &mut Transaction,
     ) {
         let is_linked = self.line.is_some();
-        let live = match self.live_of_action(action).await {
-            Ok(Some(live)) => live,
-            Ok(None) => return refuse(answer, Refusal::UnknownAction),
-            Err(error) => return fail(answer, &error),
+        let stored;
+        let live = match self.by_action.get(&action).and_then(|id| self.live.get(id)) {
+            Some(live) => live,
+            // It is finished, or another replica's: whose it is makes no difference to the answer.
+            None => match self.stored(action).await {
+                Ok(Some(live)) => {
+                    stored = live;
+                    &stored
+                }
+                Ok(None) => return refuse(answer, Refusal::UnknownAction),
+                Err(error) => return fail(answer, &error),
+            },
         };
         let placed = live.placed.clone();
         let Some(index) = live.state.position(action) else { return refuse(answer, Refusal::UnknownAction) };
@@ -47,6 +57,12 @@ impl Driver {
             ActionState::Finished(outcome) => vec![format!("it is finished: {outcome}")],
         };
         let _ = answer.send(Ok(reasons)); // who asked may have gone away
+    }
+
+    async fn stored(&self, action: ActionId) -> Result<Option<Live>, StoreError> {
+        let Some(id) = self.store.pipeline_of_action(action).await? else { return Ok(None) };
+        let rows = self.store.pipeline(id).await?;
+        Ok(rows.map(Live::of_rows).transpose()?)
     }
 
     pub(super) fn why_answered(&mut self, answer: WhyAnswer) {

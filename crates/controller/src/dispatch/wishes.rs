@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use sealci_core::ids::{ActionId, PipelineId};
+use sealci_core::ids::{ActionId, PipelineId, ReplicaId};
 use sealci_core::pipeline::{Action, Pipeline, RerunScope};
 use uuid::Uuid;
 
@@ -26,7 +26,7 @@ impl Driver {
         if let Some(id) = self.store.pipeline_with_identity(&new.identity).await? {
             return Ok(Created::Before(id));
         }
-        let mut live = new_live(&new, transaction.now_ms);
+        let mut live = new_live(&new, self.replica.id(), transaction.now_ms);
         let id = live.id();
         let touched = live.state.start();
         let mut dirty = Dirty { pipeline: true, ..Dirty::default() };
@@ -44,7 +44,7 @@ impl Driver {
         id: PipelineId,
         transaction: &mut Transaction,
     ) -> Result<Option<()>, StoreError> {
-        let Some(live) = self.live(id).await? else { return Ok(None) };
+        let Some(live) = self.own(id).await? else { return Ok(None) };
         let touched = live.state.cancel();
         let dirty = transaction.dirty.entry(id).or_default();
         dirty.pipeline = true;
@@ -60,6 +60,10 @@ impl Driver {
         request: String,
         transaction: &mut Transaction,
     ) -> Result<Result<(), Refusal>, StoreError> {
+        // Owned first: then no other replica opens a round for the same request.
+        if self.own(id).await?.is_none() {
+            return Ok(Err(Refusal::UnknownPipeline));
+        }
         if self.store.round_of_request(id, &request).await?.is_some() {
             return Ok(Ok(()));
         }
@@ -67,7 +71,7 @@ impl Driver {
         if transaction.batch.rounds.iter().any(repeated) {
             return Ok(Ok(()));
         }
-        let Some(live) = self.live(id).await? else { return Ok(Err(Refusal::UnknownPipeline)) };
+        let Some(live) = self.live.get_mut(&id) else { return Ok(Err(Refusal::UnknownPipeline)) };
         let touched = match live.state.rerun(scope) {
             Ok(touched) => touched,
             Err(refusal) => return Ok(Err(refusal.into())),
@@ -88,7 +92,7 @@ impl Driver {
     }
 }
 
-fn new_live(new: &NewPipeline, now_ms: i64) -> Live {
+fn new_live(new: &NewPipeline, owner: ReplicaId, now_ms: i64) -> Live {
     let id = PipelineId::from_uuid(Uuid::now_v7());
     let mut state = Pipeline { id, round: 1, cancel_wished: false, actions: Vec::new() };
     let mut rows = Vec::new();
@@ -131,6 +135,7 @@ fn new_live(new: &NewPipeline, now_ms: i64) -> Live {
         cancel_wished: false,
         state: "queued".into(),
         outcome: None,
+        owner: owner.as_uuid(),
         epoch: 1,
         created_at: now_ms,
         finished_at: None,

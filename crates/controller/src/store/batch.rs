@@ -1,18 +1,21 @@
 //! Collects what one commit writes. Many inputs share one commit (group commit), and a row that several of them changed
 //! is written once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sea_orm::sea_query::{Expr, OnConflict};
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr,
     EntityTrait, ExprTrait, IntoActiveModel, Iterable, PrimaryKeyToColumn, QueryFilter, TransactionTrait,
 };
+use sealci_core::ids::{ActionId, AttemptId, PipelineId};
 use uuid::Uuid;
 
 use super::entity::{
     actions, agent_instances, agents, attempts, commands, counters, log_chunks, pipelines, rounds,
 };
+use super::lease::Held;
+use super::news::{self, News};
 use super::{Malformed, StoreError};
 
 /// Databases bound the number of parameters of one statement (SQLite: 32,766); so many rows stay below it.
@@ -21,6 +24,8 @@ const ROWS_PER_STATEMENT: usize = 500;
 /// What one commit writes. Every row is given whole, as it shall stand.
 #[derive(Debug, Default)]
 pub struct Batch {
+    /// Where the database is shared: what must be held for it to be written.
+    pub held: Option<Held>,
     /// Pipelines whose number is 0 get theirs by the commit.
     pub pipelines: BTreeMap<Uuid, pipelines::Model>,
     pub actions: BTreeMap<Uuid, actions::Model>,
@@ -28,9 +33,12 @@ pub struct Batch {
     pub commands: BTreeMap<(Uuid, i32, i32), commands::Model>,
     /// Only ever added.
     pub log_chunks: Vec<log_chunks::Model>,
-    pub agents: BTreeMap<Uuid, agents::Model>,
-    /// Only ever added.
+    /// Added where they are not there yet.
+    pub new_agents: BTreeMap<Uuid, agents::Model>,
+    /// Each becomes its agent's current one, where it is seen for the first time.
     pub agent_instances: Vec<agent_instances::Model>,
+    /// Which agents take no new work from now on, or take it again.
+    pub drained: BTreeMap<Uuid, bool>,
     /// Only ever added.
     pub rounds: Vec<rounds::Model>,
 }
@@ -43,9 +51,12 @@ impl Batch {
             && self.attempts.is_empty()
             && self.commands.is_empty()
             && self.log_chunks.is_empty()
-            && self.agents.is_empty()
-            && self.agent_instances.is_empty()
+            && self.changes_no_agent()
             && self.rounds.is_empty()
+    }
+
+    fn changes_no_agent(&self) -> bool {
+        self.new_agents.is_empty() && self.agent_instances.is_empty() && self.drained.is_empty()
     }
 
     pub(super) async fn commit(&mut self, writer: &DatabaseConnection) -> Result<(), StoreError> {
@@ -53,17 +64,55 @@ impl Batch {
             return Ok(());
         }
         let transaction = writer.begin().await?;
+        if let Some(held) = &self.held {
+            held.lock(&transaction).await?;
+        }
         self.number_new_pipelines(&transaction).await?;
         put::<pipelines::Entity, _, _>(&transaction, self.pipelines.values()).await?;
         put::<actions::Entity, _, _>(&transaction, self.actions.values()).await?;
         put::<attempts::Entity, _, _>(&transaction, self.attempts.values()).await?;
         put::<commands::Entity, _, _>(&transaction, self.commands.values()).await?;
         add::<log_chunks::Entity, _, _>(&transaction, &self.log_chunks).await?;
-        put::<agents::Entity, _, _>(&transaction, self.agents.values()).await?;
-        add::<agent_instances::Entity, _, _>(&transaction, &self.agent_instances).await?;
         add::<rounds::Entity, _, _>(&transaction, &self.rounds).await?;
+        self.change_agents(&transaction).await?;
+        if let Some(held) = self.held.as_ref().filter(|held| held.has_others) {
+            news::tell(&transaction, held.replica, self.news()).await?;
+        }
         transaction.commit().await?;
         Ok(())
+    }
+
+    /// Changes single columns: other replicas may have changed the others meanwhile.
+    async fn change_agents(&self, transaction: &DatabaseTransaction) -> Result<(), DbErr> {
+        for row in self.new_agents.values() {
+            add_if_new::<agents::Entity, _, _>(transaction, row.clone(), agents::Column::Id).await?;
+        }
+        for row in &self.agent_instances {
+            let id = agent_instances::Column::Id;
+            if add_if_new::<agent_instances::Entity, _, _>(transaction, row.clone(), id).await? {
+                let current = Expr::value(row.id);
+                change_agent(transaction, row.agent_id, agents::Column::CurrentInstance, current).await?;
+            }
+        }
+        for (id, drained) in &self.drained {
+            change_agent(transaction, *id, agents::Column::Drained, Expr::value(*drained)).await?;
+        }
+        Ok(())
+    }
+
+    /// What others may be waiting for.
+    fn news(&self) -> BTreeSet<News> {
+        let pipelines = self.pipelines.keys().chain(self.held.iter().flat_map(|held| held.epochs.keys()));
+        let mut news: BTreeSet<News> =
+            pipelines.map(|id| News::Pipeline(PipelineId::from_uuid(*id))).collect();
+        let log = |action: Uuid, number: i32| {
+            News::Log(AttemptId { action: ActionId::from_uuid(action), number: number.unsigned_abs() })
+        };
+        news.extend(self.attempts.keys().map(|(action, number)| log(*action, *number)));
+        if !self.changes_no_agent() {
+            news.insert(News::Agents);
+        }
+        news
     }
 
     async fn number_new_pipelines(&mut self, transaction: &DatabaseTransaction) -> Result<(), StoreError> {
@@ -116,6 +165,29 @@ where
             .await?;
     }
     Ok(())
+}
+
+async fn change_agent(
+    transaction: &DatabaseTransaction,
+    id: Uuid,
+    column: agents::Column,
+    value: Expr,
+) -> Result<(), DbErr> {
+    let update = agents::Entity::update_many().col_expr(column, value).filter(agents::Column::Id.eq(id));
+    update.exec(transaction).await.map(drop)
+}
+
+/// Inserts a row, if none stands under its key; whether it did.
+async fn add_if_new<E, M, A>(transaction: &DatabaseTransaction, row: M, key: E::Column) -> Result<bool, DbErr>
+where
+    E: EntityTrait<Model = M, ActiveModel = A>,
+    M: IntoActiveModel<A>,
+    A: ActiveModelTrait<Entity = E>,
+{
+    let on_conflict = OnConflict::column(key).do_nothing().to_owned();
+    let added =
+        E::insert(insertable(row)).on_conflict(on_conflict).exec_without_returning(transaction).await?;
+    Ok(added > 0)
 }
 
 /// Inserts rows that must not stand yet.

@@ -30,7 +30,9 @@ pub mod pipelines {
         pub cancel_wished: bool,
         pub state: String,
         pub outcome: Option<String>,
-        /// The lease's epoch: rises when another replica takes the pipeline over.
+        /// The replica that owns it.
+        pub owner: Uuid,
+        /// Rises with every new owner.
         pub epoch: i64,
         pub created_at: i64,
         pub finished_at: Option<i64>,
@@ -159,6 +161,26 @@ pub mod log_chunks {
         /// The bytes as one zstd frame; none for a gap.
         pub data: Option<Vec<u8>>,
         pub gap: Option<String>,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// The replicas that own pipelines, or may.
+pub mod leases {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "leases")]
+    pub struct Model {
+        /// A replica, new with each start of its process.
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub owner: Uuid,
+        /// Raised by the replica while it owns something unfinished.
+        pub counter: i64,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]

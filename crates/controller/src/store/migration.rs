@@ -1,8 +1,11 @@
 //! Makes the tables. A migration that has been released is never changed; the next one comes after it.
 
+mod leases;
 mod storage;
 
-use sea_orm::{ConnectionTrait, DbBackend, EntityTrait, Schema, StatementBuilder};
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DbBackend, EntityTrait, Schema, StatementBuilder, TransactionTrait,
+};
 use sea_orm_migration::prelude::*;
 
 use super::entity::{
@@ -16,8 +19,22 @@ pub struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(First), Box::new(OpenLogs), Box::new(storage::Storage)]
+        vec![Box::new(First), Box::new(OpenLogs), Box::new(storage::Storage), Box::new(leases::Leases)]
     }
+}
+
+/// Of PostgreSQL's advisory locks, the one under which tables are made. Any number that nobody else takes would do.
+const MIGRATION_LOCK: i64 = 0x5ea1_c100;
+
+/// Brings the tables up to date; one replica at a time, where several start at once.
+pub(super) async fn bring_up(writer: &DatabaseConnection) -> Result<(), DbErr> {
+    if writer.get_database_backend() != DbBackend::Postgres {
+        return Migrator::up(writer, None).await;
+    }
+    let transaction = writer.begin().await?;
+    transaction.execute_unprepared(&format!("SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")).await?;
+    Migrator::up(&transaction, None).await?;
+    transaction.commit().await
 }
 
 /// A migration is made whole or not at all, on SQLite too, where the library does not do so by itself.

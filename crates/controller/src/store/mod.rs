@@ -7,23 +7,26 @@
 mod batch;
 pub mod entity;
 mod kept;
+mod lease;
 mod list;
 mod log;
 mod migration;
+mod news;
 mod rows;
 
 use std::collections::HashMap;
 
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DatabaseConnection, DbErr, EntityTrait, QueryFilter, QueryOrder,
+    ColumnTrait, ConnectionTrait, DatabaseConnection, DbBackend, DbErr, EntityTrait, QueryFilter, QueryOrder,
 };
-use sea_orm_migration::MigratorTrait;
 use sealci_core::ids::{ActionId, AttemptId, PipelineId};
 
 pub use batch::Batch;
 pub use kept::{AttemptRows, CacheCursor, Referred, counts};
+pub use lease::{Held, Ownership};
 pub use list::{ListFilter, Page};
 pub use log::{LogExtent, LogPiece, LogReader};
+pub use news::{News, NewsListener};
 pub use rows::{Malformed, aggregate, attempt_of_row, outcome_of_json, outcome_to_json, row_of_attempt};
 
 use entity::{actions, agents, attempts, commands, pipelines, rounds};
@@ -35,6 +38,10 @@ pub enum StoreError {
     Database(#[from] DbErr),
     #[error("the database holds what it must not: {0}")]
     Corrupt(#[from] Malformed),
+    #[error("another replica has taken over what was to be changed")]
+    TakenOver,
+    #[error("this replica was silent for too long, and others have taken over what it owned")]
+    LeaseLost,
 }
 
 /// The database, as one connection that writes and others that read.
@@ -68,8 +75,13 @@ pub struct PipelineStory {
 impl Store {
     /// Takes the database over and brings its tables up to date.
     pub async fn open(writer: DatabaseConnection, readers: DatabaseConnection) -> Result<Self, StoreError> {
-        migration::Migrator::up(&writer, None).await?;
+        migration::bring_up(&writer).await?;
         Ok(Self { writer, readers })
+    }
+
+    /// Whether other processes may have the database open, too.
+    pub fn is_shared(&self) -> bool {
+        self.writer.get_database_backend() == DbBackend::Postgres
     }
 
     /// Commits a batch: all of it, or nothing. New pipelines have their number afterwards.
@@ -80,16 +92,6 @@ impl Store {
     /// Takes `count` numbers of a sequence; returns the first. What is taken and not used is never given again.
     pub async fn take_numbers(&self, counter: &str, count: i64) -> Result<i64, StoreError> {
         batch::take_numbers(&self.writer, counter, count).await
-    }
-
-    /// The ids of all unfinished pipelines, in order.
-    pub async fn unfinished(&self) -> Result<Vec<PipelineId>, StoreError> {
-        let rows = pipelines::Entity::find()
-            .filter(pipelines::Column::State.ne("finished"))
-            .order_by_asc(pipelines::Column::Number)
-            .all(&self.writer)
-            .await?;
-        Ok(rows.into_iter().map(|row| PipelineId::from_uuid(row.id)).collect())
     }
 
     /// One pipeline as the driver needs it. It reads through the writer: it sees every commit.

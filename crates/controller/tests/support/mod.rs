@@ -120,6 +120,7 @@ impl World {
             git_ca: None,
             git_known_hosts: None,
             lost_after,
+            lease: Duration::from_secs(3),
             close_logs_after: sealci_controller::CLOSE_LOGS_AFTER,
             grace: Duration::from_secs(10),
             storage: StorageConfig::new(ObjectsConfig { location: objects, aws: BTreeMap::new() }),
@@ -138,6 +139,19 @@ impl World {
         };
         world.start().await;
         world
+    }
+
+    /// Another replica of this one's controller: the same database and tokens, its own data folder and line.
+    pub async fn replica(&self) -> Self {
+        let config = &self.config;
+        let mut replica = Self::on(config.database.clone(), config.lost_after).await;
+        replica.crash().await;
+        replica.lines.lock().await.try_recv().ok();
+        replica.config.tokens = config.tokens.clone();
+        replica.config.enrolment_tokens = config.enrolment_tokens.clone();
+        (replica.token, replica.enrolment) = (self.token.clone(), self.enrolment.clone());
+        replica.start().await;
+        replica
     }
 
     /// Starts the controller (again).

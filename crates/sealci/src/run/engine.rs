@@ -143,6 +143,7 @@ async fn open_controller(
         git_ca: None,
         git_known_hosts: None,
         lost_after: LOST_AFTER,
+        lease: sealci_controller::LEASE,
         close_logs_after: sealci_controller::CLOSE_LOGS_AFTER,
         grace: GRACE,
         storage,

@@ -196,6 +196,9 @@ pub struct ControllerArgs {
     /// How long an agent may be silent before its attempts are lost
     #[arg(long, value_name = "MILLISECONDS", default_value = "60000", hide = true)]
     pub lost_after_ms: u64,
+    /// How long a replica of the controller may be silent before the others take over what it owned
+    #[arg(long, value_name = "MILLISECONDS", default_value = "10000", hide = true)]
+    pub lease_ms: u64,
     /// How long what is cancelled has between TERM and KILL
     #[arg(long, value_name = "MILLISECONDS", default_value = "10000", hide = true)]
     pub grace_ms: u64,
