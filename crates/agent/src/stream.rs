@@ -13,7 +13,7 @@ use sealci_proto::agent::{
     self, AgentMessage, DesiredNumber, HeldState, SchedulerMessage, agent_message, claim_answer,
     scheduler_message,
 };
-use sealci_proto::{Malformed, attempt_id};
+use sealci_proto::{Malformed, PROTOCOLS, attempt_id};
 use tokio::task::JoinSet;
 
 use crate::agent::Agent;
@@ -321,7 +321,7 @@ impl Stream {
     ) -> Result<(), Malformed> {
         use scheduler_message::Body;
         match message.body {
-            Some(Body::Welcome(welcome)) => self.heard_welcome(&welcome),
+            Some(Body::Welcome(welcome)) => self.heard_welcome(&welcome)?,
             Some(Body::Desired(desired)) => self.heard_desired(agent, desired, now)?,
             Some(Body::ClaimAnswer(answer)) => self.heard_answer(agent, answer, now)?,
             Some(Body::Ack(ack)) => self.heard_ack(agent, &ack, now)?,
@@ -335,7 +335,13 @@ impl Stream {
         Ok(())
     }
 
-    fn heard_welcome(&mut self, welcome: &agent::Welcome) {
+    fn heard_welcome(&mut self, welcome: &agent::Welcome) -> Result<(), Malformed> {
+        if !PROTOCOLS.contains(welcome.protocol) {
+            let (theirs, ours) = (welcome.protocol, PROTOCOLS);
+            return Err(Malformed(format!(
+                "the scheduler chose version {theirs} of the protocol, this agent speaks {ours}"
+            )));
+        }
         tracing::info!(
             scheduler.incarnation = welcome.incarnation,
             scheduler.stream = welcome.stream,
@@ -346,6 +352,7 @@ impl Stream {
             // A little sooner than asked, so that a slow moment is no silence.
             self.held_interval = Duration::from_millis(welcome.held_interval_ms) * 4 / 5;
         }
+        Ok(())
     }
 
     fn heard_desired(

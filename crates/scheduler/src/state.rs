@@ -43,7 +43,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use sealci_core::ids::{AgentId, AttemptId, InstanceId};
-use sealci_proto::{agent, scheduler};
+use sealci_proto::{PROTOCOLS, Versions, agent, scheduler};
 
 use crate::placement::Placement;
 use controllers::{Controller, Question};
@@ -149,6 +149,8 @@ pub struct Settings {
     pub credit: CreditLimits,
     /// At most so many agents wait for a directory, and so many others to be enrolled.
     pub max_waiting: usize,
+    /// What it speaks with agents and controllers.
+    pub protocols: Versions,
     /// A `Desired` is no larger, but for one that carries a single larger spec.
     pub max_desired_bytes: usize,
 }
@@ -164,6 +166,7 @@ impl Default for Settings {
             settle_at_most: Duration::from_secs(2),
             credit: CreditLimits::default(),
             max_waiting: 4096,
+            protocols: PROTOCOLS,
             max_desired_bytes: 1 << 20,
         }
     }
@@ -175,6 +178,8 @@ struct Arrival {
     agent: AgentId,
     credential_sha256: [u8; 32],
     instance: InstanceId,
+    /// The version that both sides speak.
+    protocol: u32,
     hello: agent::Hello,
 }
 

@@ -64,7 +64,10 @@ fn strangers_are_refused() {
     bench.input(Input::AgentArrived { session, agent, credential_sha256: [2; 32], hello: hello(1) });
     assert!(matches!(bench.ended(2), Some(Ended::Unauthenticated { .. })));
     bench.agent_says_hello(3, 1, agent::Hello { protocol_min: 2, protocol_max: 3, ..hello(1) });
-    assert_eq!(bench.ended(3), Some(Ended::Protocol { theirs_min: 2, theirs_max: 3 }));
+    assert_eq!(
+        bench.ended(3),
+        Some(Ended::Protocol { theirs: Versions { min: 2, max: 3 }, ours: PROTOCOLS })
+    );
     bench.agent_says_hello(4, 1, agent::Hello { instance_id: "x".into(), ..hello(1) });
     assert!(matches!(bench.ended(4), Some(Ended::Malformed(_))));
 }
