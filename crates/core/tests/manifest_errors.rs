@@ -102,7 +102,7 @@ fn keys_that_are_wrong_or_to_come() {
             "monitor",
         ),
     ]);
-    for key in ["if", "matrix", "secrets", "approval", "exclusive", "priority", "finally", "extends"] {
+    for key in ["if", "matrix", "secrets", "approval", "priority", "finally", "extends"] {
         assert_each(&[(a(&format!("{key}: x")), Kind::NotOffered, 4, 5, "is not offered yet", "")]);
     }
     for key in ["on", "concurrency", "defaults", "release", "include"] {
@@ -302,6 +302,15 @@ fn retries_that_are_none() {
             "once",
         ),
         (a("retry: {time: 2, times: 2}"), Kind::UnknownKey, 4, 13, "`time` is no key of `retry`", "`times`?"),
+        (
+            a("exclusive: yes"),
+            Kind::Value,
+            4,
+            16,
+            "`exclusive`: `yes` is not one of `true`, `false`",
+            "`true`",
+        ),
+        (a("exclusive: [true]"), Kind::Shape, 4, 16, "`exclusive` wants one of", "`false`"),
         (a("retries: 2"), Kind::UnknownKey, 4, 5, "`retries`", "did you mean `retry`?"),
         (a("attempts: 2"), Kind::UnknownKey, 4, 5, "`attempts`", "did you mean `retry`?"),
     ]);

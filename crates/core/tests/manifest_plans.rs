@@ -74,6 +74,7 @@ actions:
     shell: bash
     timeout: 1h30m
     retry: {times: 2, on: [timed_out, failed]}
+    exclusive: true
     allow-failure: [1, 77]
 "#,
     );
@@ -89,6 +90,7 @@ actions:
     assert_eq!(action.timeout, Duration::from_secs(5400));
     assert_eq!(action.allow_failure, AllowFailure::ExitCodes(vec![1, 77]));
     assert_eq!(action.retry, Retry { times: 2, on: vec![RetryOn::TimedOut, RetryOn::Failed] });
+    assert!(action.exclusive);
 }
 
 #[test]

@@ -21,6 +21,7 @@
 //! - only the current instance of an agent gets new work, after it has said what it holds;
 //! - what no controller speaks of is neither dropped nor cancelled;
 //! - an absence is concluded only from an answer to a number of the same stream;
+//! - of an exclusive action nothing is placed while a connected agent holds a former attempt of it;
 //! - nothing is placed while no controller is connected.
 
 mod agents;
@@ -200,6 +201,8 @@ pub struct Scheduler {
     pooled: HashMap<AgentId, SessionId>,
     /// Who said to hold an attempt.
     holders: HashMap<AttemptId, BTreeSet<SessionId>>,
+    /// Queued attempts of exclusive actions of which a former attempt is held.
+    held_back: BTreeSet<AttemptId>,
     controllers: BTreeMap<ControllerId, Controller>,
     wants: Wants,
     credit: CreditPool,
@@ -226,6 +229,7 @@ impl Scheduler {
             streams: BTreeMap::new(),
             pooled: HashMap::new(),
             holders: HashMap::new(),
+            held_back: BTreeSet::new(),
             controllers: BTreeMap::new(),
             wants: Wants::default(),
             credit: CreditPool::new(settings.credit),

@@ -32,9 +32,10 @@ pub(super) const ACTION: Section = Section {
         "reports",
         "timeout",
         "retry",
+        "exclusive",
         "allow-failure",
     ],
-    later: &["if", "matrix", "secrets", "approval", "exclusive", "priority", "finally", "extends"],
+    later: &["if", "matrix", "secrets", "approval", "priority", "finally", "extends"],
 };
 pub(super) const CONFIGURATION: Section = Section {
     what: "`configuration`",

@@ -204,6 +204,7 @@ impl Scheduler {
         for attempt in session.held.keys() {
             self.forget_holder(*attempt, id);
         }
+        self.seek_held_back(now);
         for attempt in session.asked() {
             if self.wants.placed_on(attempt) == Some(id) {
                 self.wants.unplace(attempt);
@@ -237,6 +238,9 @@ impl Scheduler {
             }
             agent_message::Body::Event(event) => {
                 self.forward(id, attempt_id(&event.attempt), from_agent::Body::Event(event), 0)
+            }
+            agent_message::Body::Renew(renew) => {
+                self.forward(id, attempt_id(&renew.attempt), from_agent::Body::Renew(renew), 0)
             }
             agent_message::Body::LogChunk(chunk) if chunk.data.len() > MAX_CHUNK_BYTES => {
                 let bytes = chunk.data.len();
@@ -289,6 +293,7 @@ impl Scheduler {
         }
         self.adopt_held(now, id);
         self.conclude_absences(now, id);
+        self.seek_held_back(now);
         self.touched.insert(id);
         self.changed.insert(id);
         Ok(())

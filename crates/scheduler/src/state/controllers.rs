@@ -232,6 +232,7 @@ impl Scheduler {
         let body = match message.body {
             Some(to_agent::Body::ClaimAnswer(answer)) => to_agent_message::Body::ClaimAnswer(answer),
             Some(to_agent::Body::Ack(ack)) => to_agent_message::Body::Ack(ack),
+            Some(to_agent::Body::Renewed(renewed)) => to_agent_message::Body::Renewed(renewed),
             Some(to_agent::Body::ReleasedBytes(bytes)) => {
                 return self.credit.release(session, id, bytes);
             }

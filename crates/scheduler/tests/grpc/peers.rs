@@ -140,6 +140,7 @@ pub enum Told {
     Granted(u64),
     Ack(u64),
     Superseded,
+    Renewed(u64),
 }
 
 impl Agent {
@@ -222,6 +223,7 @@ impl Agent {
                 scheduler_message::Body::ClaimAnswer(answer) => vec![Told::Granted(number(&answer.attempt))],
                 scheduler_message::Body::Ack(ack) => vec![Told::Ack(number(&ack.attempt))],
                 scheduler_message::Body::Superseded(_) => vec![Told::Superseded],
+                scheduler_message::Body::Renewed(renewed) => vec![Told::Renewed(number(&renewed.attempt))],
                 scheduler_message::Body::Welcome(_) => panic!("a second `welcome`"),
             });
         }
