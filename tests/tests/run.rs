@@ -398,3 +398,24 @@ actions:
         run.assert_in_order(&["fill | sealci: stopped", &format!("may have {bound} bytes"), "disk limit"]);
     }
 }
+
+#[test]
+fn a_failed_action_is_tried_again_as_its_manifest_says() {
+    let bench = Bench::of(
+        "name: again\nactions:\n  flaky:\n    retry: {times: 1, on: [failed]}\n    commands:\n      \
+         - echo try ${SEALCI_ATTEMPT##*.}\n      - test ${SEALCI_ATTEMPT##*.} = 2\n  after:\n    commands: [echo after]\n",
+    );
+    let run = bench.run(&PROCESS);
+    assert_eq!(run.code(), 0, "{run:?}");
+    run.assert_in_order(&[
+        "try 1",
+        "attempt 1 is retried because it failed (exit code 1): retry 1 of 1",
+        "try 2",
+        "after",
+    ]);
+    let run = bench.run(&[&PROCESS[..], &["--json"]].concat());
+    let lines = run.said();
+    let retried = lines.lines().find(|line| line.contains("retried_because")).expect("the retry is told");
+    let retried: Value = serde_json::from_str(retried).unwrap();
+    assert_eq!((&retried["attempt"], &retried["outcome"]["exit_code"]), (&1.into(), &1.into()));
+}

@@ -16,7 +16,8 @@ use sealci_proto::agent::{self, ActionSpec, ClaimGranted, HeldState};
 use tokio::sync::watch;
 use tokio::task::{Id, JoinError, JoinSet};
 
-use crate::attempt::{AttemptTask, Ended, Orders};
+use crate::attempt::{AttemptTask, Ended, Orders, exclusive_lease};
+use crate::executor::Lease;
 use crate::identity::{new_claim_id, unix_ms};
 use crate::offer::{Disk, Offering};
 use crate::preparation::Means;
@@ -32,6 +33,8 @@ const AFTER_TROUBLE: Duration = Duration::from_secs(5);
 struct Held {
     spool: Arc<AttemptSpool>,
     orders: watch::Sender<Orders>,
+    /// An exclusive action's lease.
+    lease: Option<Duration>,
     /// Its task goes on, so something of its action may live.
     runs: bool,
     /// Nothing more is owed of it.
@@ -100,17 +103,19 @@ impl Agent {
 
     fn hold_finished(&mut self, spool: Arc<AttemptSpool>) {
         let (orders, _) = watch::channel(Orders::default());
-        let held = Held { spool: spool.clone(), orders, runs: false, settled: false, remains: None };
+        let held =
+            Held { spool: spool.clone(), orders, lease: None, runs: false, settled: false, remains: None };
         self.held.insert(spool.id(), held);
     }
 
     fn hold_running(&mut self, spool: Arc<AttemptSpool>, spec: Option<ActionSpec>) {
         let id = spool.id();
         let (orders, receiver) = watch::channel(Orders::default());
+        let lease = spec.as_ref().and_then(exclusive_lease);
         let task = AttemptTask { spool: spool.clone(), spec, orders: receiver, means: self.means.clone() };
         let handle = self.tasks.spawn(task.run());
         self.task_attempts.insert(handle.id(), id);
-        self.held.insert(id, Held { spool, orders, runs: true, settled: false, remains: None });
+        self.held.insert(id, Held { spool, orders, lease, runs: true, settled: false, remains: None });
     }
 
     /// Why it takes nothing new; none while it does.
@@ -179,6 +184,17 @@ impl Agent {
                 orders.sealed_storage = granted.sealed_storage;
             }
         });
+    }
+
+    /// The length of the leases without which the attempt may not run; none where it needs none.
+    pub fn lease(&self, id: AttemptId) -> Option<Duration> {
+        let held = self.held.get(&id).filter(|held| held.runs && held.spool.token().is_some())?;
+        held.lease
+    }
+
+    /// An exclusive attempt may run until then.
+    pub fn renew(&self, id: AttemptId, lease: Lease) {
+        self.order(id, |orders| orders.lease = orders.lease.max(Some(lease)));
     }
 
     /// Ends an attempt properly.

@@ -7,7 +7,7 @@
 //!                                     terminal event ◀─ clean up ◀─ keep files ◀─┘
 //! ```
 //!
-//! - No command starts before the grant is spooled.
+//! - No command starts before the grant is spooled, and none of an exclusive action without a lease that is still good.
 //! - An attempt that is forgotten reports nothing; one that was granted ends with exactly one terminal event.
 //! - The task ends when nothing of the action lives any more and its folders are gone.
 
@@ -24,8 +24,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::entry::Entry;
 use crate::executor::door::Door;
-use crate::executor::{Execution, ExecutionEvent, NoteReader, notes};
+use crate::executor::{Execution, ExecutionEvent, Lease, NoteReader, notes};
 use crate::identity::unix_ms;
+use crate::lease;
 use crate::preparation::{Means, Preparation, Prepared, Ready, changed};
 use crate::room::{Occupancy, Stop};
 use crate::services::Services;
@@ -41,6 +42,8 @@ pub struct Orders {
     /// What came with the grant, sealed to the agent's key.
     pub sealed_credentials: Vec<u8>,
     pub sealed_storage: Vec<u8>,
+    /// An exclusive action may run until then.
+    pub lease: Option<Lease>,
     /// End it properly, with so much time between TERM and KILL.
     pub cancel: Option<Duration>,
     /// It lost its action: end it at once, deliver what it told.
@@ -53,6 +56,11 @@ impl Orders {
     fn ends(&self) -> bool {
         self.cancel.is_some() || self.kill || self.forget
     }
+}
+
+/// The length of an exclusive action's leases.
+pub fn exclusive_lease(spec: &ActionSpec) -> Option<Duration> {
+    (spec.exclusive_lease_ms > 0).then(|| Duration::from_millis(spec.exclusive_lease_ms))
 }
 
 /// How an attempt's task ended.
@@ -200,13 +208,17 @@ impl AttemptTask {
                     false => Told::Nothing { remains },
                 });
             }
-            if granted && let Some(prepared) = prepared.take() {
+            let may_begin = granted && self.has_lease(&orders);
+            if may_begin && let Some(prepared) = prepared.take() {
                 for line in said.rest() {
                     self.take_output(line).await;
                 }
                 return match prepared {
                     Prepared::Ready(ready) => {
                         let Ready { standby, executor, luggage, services } = *ready;
+                        if let Some(lease) = orders.lease {
+                            standby.handle().hold_until(lease);
+                        }
                         Ok(Begun { execution: standby.begin(), executor, luggage, services, said })
                     }
                     Prepared::Failed { outcome, remains } => Err(Told::Outcome { outcome, remains }),
@@ -221,11 +233,17 @@ impl AttemptTask {
         }
     }
 
+    fn has_lease(&self, orders: &Orders) -> bool {
+        let needs_one = self.spec.as_ref().and_then(exclusive_lease).is_some();
+        !needs_one || orders.lease.is_some_and(lease::is_valid)
+    }
+
     /// Takes down what an execution tells, until nothing of it lives any more.
     async fn follow(&mut self, begun: Begun, place: &mut Occupancy) -> Told {
         let Begun { mut execution, executor: kind, luggage, mut services, mut said } = begun;
         let handle = execution.handle();
         let door = execution.door();
+        let beside = services.as_ref().map(Services::handles).unwrap_or_default();
         let services_doors = services.as_ref().map(Services::doors).unwrap_or_default();
         let _entered = self.spec.as_ref().map(|spec| {
             let (action, pipeline) = (spec.action_name.clone(), spec.pipeline_name.clone());
@@ -259,6 +277,9 @@ impl AttemptTask {
                 }
                 () = changed(&mut self.orders) => {
                     let orders = self.orders.borrow_and_update();
+                    if let Some(lease) = orders.lease {
+                        beside.iter().chain([&handle]).for_each(|handle| handle.hold_until(lease));
+                    }
                     if orders.kill || orders.forget {
                         handle.kill();
                     } else if let Some(grace) = orders.cancel {

@@ -84,6 +84,10 @@ impl Schedulers {
         self.endpoints.is_empty()
     }
 
+    pub fn count(&self) -> usize {
+        self.endpoints.len()
+    }
+
     pub fn are_several(&self) -> bool {
         self.endpoints.len() > 1
     }

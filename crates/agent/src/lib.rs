@@ -26,6 +26,7 @@ pub mod entry;
 mod environment;
 pub mod executor;
 mod identity;
+mod lease;
 pub mod mirror;
 mod offer;
 mod preparation;

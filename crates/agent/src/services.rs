@@ -122,6 +122,11 @@ impl Services {
         self.running.iter().map(|running| (running.service.name.clone(), running.door.clone())).collect()
     }
 
+    /// What may be said to them.
+    pub fn handles(&self) -> Vec<ExecutionHandle> {
+        self.running.iter().map(|running| running.handle.clone()).collect()
+    }
+
     /// Ends them all, properly; returns what they said.
     pub async fn stop(mut self) -> Vec<ServiceLog> {
         for running in &self.running {

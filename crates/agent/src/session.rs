@@ -7,11 +7,12 @@
 //! A broken stream ends nothing: what runs goes on, what it says is spooled and told on the next stream. Only the
 //! drain's end and a stop end the session (I7).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand::Rng;
-use sealci_proto::PROTOCOL;
+use sealci_proto::PROTOCOLS;
 use sealci_proto::agent::{AgentMessage, Hello, SchedulerMessage, agent_message};
 use secrecy::SecretString;
 use tokio::sync::mpsc;
@@ -27,6 +28,9 @@ use crate::stream::{Rhythm, Stream};
 
 /// Messages that are given to the transport and not yet written. With the largest log message this bounds memory.
 const OUTBOUND_MESSAGES: usize = 8;
+
+/// So many refusals that differ are said.
+const MOST_REFUSALS_TOLD: usize = 64;
 
 /// How the agent is told to end.
 #[derive(Debug, Clone, Default)]
@@ -73,10 +77,25 @@ enum Over {
     },
 }
 
+/// What schedulers refused since one of them last welcomed the agent.
+#[derive(Default)]
+struct Refusals {
+    in_a_row: usize,
+    told: BTreeSet<String>,
+}
+
+impl Refusals {
+    /// Whether it was not said before. The same words every half minute would only hide others.
+    fn is_news(&mut self, error: &ConnectError) -> bool {
+        self.told.len() < MOST_REFUSALS_TOLD && self.told.insert(error.to_string())
+    }
+}
+
 impl Session {
     /// Goes on until the agent has drained or is stopped.
     pub async fn run(mut self, agent: &mut Agent) {
         let mut backoff = Backoff::new(self.times.backoff_shortest, self.times.backoff_longest);
+        let mut refusals = Refusals::default();
         loop {
             agent.join_ended();
             agent.draining |= self.shutdown.drain.is_cancelled();
@@ -90,14 +109,22 @@ impl Session {
                     tracing::warn!(why, "the stream to the scheduler broke");
                     if was_welcomed {
                         backoff.reset();
+                        refusals = Refusals::default();
+                    }
+                }
+                Err(error) if error.is_final_for_now() => {
+                    if refusals.is_news(&error) {
+                        tracing::warn!(%error, "refused by a scheduler; asking again now and then");
+                    }
+                    self.refused(&error, &mut refusals).await;
+                    // Another one may take it: a release, or an installation, further on.
+                    if refusals.in_a_row >= self.schedulers.count() {
+                        wait = Some(self.times.backoff_refused.mul_f64(rand::rng().random_range(0.5..1.0)));
                     }
                 }
                 Err(error) => {
+                    refusals.in_a_row = 0;
                     tracing::warn!(%error, "no session with a scheduler");
-                    if error.is_final_for_now() {
-                        self.refused(&error).await;
-                        wait = Some(self.times.backoff_refused.mul_f64(rand::rng().random_range(0.5..1.0)));
-                    }
                 }
             }
             self.schedulers.try_next();
@@ -111,15 +138,18 @@ impl Session {
     }
 
     /// The installation does not know this agent (any more). With a token it can be made known again.
-    async fn refused(&mut self, error: &ConnectError) {
+    async fn refused(&mut self, error: &ConnectError, refusals: &mut Refusals) {
+        refusals.in_a_row += 1;
         if error.code() != Some(Code::Unauthenticated) {
             return;
         }
         let Some(token) = &self.enrolment_token else {
-            tracing::error!(
-                agent.id = %self.identity.agent,
-                "this agent is not known to the installation, or was removed from it; to add it again, start it once with an enrolment token"
-            );
+            if refusals.in_a_row == 1 {
+                tracing::error!(
+                    agent.id = %self.identity.agent,
+                    "this agent is not known to the installation, or was removed from it; to add it again, start it once with an enrolment token"
+                );
+            }
             return;
         };
         let enrolling = self.schedulers.enrol(&self.identity, &self.name, token);
@@ -141,8 +171,8 @@ impl Session {
         agent.look_for_room();
         let refusal = agent.refusal(None);
         let hello = Hello {
-            protocol_min: PROTOCOL,
-            protocol_max: PROTOCOL,
+            protocol_min: PROTOCOLS.min,
+            protocol_max: PROTOCOLS.max,
             instance_id: agent.spool.instance().to_string(),
             version: self.version.clone(),
             offer: Some(agent.offering.offer(refusal.as_deref())),
@@ -259,5 +289,27 @@ async fn drained(shutdown: &Shutdown, agent: &Agent) {
     shutdown.drain.cancelled().await;
     if !agent.is_done() {
         std::future::pending::<()>().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(code: Code, message: &str) -> ConnectError {
+        ConnectError::Refused {
+            url: "http://one".into(),
+            status: Box::new(tonic::Status::new(code, message)),
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_said_once() {
+        let mut refusals = Refusals::default();
+        let versions = refused(Code::FailedPrecondition, "you speak version 1, this scheduler speaks 3 to 4");
+        assert!(versions.is_final_for_now());
+        assert!(refusals.is_news(&versions));
+        assert!((0..1000).all(|_| !refusals.is_news(&versions)));
+        assert!(refusals.is_news(&refused(Code::Unauthenticated, "unknown")), "another one is said");
     }
 }

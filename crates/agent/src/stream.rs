@@ -13,11 +13,12 @@ use sealci_proto::agent::{
     self, AgentMessage, DesiredNumber, HeldState, SchedulerMessage, agent_message, claim_answer,
     scheduler_message,
 };
-use sealci_proto::{Malformed, attempt_id};
+use sealci_proto::{Malformed, PROTOCOLS, attempt_id};
 use tokio::task::JoinSet;
 
 use crate::agent::Agent;
 use crate::delivery::{Cursor, ResendRules};
+use crate::lease::{self, Leases};
 use crate::reconcile::{self, Decision};
 use crate::spool::{AttemptSpool, Piece, ReadPlace};
 
@@ -56,6 +57,7 @@ pub struct Stream {
     superseded: Option<String>,
     claims_due: BTreeSet<AttemptId>,
     claims_asked: BTreeMap<AttemptId, Instant>,
+    leases: Leases,
     cursors: BTreeMap<AttemptId, Cursor>,
     events_due: BTreeSet<AttemptId>,
     log_due: BTreeSet<AttemptId>,
@@ -82,6 +84,7 @@ impl Stream {
             superseded: None,
             claims_due: BTreeSet::new(),
             claims_asked: BTreeMap::new(),
+            leases: Leases::default(),
             cursors: BTreeMap::new(),
             events_due: BTreeSet::new(),
             log_due: BTreeSet::new(),
@@ -119,6 +122,10 @@ impl Stream {
         }
         self.claims_due.remove(&id);
         self.claims_asked.remove(&id);
+        match agent.lease(id).filter(|_| state != HeldState::Finished) {
+            Some(length) => self.leases.keep(id, length, now),
+            None => self.leases.forget(id),
+        }
         let cursor = self.cursors.entry(id).or_insert_with(|| Cursor::new(attempt.acked(), now));
         if cursor.next_sequence() < attempt.next_sequence() {
             self.events_due.insert(id);
@@ -132,6 +139,7 @@ impl Stream {
     fn gone(&mut self, id: AttemptId) {
         self.claims_due.remove(&id);
         self.claims_asked.remove(&id);
+        self.leases.forget(id);
         self.cursors.remove(&id);
         self.events_due.remove(&id);
         self.log_due.remove(&id);
@@ -195,6 +203,13 @@ impl Stream {
             let offer = agent.offering.offer(refusal.as_deref());
             self.refusal_told = refusal;
             return Some(agent_message::Body::Offer(offer));
+        }
+        while let Some((id, number)) = self.leases.next_question(now, lease::boot_time()) {
+            if let Some(attempt) = agent.attempt(id) {
+                let token = attempt.token().unwrap_or_default();
+                let renew = agent::Renew { attempt: Some(id.into()), token, number };
+                return Some(agent_message::Body::Renew(renew));
+            }
         }
         while let Some(id) = self.claims_due.pop_first() {
             if let Some(attempt) = agent.attempt(id) {
@@ -321,10 +336,11 @@ impl Stream {
     ) -> Result<(), Malformed> {
         use scheduler_message::Body;
         match message.body {
-            Some(Body::Welcome(welcome)) => self.heard_welcome(&welcome),
+            Some(Body::Welcome(welcome)) => self.heard_welcome(&welcome)?,
             Some(Body::Desired(desired)) => self.heard_desired(agent, desired, now)?,
             Some(Body::ClaimAnswer(answer)) => self.heard_answer(agent, answer, now)?,
             Some(Body::Ack(ack)) => self.heard_ack(agent, &ack, now)?,
+            Some(Body::Renewed(renewed)) => self.heard_renewed(agent, &renewed)?,
             Some(Body::Credit(credit)) => {
                 self.credit_bytes = self.credit_bytes.saturating_add(credit.bytes);
             }
@@ -335,7 +351,13 @@ impl Stream {
         Ok(())
     }
 
-    fn heard_welcome(&mut self, welcome: &agent::Welcome) {
+    fn heard_welcome(&mut self, welcome: &agent::Welcome) -> Result<(), Malformed> {
+        if !PROTOCOLS.contains(welcome.protocol) {
+            let (theirs, ours) = (welcome.protocol, PROTOCOLS);
+            return Err(Malformed(format!(
+                "the scheduler chose version {theirs} of the protocol, this agent speaks {ours}"
+            )));
+        }
         tracing::info!(
             scheduler.incarnation = welcome.incarnation,
             scheduler.stream = welcome.stream,
@@ -346,6 +368,7 @@ impl Stream {
             // A little sooner than asked, so that a slow moment is no silence.
             self.held_interval = Duration::from_millis(welcome.held_interval_ms) * 4 / 5;
         }
+        Ok(())
     }
 
     fn heard_desired(
@@ -433,6 +456,15 @@ impl Stream {
             }
         }
         self.noticed(agent, id, now);
+        Ok(())
+    }
+
+    fn heard_renewed(&mut self, agent: &Agent, renewed: &agent::Renewed) -> Result<(), Malformed> {
+        let id = attempt_id(&renewed.attempt)?;
+        let is_ours = agent.attempt(id).is_some_and(|attempt| attempt.token() == Some(renewed.token));
+        if is_ours && let Some(lease) = self.leases.answered(id, renewed.number) {
+            agent.renew(id, lease);
+        }
         Ok(())
     }
 

@@ -138,6 +138,37 @@ async fn a_lost_grant_is_asked_for_again_under_the_same_claim_id() {
 }
 
 #[tokio::test]
+async fn an_exclusive_action_begins_with_its_lease_and_asks_for_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_scheduler, agent, mut line) = connected(folder.path()).await;
+    let mut record = Record::default();
+    let exclusive =
+        agent::ActionSpec { exclusive_lease_ms: 2000, ..spec(&["print hello", "sleep 1000", "print bye"]) };
+    line.desire([(attempt(1), run(&exclusive))]).await;
+    // It is granted, and asks; nothing begins, however often it has to ask.
+    let mut asked = Vec::new();
+    while asked.len() < 3 {
+        match line.hear().await {
+            agent_message::Body::Renew(renew) => asked.push(renew),
+            agent_message::Body::Event(event) => panic!("{event:?} without a lease"),
+            other => {
+                for answer in record.take(other) {
+                    line.say(answer).await;
+                }
+            }
+        }
+    }
+    let numbers: Vec<u64> = asked.iter().map(|renew| renew.number).collect();
+    assert_eq!((numbers, asked[0].token), (vec![1, 2, 3], TOKEN));
+    for answer in record.take(agent_message::Body::Renew(asked.remove(2))) {
+        line.say(answer).await;
+    }
+    line.serve(&mut record, |record| record.is_closed(attempt(1))).await;
+    assert_eq!(record.of(attempt(1)).text(), "hello\nbye\n");
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn a_refused_claim_is_dropped_and_runs_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let (_scheduler, agent, mut line) = connected(folder.path()).await;

@@ -164,6 +164,7 @@ impl Controller {
             dispatch: dispatch.clone(),
             watchers,
             repositories,
+            gate: api::Gate::default(),
             stop: stop.clone(),
         };
         let router = api::router(api, &config.tokens);

@@ -324,3 +324,46 @@ async fn deliveries_side_by_side_make_one_pipeline_each() {
         assert_eq!((made, stood), (20, 180));
     }
 }
+
+#[tokio::test]
+async fn too_many_creates_at_once_are_told_to_come_again() {
+    use tokio::io::AsyncWriteExt;
+    let (_folder, database) = sqlite();
+    let world = World::on(database, LONG).await;
+    let _line = world.line().await;
+    let address = world.url.trim_start_matches("http://").to_owned();
+    // Sixteen bodies of 2 MiB that do not come are all that is let in.
+    let mut slow = Vec::new();
+    for _ in 0..16 {
+        let mut connection = tokio::net::TcpStream::connect(&address).await.unwrap();
+        let head = format!(
+            "POST /api/v1/pipelines HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            world.token.expose(),
+            2 << 20
+        );
+        connection.write_all(head.as_bytes()).await.unwrap();
+        slow.push(connection);
+    }
+    let create = || {
+        let request = world.http.post(format!("{}/api/v1/pipelines", world.url)).json(&push(GOOD));
+        request.bearer_auth(world.token.expose()).send()
+    };
+    let refused = within(async {
+        loop {
+            let response = create().await.unwrap();
+            if response.status() == 429 {
+                return response;
+            }
+        }
+    });
+    let refused = refused.await;
+    assert_eq!(refused.headers()["retry-after"], "1");
+    let problem: Value = refused.json().await.unwrap();
+    assert!(problem["detail"].as_str().unwrap().contains("too many"), "{problem}");
+    // Reading is not in its way.
+    assert!(world.get("/api/v1/pipelines").await["pipelines"].is_array());
+    drop(slow);
+    let taken = within(async { while create().await.unwrap().status() == 429 {} });
+    taken.await;
+}

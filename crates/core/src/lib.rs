@@ -12,4 +12,5 @@ pub mod outcome;
 pub mod pipeline;
 pub mod plan;
 pub mod repository;
+pub mod retry;
 pub mod template;

@@ -61,6 +61,8 @@ pub enum Cause {
     Storage,
     /// The agent's disk is full.
     DiskFull,
+    /// An exclusive action was killed, because the controller did not answer its agent.
+    LeaseExpired,
     /// The agent does not understand what it is asked to do.
     Unsupported,
 }
@@ -72,7 +74,7 @@ impl Cause {
         !matches!(self, Self::Unsupported | Self::Service | Self::Image)
     }
 
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::AgentLost,
         Self::AgentRestarted,
         Self::Workspace,
@@ -82,6 +84,7 @@ impl Cause {
         Self::Executor,
         Self::Storage,
         Self::DiskFull,
+        Self::LeaseExpired,
         Self::Unsupported,
     ];
 
@@ -97,6 +100,7 @@ impl Cause {
             Self::Executor => "executor",
             Self::Storage => "storage",
             Self::DiskFull => "disk_full",
+            Self::LeaseExpired => "lease_expired",
             Self::Unsupported => "unsupported",
         }
     }

@@ -3,7 +3,7 @@
 //! ```text
 //!   action:  pending ──needs passed──▶ queued ──claim──▶ active ──result──▶ finished(outcome)
 //!               │                        ▲  │               │                   │
-//!               │                        └──┼──lost or errored (3 a round)      │
+//!               │                        └──┼──lost, errored, or by `retry`     │
 //!               │ needs did not pass        │ cancel                            │
 //!               └──────────▶ finished(skipped) ◀─────────── re-run ─────────────┘
 //!                                                     (back to pending, next round)
@@ -20,9 +20,7 @@ use crate::attempt::{Attempt, AttemptState, Claimant, JournalEntry, Recorded, Wr
 use crate::ids::{ActionId, FencingToken, PipelineId};
 use crate::outcome::{Cause, Outcome};
 use crate::plan::AllowFailure;
-
-/// An errored action gets so many attempts in a round, the first included.
-pub const ATTEMPTS_PER_ROUND: u32 = 3;
+use crate::retry::{self, Again, Tries};
 
 /// Where an action stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,26 +54,34 @@ pub struct Action {
     /// Indices into [`Pipeline::actions`].
     pub needs: Vec<usize>,
     pub allow_failure: AllowFailure,
+    pub rules: retry::Rules,
     pub state: ActionState,
     /// Attempts so far, over all rounds; the next one has this number plus 1.
     pub attempts: u32,
-    /// Attempts so far in this round.
-    pub attempts_in_round: u32,
+    /// What was tried so far in this round.
+    pub tries: Tries,
     /// The attempt that was claimed last.
     pub current: Option<Attempt>,
 }
 
 impl Action {
     /// Begins an action, before [`Pipeline::start`].
-    pub fn pending(id: ActionId, name: String, needs: Vec<usize>, allow_failure: AllowFailure) -> Self {
+    pub fn pending(
+        id: ActionId,
+        name: String,
+        needs: Vec<usize>,
+        allow_failure: AllowFailure,
+        rules: retry::Rules,
+    ) -> Self {
         Self {
             id,
             name,
             needs,
             allow_failure,
+            rules,
             state: ActionState::Pending,
             attempts: 0,
-            attempts_in_round: 0,
+            tries: Tries::default(),
             current: None,
         }
     }
@@ -227,7 +233,7 @@ impl Pipeline {
         let unfinished = self.actions.iter().any(|action| action.outcome().is_none());
         if unfinished {
             let untouched = self.actions.iter().all(|action| {
-                action.attempts_in_round == 0
+                action.tries.attempts == 0
                     && matches!(action.state, ActionState::Pending | ActionState::Queued)
             });
             return if untouched { PipelineState::Queued } else { PipelineState::Running };
@@ -278,7 +284,7 @@ impl Pipeline {
             return Err(ClaimRefusal::NotNext { given: number, next: action.attempts + 1 });
         }
         action.attempts = number;
-        action.attempts_in_round += 1;
+        action.tries.attempts += 1;
         action.state = ActionState::Active;
         action.current = Some(Attempt::claimed(number, round, claimant, token));
         Ok(Granted::Now { token, touched: Touched::from([index]) })
@@ -366,7 +372,7 @@ impl Pipeline {
         self.round += 1;
         self.cancel_wished = false;
         for action in &mut self.actions {
-            action.attempts_in_round = 0;
+            action.tries = Tries::default();
         }
         let mut touched = Touched::new();
         for index in chosen {
@@ -394,21 +400,15 @@ impl Pipeline {
         else {
             return;
         };
-        let result = match result.clone() {
-            Outcome::Cancelled if !cancel_wished => Outcome::Errored {
-                cause: Cause::Executor,
-                message: "the agent ended it without being asked to".into(),
-            },
-            result => result,
-        };
-        action.state = match result {
-            Outcome::Errored { .. } if cancel_wished => ActionState::Finished(Outcome::Cancelled),
-            Outcome::Errored { cause, .. }
-                if cause.is_transient() && action.attempts_in_round < ATTEMPTS_PER_ROUND =>
-            {
-                ActionState::Queued
-            }
-            outcome => ActionState::Finished(outcome),
+        let result = result.clone();
+        action.state = if cancel_wished {
+            let is_errored = matches!(result, Outcome::Errored { .. });
+            ActionState::Finished(if is_errored { Outcome::Cancelled } else { result })
+        } else {
+            let result = retry::unasked(result);
+            let again = action.rules.again(action.tries, &result);
+            action.tries.by_retry += u32::from(matches!(again, Some(Again::ByRetry { .. })));
+            if again.is_some() { ActionState::Queued } else { ActionState::Finished(result) }
         };
         touched.insert(index);
         self.settle(touched);

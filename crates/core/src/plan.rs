@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::outcome::Outcome;
+use crate::retry::Rules;
 use crate::template::Template;
 
 /// A manifest, checked and made explicit: defaults filled in, names resolved, the graph acyclic.
@@ -31,6 +33,11 @@ pub struct PlannedAction {
     /// From the start of the first command.
     pub timeout: Duration,
     pub allow_failure: AllowFailure,
+    #[serde(default)]
+    pub retry: Retry,
+    /// Its attempts never overlap.
+    #[serde(default)]
+    pub exclusive: bool,
     /// Whose artifacts stand in the workspace: indices into [`Plan::actions`], each an ancestor by `needs` that has some.
     pub uses: Vec<usize>,
     /// What runs beside the action. Names are unique.
@@ -41,6 +48,11 @@ pub struct PlannedAction {
 }
 
 impl PlannedAction {
+    /// What decides whether it is tried again.
+    pub fn rules(&self) -> Rules {
+        Rules { retry: self.retry.clone(), exclusive: self.exclusive }
+    }
+
     /// Whether anything of it is kept by, or brought from, the controller's storage.
     pub fn uses_storage(&self) -> bool {
         !self.uses.is_empty()
@@ -48,6 +60,50 @@ impl PlannedAction {
             || !self.caches.is_empty()
             || self.artifacts.is_some()
             || !self.reports.junit.is_empty()
+    }
+}
+
+/// Which ends of an action are followed by another attempt because its author wishes so.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Retry {
+    /// So many further attempts in a round; 0: none.
+    pub times: u32,
+    /// Without doubles.
+    pub on: Vec<RetryOn>,
+}
+
+impl Retry {
+    /// Whether this end is named.
+    pub fn covers(&self, outcome: &Outcome) -> bool {
+        self.on.iter().any(|on| on.as_str() == outcome.kind())
+    }
+}
+
+/// An end after which a manifest can wish another attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RetryOn {
+    Failed,
+    Errored,
+    TimedOut,
+}
+
+impl RetryOn {
+    /// All there are, in the order in which people are shown them.
+    pub const ALL: [Self; 3] = [Self::Failed, Self::Errored, Self::TimedOut];
+
+    /// The name in manifests; the outcome's.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            Self::Errored => "errored",
+            Self::TimedOut => "timed_out",
+        }
+    }
+
+    /// Reads [`RetryOn::as_str`].
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|on| on.as_str() == name)
     }
 }
 

@@ -102,8 +102,7 @@ fn keys_that_are_wrong_or_to_come() {
             "monitor",
         ),
     ]);
-    for key in ["if", "matrix", "secrets", "retry", "approval", "exclusive", "priority", "finally", "extends"]
-    {
+    for key in ["if", "matrix", "secrets", "approval", "priority", "finally", "extends"] {
         assert_each(&[(a(&format!("{key}: x")), Kind::NotOffered, 4, 5, "is not offered yet", "")]);
     }
     for key in ["on", "concurrency", "defaults", "release", "include"] {
@@ -270,6 +269,50 @@ fn values_that_say_nothing_their_key_understands() {
         ),
         (a("configuration: {labels: [a]}"), Kind::Shape, 4, 29, "mapping of labels", ""),
         (a("configuration: on"), Kind::Shape, 4, 20, "`configuration` wants a mapping", ""),
+    ]);
+}
+
+#[test]
+fn retries_that_are_none() {
+    let a = action;
+    assert_each(&[
+        (
+            a("retry: 2"),
+            Kind::Shape,
+            4,
+            12,
+            "`retry` wants a mapping with `times`",
+            "`{times: 2, on: [failed]}`",
+        ),
+        (a("retry: {on: [failed]}"), Kind::Missing, 4, 5, "`retry` has no `times`", "`times: 2`"),
+        (a("retry: {times: 0}"), Kind::Value, 4, 20, "`0` is no number of retries", "from 1 to 10"),
+        (a("retry: {times: 11}"), Kind::Value, 4, 20, "`11`", "from 1 to 10"),
+        (a("retry: {times: -1}"), Kind::Value, 4, 20, "`-1`", "leave `retry` out"),
+        (a("retry: {times: +2}"), Kind::Value, 4, 20, "`+2`", "from 1 to 10"),
+        (a("retry: {times: 2, on: failed}"), Kind::Shape, 4, 27, "`on` wants a list", "`timed_out`"),
+        (a("retry: {times: 2, on: []}"), Kind::Missing, 4, 27, "`on` lists nothing", "leave `retry` out"),
+        (a("retry: {times: 2, on: [timedout]}"), Kind::Value, 4, 28, "`timedout` is no end", "`timed_out`?"),
+        (a("retry: {times: 2, on: [cancelled]}"), Kind::Value, 4, 28, "`cancelled` is no end", "`errored`"),
+        (
+            a("retry: {times: 2, on: [failed, failed]}"),
+            Kind::Duplicate,
+            4,
+            36,
+            "`failed` is there twice",
+            "once",
+        ),
+        (a("retry: {time: 2, times: 2}"), Kind::UnknownKey, 4, 13, "`time` is no key of `retry`", "`times`?"),
+        (
+            a("exclusive: yes"),
+            Kind::Value,
+            4,
+            16,
+            "`exclusive`: `yes` is not one of `true`, `false`",
+            "`true`",
+        ),
+        (a("exclusive: [true]"), Kind::Shape, 4, 16, "`exclusive` wants one of", "`false`"),
+        (a("retries: 2"), Kind::UnknownKey, 4, 5, "`retries`", "did you mean `retry`?"),
+        (a("attempts: 2"), Kind::UnknownKey, 4, 5, "`attempts`", "did you mean `retry`?"),
     ]);
 }
 

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use sealci_core::manifest::{ManifestSource, parse};
 use sealci_core::plan::{
-    AllowFailure, Container, Entrypoint, ExecutorKind, Network, Plan, Pull, Ready, Resources, Shell, When,
+    AllowFailure, Container, Entrypoint, ExecutorKind, Network, Plan, Pull, Ready, Resources, Retry, RetryOn,
+    Shell, When,
 };
 
 fn plan(text: impl AsRef<[u8]>) -> Plan {
@@ -72,6 +73,8 @@ actions:
     commands: [cargo test, "echo done"]
     shell: bash
     timeout: 1h30m
+    retry: {times: 2, on: [timed_out, failed]}
+    exclusive: true
     allow-failure: [1, 77]
 "#,
     );
@@ -86,6 +89,15 @@ actions:
     assert_eq!(action.shell, Shell::Bash);
     assert_eq!(action.timeout, Duration::from_secs(5400));
     assert_eq!(action.allow_failure, AllowFailure::ExitCodes(vec![1, 77]));
+    assert_eq!(action.retry, Retry { times: 2, on: vec![RetryOn::TimedOut, RetryOn::Failed] });
+    assert!(action.exclusive);
+}
+
+#[test]
+fn a_retry_that_names_no_ends_is_after_failures_and_errors() {
+    let plan = plan("name: n\nactions: {a: {commands: [x], retry: {times: 1}}, b: {commands: [x]}}");
+    assert_eq!(plan.actions[0].retry, Retry { times: 1, on: vec![RetryOn::Failed, RetryOn::Errored] });
+    assert_eq!(plan.actions[1].retry, Retry::default());
 }
 
 #[test]

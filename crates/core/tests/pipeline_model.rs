@@ -6,10 +6,9 @@ use proptest::prelude::*;
 use sealci_core::attempt::{Claimant, JournalEntry};
 use sealci_core::ids::{ActionId, AgentId, ClaimId, FencingToken, InstanceId, PipelineId};
 use sealci_core::outcome::{Cause, Outcome};
-use sealci_core::pipeline::{
-    ATTEMPTS_PER_ROUND, Action, ActionState, Granted, Pipeline, PipelineState, RerunScope,
-};
-use sealci_core::plan::AllowFailure;
+use sealci_core::pipeline::{Action, ActionState, Granted, Pipeline, PipelineState, RerunScope};
+use sealci_core::plan::{AllowFailure, Retry, RetryOn};
+use sealci_core::retry::{ATTEMPTS_PER_ROUND, Rules};
 
 const ACTIONS: usize = 5;
 
@@ -49,14 +48,21 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// What the manifest says of further attempts: nothing for most.
+fn rules() -> impl Strategy<Value = Rules> {
+    let some = (1..4u32, prop::sample::subsequence(RetryOn::ALL.to_vec(), 1..=3), any::<bool>())
+        .prop_map(|(times, on, exclusive)| Rules { retry: Retry { times, on }, exclusive });
+    prop_oneof![2 => Just(Rules::default()), 1 => some]
+}
+
 /// A pipeline whose needs are drawn: bit `j` of `needs[i]` says whether action `i` needs the earlier action `j`.
-fn pipeline(needs: &[u8]) -> Pipeline {
+fn pipeline(needs: &[u8], rules: &[Rules]) -> Pipeline {
     let actions = (0..ACTIONS)
         .map(|index| {
             let needs = (0..index).filter(|need| needs[index] & (1 << need) != 0).collect();
             let id = ActionId::from_parts(1, &[index as u8; 10]);
             let allow = if index == 1 { AllowFailure::ExitCodes(vec![7]) } else { AllowFailure::Never };
-            Action::pending(id, format!("a{index}"), needs, allow)
+            Action::pending(id, format!("a{index}"), needs, allow, rules[index].clone())
         })
         .collect();
     Pipeline { id: PipelineId::from_parts(1, &[9; 10]), round: 1, cancel_wished: false, actions }
@@ -144,12 +150,33 @@ fn check(before: &Pipeline, after: &Pipeline) {
             }
             ActionState::Finished(_) => {}
         }
-        assert!(action.attempts_in_round <= ATTEMPTS_PER_ROUND);
+        let times = action.rules.retry.times;
+        let by_itself = if action.rules.exclusive { 1 } else { ATTEMPTS_PER_ROUND };
+        assert!(action.tries.attempts <= by_itself + times, "{:?}", action.tries);
+        assert!(action.tries.by_retry <= times, "{:?}", action.tries);
         assert!(action.attempts >= earlier.attempts, "attempts only number on");
+        check_again(earlier, action, before.round == after.round);
     }
     if before.round == after.round && matches!(before.state(), PipelineState::Finished(_)) {
         assert_eq!(before.state(), after.state(), "a finished pipeline changes only by a re-run");
     }
+}
+
+/// An action is queued after an attempt only if the attempt was lost, or if its manifest wishes so.
+fn check_again(earlier: &Action, action: &Action, same_round: bool) {
+    if !same_round || earlier.state != ActionState::Active || action.state != ActionState::Queued {
+        return;
+    }
+    let result = action.current.as_ref().and_then(|current| current.outcome()).unwrap();
+    let by_retry = action.tries.by_retry > earlier.tries.by_retry;
+    let is_errored = matches!(result, Outcome::Errored { .. } | Outcome::Cancelled);
+    let named = action.rules.retry.covers(result)
+        || (is_errored && action.rules.retry.on.contains(&RetryOn::Errored));
+    assert!(
+        if by_retry { named } else { is_errored && !action.rules.exclusive },
+        "{result}: {:?}",
+        action.rules
+    );
 }
 
 proptest! {
@@ -158,9 +185,10 @@ proptest! {
     #[test]
     fn every_history_keeps_the_invariants(
         needs in prop::collection::vec(any::<u8>(), ACTIONS),
+        rules in prop::collection::vec(rules(), ACTIONS),
         steps in prop::collection::vec(step(), 1..80),
     ) {
-        let mut pipeline = pipeline(&needs);
+        let mut pipeline = pipeline(&needs, &rules);
         pipeline.start();
         let mut next_token = 1;
         for step in &steps {
@@ -174,9 +202,10 @@ proptest! {
     #[test]
     fn every_pipeline_can_be_finished(
         needs in prop::collection::vec(any::<u8>(), ACTIONS),
-        outcomes in prop::collection::vec(outcome(), ACTIONS * ATTEMPTS_PER_ROUND as usize),
+        rules in prop::collection::vec(rules(), ACTIONS),
+        outcomes in prop::collection::vec(outcome(), ACTIONS * (ATTEMPTS_PER_ROUND as usize + 3)),
     ) {
-        let mut pipeline = pipeline(&needs);
+        let mut pipeline = pipeline(&needs, &rules);
         pipeline.start();
         for outcome in outcomes {
             let queued = |action: &Action| action.state == ActionState::Queued;
@@ -189,7 +218,14 @@ proptest! {
 
 /// Five actions, each needing the one before it.
 fn chain() -> Pipeline {
-    let mut pipeline = pipeline(&[0, 1, 2, 4, 8]);
+    chain_with(Rules::default())
+}
+
+/// The same; the first with these rules.
+fn chain_with(rules: Rules) -> Pipeline {
+    let mut all = vec![Rules::default(); ACTIONS];
+    all[0] = rules;
+    let mut pipeline = pipeline(&[0, 1, 2, 4, 8], &all);
     pipeline.start();
     pipeline
 }
@@ -266,4 +302,40 @@ fn a_lost_attempt_with_cancel_wished_ends_cancelled_and_a_result_wins() {
     let end = JournalEntry::Finished { outcome: Outcome::Succeeded, log_length: 0 };
     pipeline.record_event(id, 1, FencingToken(1), 0, &end).unwrap();
     assert_eq!(pipeline.actions[0].outcome(), Some(&Outcome::Succeeded));
+}
+
+#[test]
+fn a_retried_action_keeps_its_round_and_its_needs_wait() {
+    let mut pipeline =
+        chain_with(Rules { retry: Retry { times: 2, on: vec![RetryOn::Failed] }, exclusive: false });
+    run(&mut pipeline, 0, FAILED);
+    assert_eq!(pipeline.actions[0].state, ActionState::Queued);
+    assert_eq!(pipeline.actions[1].state, ActionState::Pending);
+    assert_eq!(pipeline.state(), PipelineState::Running);
+    run(&mut pipeline, 0, FAILED);
+    run(&mut pipeline, 0, Outcome::Succeeded);
+    assert_eq!((pipeline.round, pipeline.actions[0].attempts), (1, 3));
+    assert_eq!(pipeline.actions[1].state, ActionState::Queued);
+    // Another round has all of its retries again.
+    pipeline.cancel();
+    pipeline.rerun(RerunScope::All).unwrap();
+    run(&mut pipeline, 0, FAILED);
+    assert_eq!(pipeline.actions[0].state, ActionState::Queued);
+}
+
+#[test]
+fn what_is_cancelled_is_not_retried() {
+    let ends = RetryOn::ALL.to_vec();
+    for (outcome, kind) in
+        [(FAILED, "failed"), (Outcome::TimedOut, "timed_out"), (Outcome::Cancelled, "cancelled")]
+    {
+        let mut pipeline =
+            chain_with(Rules { retry: Retry { times: 2, on: ends.clone() }, exclusive: false });
+        let id = pipeline.actions[0].id;
+        pipeline.claim(id, 1, claimant(1), FencingToken(1)).unwrap();
+        pipeline.cancel();
+        let end = JournalEntry::Finished { outcome, log_length: 0 };
+        pipeline.record_event(id, 1, FencingToken(1), 0, &end).unwrap();
+        assert_eq!(pipeline.actions[0].outcome().unwrap().kind(), kind);
+    }
 }

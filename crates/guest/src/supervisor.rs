@@ -18,6 +18,7 @@ mod commands;
 mod ending;
 mod files;
 mod host;
+mod lease;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -76,6 +77,8 @@ pub struct Supervisor {
     carrier: Option<Carrier>,
     timeout: Option<Duration>,
     deadline: Option<Instant>,
+    /// Rings when the lease ends; none where there is no lease.
+    lease: Option<File>,
     grace: Duration,
     stop_signal: i32,
     stays: bool,
@@ -94,6 +97,7 @@ enum Source {
     Output,
     Log,
     Question,
+    Lease,
     Carrier,
     /// By its place in [`Beside`].
     Beside(usize, End),
@@ -122,6 +126,7 @@ impl Supervisor {
             carrier: None,
             timeout: None,
             deadline: None,
+            lease: None,
             grace: DEFAULT_GRACE,
             stop_signal: libc::SIGTERM,
             stays: false,
@@ -159,6 +164,7 @@ impl Supervisor {
                 Source::Channel if watch.readable() => self.hear(),
                 Source::Log if watch.readable() => self.take_log()?,
                 Source::Question if watch.readable() => self.take_question()?,
+                Source::Lease if watch.readable() => self.lease_ended(),
                 Source::Carrier if watch.readable() || watch.writable() => self.carry(),
                 Source::Beside(place, end) if watch.readable() || watch.writable() => {
                     let piece = self.beside.take(place, end);
@@ -198,6 +204,9 @@ impl Supervisor {
             if let Some(script) = &run.script {
                 watch(Source::Question, Watch::new(script.question_source(), questions_wait, false));
             }
+        }
+        if let Some(alarm) = self.lease.as_ref().filter(|_| self.lease_counts()) {
+            watch(Source::Lease, Watch::new(alarm, true, false));
         }
         if let Some(carrier) = &self.carrier {
             watch(Source::Carrier, Watch::new(&carrier.stream, takes_more, carrier.has_waiting()));

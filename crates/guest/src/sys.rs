@@ -113,6 +113,38 @@ pub fn signal_file(signals: &[libc::c_int]) -> io::Result<File> {
     Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
 }
 
+/// The kernel's clock that runs on in a suspended machine, and nobody sets (clock_gettime(2)).
+pub fn boot_time() -> io::Result<Duration> {
+    // SAFETY: all zeroes is a valid timespec.
+    let mut now: libc::timespec = unsafe { std::mem::zeroed() };
+    // SAFETY: `now` is exclusively borrowed.
+    check(unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut now) })?;
+    Ok(Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec as u32))
+}
+
+/// Something to poll for that becomes readable when [`boot_time`] gets to what [`set_alarm`] said (timerfd_create(2)): also at
+/// once after a suspension, where a timeout of poll(2) has only begun to count on.
+pub fn boot_alarm() -> io::Result<File> {
+    // SAFETY: no pointers are passed.
+    let fd =
+        check(unsafe { libc::timerfd_create(libc::CLOCK_BOOTTIME, libc::TFD_CLOEXEC | libc::TFD_NONBLOCK) })?;
+    // SAFETY: timerfd_create has just returned this descriptor, and nothing else owns it.
+    Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
+/// Sets the alarm to a [`boot_time`]; one that is past rings at once.
+pub fn set_alarm(alarm: &File, at: Duration) -> io::Result<()> {
+    let (tv_sec, tv_nsec) = (i64::try_from(at.as_secs()).unwrap_or(i64::MAX), i64::from(at.subsec_nanos()));
+    // Zero would switch it off.
+    let it_value = libc::timespec { tv_sec, tv_nsec: if at.is_zero() { 1 } else { tv_nsec } };
+    let setting = libc::itimerspec { it_interval: libc::timespec { tv_sec: 0, tv_nsec: 0 }, it_value };
+    // SAFETY: `setting` is initialised; no old setting is asked for.
+    let set = unsafe {
+        libc::timerfd_settime(alarm.as_raw_fd(), libc::TFD_TIMER_ABSTIME, &setting, std::ptr::null_mut())
+    };
+    check(set).map(drop)
+}
+
 /// The size of one entry that a signalfd yields.
 pub const SIGNAL_ENTRY_BYTES: usize = size_of::<libc::signalfd_siginfo>();
 

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! frame    length: u32 LE, of the payload alone | kind: u8 | payload
-//! host     Hello  (Put PutData* PutEnd)*  Start  (Signal | Exec | Cancel)*  Take*  Leave?  Kill?
+//! host     Hello  (Put PutData* PutEnd)*  Lease?  Start  (Signal | Exec | Lease | Cancel)*  Take*  Leave?  Kill?
 //! init     Hello  (PutRoom* Stored)*  Ready  (CommandStarted | Output | CommandFinished | ExecEnded)*
 //!                                            (Ended  (TakeData* Taken)*)?  Finished
 //! ```
@@ -15,10 +15,14 @@
 //! An `Exec` that streams has its input in `ExecInput` and its outputs in `ExecOutput`, as they come, until its `ExecEnded`. Of
 //! either at most [`EXEC_WINDOW_PIECES`] are under way: for each that was passed on the other end says `ExecTaken`.
 //!
+//! A `Lease` is the deadline of an exclusive action. The init counts it alone, on the kernel's boot-time clock, which both ends
+//! read: when it is reached everything is killed without grace. Only a later `Lease` moves it, so a host that is stopped, or
+//! whose word is late, cannot. What has a lease never runs without one again.
+//!
 //! Invariants: a payload is never longer than its direction's bound, which is checked before a byte of it is kept;
 //! bytes left over in a payload are an error; no decoder panics or reserves memory on a stranger's word. The channel's end
-//! is a message too: it tells the init to end everything. Kinds from 0x20 up are kept free for messages to come (the
-//! renewed deadline of exclusive actions is one), which raise [`VERSION`].
+//! is a message too: it tells the init to end everything. Kinds from 0x20 up are kept free for messages to come, which raise
+//! [`VERSION`].
 
 mod fields;
 mod requests;
@@ -31,7 +35,7 @@ pub use requests::{Exec, ExecEnd, Put, Take, Taken};
 pub use start::{DEFAULT_STOP_SIGNAL, Start, User};
 
 /// The protocol both ends speak; each says its own in `Hello` and refuses another.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 
 /// Bytes in front of every payload.
 pub const HEADER_BYTES: usize = 5;
@@ -124,6 +128,7 @@ pub enum ToInit {
     },
     /// KILL to all, at once.
     Kill,
+    Lease(Lease),
     Put(Put),
     /// The archive is whole.
     PutEnd,
@@ -144,6 +149,15 @@ pub enum ToInit {
     },
     /// After `Ended`: nothing else is wanted.
     Leave,
+}
+
+/// How long what runs may run without a further word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Lease {
+    /// `CLOCK_BOOTTIME` (clock_gettime(2)) at its end.
+    pub until_boot_ms: u64,
+    /// No lease is ever longer. One that reads as longer comes from a host with another clock, and is refused.
+    pub longest_ms: u64,
 }
 
 /// What a command took. 0 where unknown.
@@ -169,6 +183,8 @@ pub enum Ending {
     TimedOut,
     /// By `Cancel` or `Kill`.
     Cancelled,
+    /// Its lease ended.
+    Expired,
     /// The init could not do its part.
     Error(String),
 }
@@ -256,6 +272,7 @@ mod kind {
     pub const LEAVE: u8 = 0x16;
     pub const EXEC_INPUT: u8 = 0x17;
     pub const EXEC_TAKEN: u8 = 0x18;
+    pub const LEASE: u8 = 0x20;
 
     pub const INIT_HELLO: u8 = 0x81;
     pub const READY: u8 = 0x82;
@@ -324,6 +341,11 @@ impl ToInit {
                 kind::CANCEL
             }
             Self::Kill => kind::KILL,
+            Self::Lease(lease) => {
+                out.extend(lease.until_boot_ms.to_le_bytes());
+                out.extend(lease.longest_ms.to_le_bytes());
+                kind::LEASE
+            }
             Self::Put(put) => {
                 put.encode(out);
                 kind::PUT
@@ -363,6 +385,7 @@ impl ToInit {
             kind::SIGNAL => Self::Signal { number: fields.u8()? },
             kind::CANCEL => Self::Cancel { grace_ms: fields.u64()? },
             kind::KILL => Self::Kill,
+            kind::LEASE => Self::Lease(Lease { until_boot_ms: fields.u64()?, longest_ms: fields.u64()? }),
             kind::PUT => Self::Put(Put::decode(&mut fields)?),
             kind::PUT_END => Self::PutEnd,
             kind::TAKE => Self::Take(Take::decode(&mut fields)?),
@@ -517,6 +540,7 @@ impl Ending {
                 out.push(4);
                 put_bytes(out, text.as_bytes());
             }
+            Self::Expired => out.push(5),
         }
     }
 
@@ -527,6 +551,7 @@ impl Ending {
             2 => Self::TimedOut,
             3 => Self::Cancelled,
             4 => Self::Error(fields.text()?),
+            5 => Self::Expired,
             _ => return Err(WireError::Invalid("ending")),
         })
     }

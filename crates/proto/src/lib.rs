@@ -21,8 +21,10 @@ pub use generated::agent::v1 as agent;
 pub use generated::scheduler::v1 as scheduler;
 
 mod convert;
+mod versions;
 
 pub use convert::{Malformed, attempt_id};
+pub use versions::Versions;
 
-/// The protocol version that this crate's contracts describe.
-pub const PROTOCOL: u32 = 1;
+/// The protocol versions that this release speaks: what its contracts describe, and the release's before it.
+pub const PROTOCOLS: Versions = Versions { min: 1, max: 1 };

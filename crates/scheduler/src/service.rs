@@ -266,23 +266,20 @@ fn status(ended: &Ended) -> Status {
     match ended {
         Ended::Protocol { .. } => Status::failed_precondition(text),
         Ended::Unauthenticated { .. } | Ended::Removed { .. } => Status::unauthenticated(text),
-        Ended::Overspent { .. } => Status::resource_exhausted(text),
+        Ended::Overspent { .. } | Ended::TooManyWaiting { .. } => Status::resource_exhausted(text),
         Ended::Malformed(_) => Status::invalid_argument(text),
         Ended::Replaced => Status::aborted(text),
-        Ended::NoDirectory { .. }
-        | Ended::TooManyWaiting { .. }
-        | Ended::Silent { .. }
-        | Ended::Unread
-        | Ended::ShuttingDown => Status::unavailable(text),
+        Ended::NoDirectory { .. } | Ended::Silent { .. } | Ended::Unread | Ended::ShuttingDown => {
+            Status::unavailable(text)
+        }
     }
 }
 
 fn enrol_status(refused: &EnrolRefused) -> Status {
     let text = refused.to_string();
     match refused {
-        EnrolRefused::NoController | EnrolRefused::TooMany { .. } | EnrolRefused::TimedOut { .. } => {
-            Status::unavailable(text)
-        }
+        EnrolRefused::NoController | EnrolRefused::TimedOut { .. } => Status::unavailable(text),
+        EnrolRefused::TooMany { .. } => Status::resource_exhausted(text),
         EnrolRefused::Unauthenticated(_) => Status::unauthenticated(text),
         EnrolRefused::AlreadyExists(_) => Status::already_exists(text),
         EnrolRefused::Invalid(_) => Status::invalid_argument(text),

@@ -21,6 +21,7 @@
 //! - only the current instance of an agent gets new work, after it has said what it holds;
 //! - what no controller speaks of is neither dropped nor cancelled;
 //! - an absence is concluded only from an answer to a number of the same stream;
+//! - of an exclusive action nothing is placed while a connected agent holds a former attempt of it;
 //! - nothing is placed while no controller is connected.
 
 mod agents;
@@ -43,7 +44,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use sealci_core::ids::{AgentId, AttemptId, InstanceId};
-use sealci_proto::{agent, scheduler};
+use sealci_proto::{PROTOCOLS, Versions, agent, scheduler};
 
 use crate::placement::Placement;
 use controllers::{Controller, Question};
@@ -149,6 +150,8 @@ pub struct Settings {
     pub credit: CreditLimits,
     /// At most so many agents wait for a directory, and so many others to be enrolled.
     pub max_waiting: usize,
+    /// What it speaks with agents and controllers.
+    pub protocols: Versions,
     /// A `Desired` is no larger, but for one that carries a single larger spec.
     pub max_desired_bytes: usize,
 }
@@ -164,6 +167,7 @@ impl Default for Settings {
             settle_at_most: Duration::from_secs(2),
             credit: CreditLimits::default(),
             max_waiting: 4096,
+            protocols: PROTOCOLS,
             max_desired_bytes: 1 << 20,
         }
     }
@@ -175,6 +179,8 @@ struct Arrival {
     agent: AgentId,
     credential_sha256: [u8; 32],
     instance: InstanceId,
+    /// The version that both sides speak.
+    protocol: u32,
     hello: agent::Hello,
 }
 
@@ -195,6 +201,8 @@ pub struct Scheduler {
     pooled: HashMap<AgentId, SessionId>,
     /// Who said to hold an attempt.
     holders: HashMap<AttemptId, BTreeSet<SessionId>>,
+    /// Queued attempts of exclusive actions of which a former attempt is held.
+    held_back: BTreeSet<AttemptId>,
     controllers: BTreeMap<ControllerId, Controller>,
     wants: Wants,
     credit: CreditPool,
@@ -221,6 +229,7 @@ impl Scheduler {
             streams: BTreeMap::new(),
             pooled: HashMap::new(),
             holders: HashMap::new(),
+            held_back: BTreeSet::new(),
             controllers: BTreeMap::new(),
             wants: Wants::default(),
             credit: CreditPool::new(settings.credit),

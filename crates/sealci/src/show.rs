@@ -61,6 +61,9 @@ fn draw_action(out: &mut String, action: &Action, is_last: bool, terminal: Termi
         for command in &attempt.commands {
             out.push_str(&format!("{commands_indent}{}\n", command_line(command, attempt, terminal)));
         }
+        if let Some(why) = &attempt.retried_because {
+            out.push_str(&format!("{commands_indent}retried because {}\n", one_line(why)));
+        }
         kept::draw(out, &commands_indent, attempt, terminal);
     }
 }
@@ -156,6 +159,9 @@ mod tests {
         };
         let lost = json!({"kind": "errored", "cause": "agent_lost", "message": "silent for 60 s"});
         let failed = json!({"kind": "failed", "exit_code": 2});
+        let mut retried = attempt(1, lost, true);
+        retried["retried_because"] =
+            json!("it errored (agent_lost: silent for 60 s): tried again by itself, 2 of 3");
         let shown: Pipeline = serde_json::from_value(json!({
             "id": id, "number": 3, "name": "demo", "repository": "example.org/demo",
             "repository_url": "https://example.org/demo", "event": "tag", "ref": "refs/tags/v1",
@@ -164,7 +170,7 @@ mod tests {
             "actions": [
                 action("build", json!({"outcome": failed, "started_at": "2026-11-01T10:00:00Z",
                     "finished_at": "2026-11-01T10:00:03Z",
-                    "attempts": [attempt(1, lost, true), attempt(2, failed.clone(), false)]})),
+                    "attempts": [retried, attempt(2, failed.clone(), false)]})),
                 action("test", json!({"outcome": {"kind": "skipped", "because": "build failed"}, "needs": ["build"]})),
             ],
         }))
@@ -177,6 +183,7 @@ tag example.org/demo v1 at 0123456789, round 2
 │  ├─ attempt 1  errored (agent_lost: silent for 60 s), fenced: another attempt took over in 1.0 s  on a1 (sandbox)
 │  │  ok  make  12 ms
 │  │  no  make check  exit code 2  1.5 s  cpu 1.2 s  mem 1 MiB  wrote 3 MiB
+│  │  retried because it errored (agent_lost: silent for 60 s): tried again by itself, 2 of 3
 │  └─ attempt 2  failed (exit code 2) in 1.0 s  on a1 (sandbox)
 │     ok  make  12 ms
 │     no  make check  exit code 2  1.5 s  cpu 1.2 s  mem 1 MiB  wrote 3 MiB

@@ -67,7 +67,7 @@ impl From<Terminal> for Style {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Said {
     Running(AttemptId),
-    Lost(AttemptId),
+    Retried(AttemptId),
     Ended { action: Uuid, round: i32 },
 }
 
@@ -289,14 +289,13 @@ impl View {
             } else if attempt.state == AttemptState::Finished {
                 self.open_logs.insert(id);
             }
-        }
-        if action.state == ActionState::Queued
-            && let Some(lost) = attempts().rfind(|attempt| attempt.state == AttemptState::Finished)
-            && self.said.insert(Said::Lost(AttemptId { action: action.id, number: number(lost) }))
-        {
-            let why = lost.outcome.as_ref().map(format::outcome).unwrap_or_else(|| "lost".into());
-            let text = format!("attempt {} {why}; another will be made", lost.number);
-            self.say(action, pipeline, &text, || json::lost(action, lost));
+            if let Some(why) = &attempt.retried_because
+                && self.log_ended(action, attempt)
+                && self.said.insert(Said::Retried(id))
+            {
+                let text = format!("attempt {} is retried because {}", attempt.number, one_line(why));
+                self.say(action, pipeline, &text, || json::retried(action, attempt));
+            }
         }
         if self.owes_end(action, pipeline.round) && attempts().all(|attempt| self.log_ended(action, attempt))
         {

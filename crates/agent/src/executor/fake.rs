@@ -75,7 +75,7 @@ impl Executor for FakeExecutor {
         let (standby, backstage) = standby();
         let running = Arc::clone(&self.running);
         self.tasks.spawn(async move {
-            let Backstage { go, events, wishes, mut requests, leave } = backstage;
+            let Backstage { go, events, wishes, leases: _, mut requests, leave } = backstage;
             let mut stage = Stage { events, wishes, log_offset: 0, deadline: None };
             let stays = request.stays;
             let outcome = match serve(&mut requests, go).await {

@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::door::Request;
-use super::{Backstage, ExecutionEvent, ExecutorError, Wish, cause_of_complaint};
+use super::{Backstage, ExecutionEvent, ExecutorError, Lease, Wish, cause_of_complaint};
 
 /// The static init, built for the machine this agent is built for.
 static INIT_BINARY: &[u8] = include_bytes!(env!("SEALCI_INIT_BINARY"));
@@ -104,6 +104,7 @@ pub(super) fn encoded(start: wire::Start) -> Result<Opening, ExecutorError> {
 /// What the owner of an execution holds the other end of, but for its beginning and its events.
 struct Owner {
     wishes: watch::Receiver<Wish>,
+    leases: watch::Receiver<Option<Lease>>,
     requests: mpsc::Receiver<Request>,
     leave: CancellationToken,
 }
@@ -111,8 +112,8 @@ struct Owner {
 /// Waits until it may go, runs an environment to its end, and tells that last.
 pub(super) async fn drive(prepared: Prepared, backstage: Backstage) {
     let Prepared { channel, start, mut environment, timeout, grace } = prepared;
-    let Backstage { go, events, wishes, requests, leave } = backstage;
-    let owner = Owner { wishes, requests, leave };
+    let Backstage { go, events, wishes, leases, requests, leave } = backstage;
+    let owner = Owner { wishes, leases, requests, leave };
     let conversation =
         Conversation::new(channel::split(channel), environment.as_mut(), start, (timeout, grace), owner);
     // With it the channel ends, and with that the init, if anything of it is left.
@@ -160,6 +161,7 @@ impl End {
                 Ending::TimedOut => return Outcome::TimedOut,
                 Ending::Cancelled => return Outcome::Cancelled,
                 Ending::Error(message) => return errored(message),
+                Ending::Expired => return expired(),
             },
             Self::Abandoned => return Outcome::Cancelled,
             Self::NotOpened(error) => {
@@ -183,6 +185,12 @@ impl End {
             cause => Outcome::Errored { cause, message: complaints },
         }
     }
+}
+
+fn expired() -> Outcome {
+    let message = "the controller did not answer for too long, so the exclusive action was killed before another \
+                   attempt of it could begin";
+    Outcome::Errored { cause: Cause::LeaseExpired, message: message.into() }
 }
 
 #[cfg(test)]

@@ -30,6 +30,7 @@ pub use environment::DEFAULT_PIDS;
 pub use images::Images;
 pub use neighbourhood::Neighbourhood;
 pub use notes::{NoteReader, Notes, notes};
+pub use sealci_guest::wire::Lease;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -241,6 +242,11 @@ impl Standby {
         self.execution.door()
     }
 
+    /// A handle that may be used before the beginning.
+    pub fn handle(&self) -> ExecutionHandle {
+        self.execution.handle()
+    }
+
     /// Sets the commands going.
     pub fn begin(self) -> Execution {
         // Its task waits for this and nothing else; were it gone, the execution's events would say so by their end.
@@ -305,6 +311,7 @@ impl Drop for Execution {
 #[derive(Debug, Clone)]
 pub struct ExecutionHandle {
     wish: watch::Sender<Wish>,
+    lease: watch::Sender<Option<Lease>>,
 }
 
 impl ExecutionHandle {
@@ -317,6 +324,18 @@ impl ExecutionHandle {
     /// KILL to everything, at once. The outcome is `Cancelled`, unless it was over before.
     pub fn kill(&self) {
         self.escalate(Wish::Kill);
+    }
+
+    /// It may run until then, and not a moment longer without another word. The environment counts that itself: its init kills
+    /// everything when the last lease ends. Said before the beginning, it holds from the first command on.
+    pub fn hold_until(&self, lease: Lease) {
+        self.lease.send_if_modified(|current| {
+            let later = current.is_none_or(|current| current < lease);
+            if later {
+                *current = Some(lease);
+            }
+            later
+        });
     }
 
     /// Whether anyone has wished for its end.
@@ -360,6 +379,7 @@ struct Backstage {
     go: oneshot::Receiver<()>,
     events: mpsc::Sender<ExecutionEvent>,
     wishes: watch::Receiver<Wish>,
+    leases: watch::Receiver<Option<Lease>>,
     /// What is asked through the door.
     requests: mpsc::Receiver<Request>,
     /// Nothing more is wanted when the commands are over.
@@ -370,11 +390,20 @@ struct Backstage {
 fn standby() -> (Standby, Backstage) {
     let (event_sender, events) = mpsc::channel(EVENT_CAPACITY);
     let (wish, wishes) = watch::channel(Wish::GoOn);
+    let (lease, leases) = watch::channel(None);
     let (go, may_go) = oneshot::channel();
     let (door, requests) = door::door();
     let leave = CancellationToken::new();
-    let execution = Execution { events, handle: ExecutionHandle { wish }, door, leave: leave.clone() };
-    (Standby { execution, go }, Backstage { go: may_go, events: event_sender, wishes, requests, leave })
+    let execution = Execution { events, handle: ExecutionHandle { wish, lease }, door, leave: leave.clone() };
+    (
+        Standby { execution, go },
+        Backstage { go: may_go, events: event_sender, wishes, leases, requests, leave },
+    )
+}
+
+/// Has all of them done, whatever becomes of one: what will not go is no reason to leave the others. Tells the first error.
+fn all_of<E>(done: impl IntoIterator<Item = Result<(), E>>) -> Result<(), E> {
+    done.into_iter().fold(Ok(()), |first, next| first.and(next))
 }
 
 /// Why an action's environment could not be made.
@@ -453,6 +482,18 @@ fn cause_of_complaint(complaint: &str) -> Cause {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_fails_keeps_nothing_else_from_being_done() {
+        let mut done = Vec::new();
+        let each =
+            ["one", "two", "three"].map(|name| (name, if name == "three" { Ok(()) } else { Err(name) }));
+        let told = all_of(each.into_iter().map(|(name, result)| {
+            done.push(name);
+            result
+        }));
+        assert_eq!((told, done.len()), (Err("one"), 3));
+    }
 
     #[test]
     fn a_wish_only_grows_stronger() {

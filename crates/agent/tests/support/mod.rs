@@ -282,6 +282,10 @@ impl Record {
             }
             agent_message::Body::Event(event) => self.take_event(event),
             agent_message::Body::LogChunk(chunk) => self.take_log(chunk),
+            agent_message::Body::Renew(renew) => {
+                let agent::Renew { attempt, token, number } = renew;
+                vec![scheduler_message::Body::Renewed(agent::Renewed { attempt, token, number })]
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 mod agents;
 mod attempts;
 mod error;
+mod gate;
 mod kept;
 mod logs;
 mod pipelines;
@@ -25,6 +26,8 @@ use crate::storage::Storage;
 use crate::store::Store;
 use crate::watchers::Watchers;
 
+pub use gate::Gate;
+
 /// A manifest has at most 1 MiB; JSON may need twice as much for it.
 const MAX_BODY_BYTES: usize = 2 << 20;
 
@@ -36,6 +39,8 @@ pub struct Api {
     pub dispatch: Dispatch,
     pub watchers: Watchers,
     pub repositories: Arc<dyn Repositories>,
+    /// Where requests that make pipelines come in.
+    pub gate: Gate,
     /// Ends the streams that would never end by themselves.
     pub stop: CancellationToken,
 }

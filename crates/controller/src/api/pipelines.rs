@@ -31,6 +31,7 @@ pub async fn create(
     headers: HeaderMap,
     request: Request,
 ) -> Result<(StatusCode, Json<types::Pipeline>), ApiError> {
+    let _place = api.gate.enter(&headers)?;
     let is_form = headers
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())

@@ -61,6 +61,7 @@ pub fn story_actions(
             for attempt in of_action {
                 action.attempts.push(self::attempt(attempt, &planned, &story.commands, names)?);
             }
+            tell_why_again(&mut action, row, &planned, &story.attempts)?;
         }
         shown.push(action);
     }
@@ -92,6 +93,32 @@ fn action(
     })
 }
 
+/// Says of each attempt that was followed by another in its round, or is about to be, why.
+fn tell_why_again(
+    action: &mut types::Action,
+    row: &actions::Model,
+    planned: &PlannedAction,
+    attempts: &[attempts::Model],
+) -> Result<(), StoreError> {
+    let own: Vec<_> = attempts.iter().filter(|attempt| attempt.action_id == row.id).collect();
+    let rounds: Vec<_> = own.chunk_by(|one, next| one.round == next.round).collect();
+    let mut shown = action.attempts.iter_mut();
+    for (index, round) in rounds.iter().enumerate() {
+        let ends = round.iter().map(|attempt| attempt.outcome.as_deref().map(outcome_of_json).transpose());
+        let ends: Vec<Option<Outcome>> = ends.collect::<Result<_, _>>()?;
+        let is_last_round = index + 1 == rounds.len();
+        let is_queued_again = is_last_round && row.state == "queued" && row.attempts_in_round > 0;
+        let mut why = planned.rules().story(ends.iter().map(Option::as_ref));
+        if !is_queued_again && let Some(last) = why.last_mut() {
+            *last = None;
+        }
+        for (attempt, why) in shown.by_ref().zip(why) {
+            attempt.retried_because = why;
+        }
+    }
+    Ok(())
+}
+
 fn attempt(
     row: &attempts::Model,
     planned: &PlannedAction,
@@ -117,6 +144,7 @@ fn attempt(
         commands: of_attempt.map(|row| command(row, planned)).collect(),
         artifacts: None,
         tests: None,
+        retried_because: None,
     })
 }
 

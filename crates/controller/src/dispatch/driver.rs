@@ -24,7 +24,8 @@ use super::live::Live;
 use super::presence::Presence;
 use super::reports::ReportError;
 use super::wants::{self, ActionLimits};
-use super::{Answer, Dispatch, INBOX, Input, Refusal};
+use super::why::Question;
+use super::{Dispatch, INBOX, Input, Refusal};
 use crate::replica::Replica;
 use crate::storage::StorageDoor;
 use crate::store::{Held, News, Store, StoreError};
@@ -77,7 +78,7 @@ pub struct Driver {
     pub(super) closing: Closing,
     pub(super) line: Option<Line>,
     /// Why-questions under way at the scheduler.
-    pub(super) questions: HashMap<u64, Answer<Vec<String>>>,
+    pub(super) questions: HashMap<u64, Question>,
     pub(super) next_question: u64,
     /// Tokens taken from the database and not given out: `start..end`.
     tokens: std::ops::Range<u64>,
@@ -375,8 +376,8 @@ impl Driver {
         self.presence.line_is_down();
         self.closing.line_is_down();
         self.linked.send_replace(false);
-        for (_, answer) in self.questions.drain() {
-            let _ = answer.send(Ok(vec!["no scheduler is connected".into()])); // who asked may have gone away
+        for (_, question) in self.questions.drain() {
+            let _ = question.answer.send(Ok(vec!["no scheduler is connected".into()])); // who asked may have gone away
         }
     }
 

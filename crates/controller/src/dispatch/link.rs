@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use sealci_proto::PROTOCOL;
+use sealci_proto::PROTOCOLS;
 use sealci_proto::agent::LogChunk;
 use sealci_proto::scheduler::scheduler_service_client::SchedulerServiceClient;
 use sealci_proto::scheduler::{
@@ -125,8 +125,11 @@ async fn carry(
     let mut client = SchedulerServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
 
     let (outgoing, mut batches) = mpsc::channel::<Vec<ControllerMessage>>(OUTGOING_BATCHES);
-    let hello =
-        Hello { protocol_min: PROTOCOL, protocol_max: PROTOCOL, replica_id: Uuid::now_v7().to_string() };
+    let hello = Hello {
+        protocol_min: PROTOCOLS.min,
+        protocol_max: PROTOCOLS.max,
+        replica_id: Uuid::now_v7().to_string(),
+    };
     let hello = ControllerMessage { body: Some(controller_message::Body::Hello(hello)) };
     let messages = async_stream(hello, move |context| batches.poll_recv(context));
     let mut request = tonic::Request::new(messages);

@@ -143,7 +143,8 @@ impl Live {
         row.state = state.to_owned();
         row.outcome = action.outcome().map(outcome_to_json);
         row.attempts = attempts;
-        row.attempts_in_round = i32::try_from(action.attempts_in_round).unwrap_or(i32::MAX);
+        row.attempts_in_round = i32::try_from(action.tries.attempts).unwrap_or(i32::MAX);
+        row.retries_in_round = i32::try_from(action.tries.by_retry).unwrap_or(i32::MAX);
         moved
     }
 

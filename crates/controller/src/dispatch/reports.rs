@@ -7,7 +7,7 @@ use sealci_core::ids::{AgentId, AttemptId, ClaimId, FencingToken, InstanceId};
 use sealci_core::pipeline::{Granted, ReportRefusal};
 use sealci_git::Credentials;
 use sealci_proto::agent::{
-    Ack, Claim, ClaimAnswer, ClaimGranted, ClaimRefused, Event, LogChunk, claim_answer, event,
+    Ack, Claim, ClaimAnswer, ClaimGranted, ClaimRefused, Event, LogChunk, Renew, Renewed, claim_answer, event,
 };
 use sealci_proto::scheduler::{FromAgent, from_agent, to_agent};
 use sealci_proto::{Malformed, attempt_id};
@@ -51,6 +51,7 @@ impl Driver {
         };
         match from.body.ok_or_else(|| Malformed::missing("from_agent.body"))? {
             from_agent::Body::Claim(claim) => self.claim(sender, claim, transaction).await,
+            from_agent::Body::Renew(renew) => self.renew(sender, renew, transaction).await,
             from_agent::Body::Event(event) => self.event(sender, event, transaction).await,
             from_agent::Body::LogChunk(chunk) => {
                 transaction.release(sender.session, chunk.data.len());
@@ -132,6 +133,28 @@ impl Driver {
         let granted =
             ClaimGranted { token: token.0, sealed_credentials, sealed_storage, ..Default::default() };
         claim_answer::Answer::Granted(granted)
+    }
+
+    /// An exclusive attempt may go on as long as it is its action's. The answer waits for the commit like all others, which
+    /// finds out, though it writes nothing, whether the pipeline is another replica's by now.
+    async fn renew(
+        &mut self,
+        sender: Sender,
+        renew: Renew,
+        transaction: &mut Transaction,
+    ) -> Result<(), ReportError> {
+        let id = attempt_id(&renew.attempt)?;
+        let token = FencingToken(renew.token);
+        let Some(live) = self.place_of_attempt(id).await?.here() else { return Ok(()) };
+        let is_current =
+            live.current(id).is_some_and(|attempt| attempt.token == token && attempt.outcome().is_none());
+        if is_current && is_claimants(live, id, sender) {
+            transaction.dirty.entry(live.id()).or_default();
+            self.presence.heard(id, Instant::now());
+            let renewed = Renewed { attempt: renew.attempt, token: renew.token, number: renew.number };
+            transaction.answer(sender.session, to_agent::Body::Renewed(renewed));
+        }
+        Ok(())
     }
 
     async fn event(

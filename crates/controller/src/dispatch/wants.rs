@@ -1,6 +1,7 @@
 //! States what is wanted of the scheduler, from a pipeline as it stands.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use prost::Message;
 use sealci_core::attempt::AttemptState;
@@ -20,9 +21,16 @@ const ACTIONS_PER_PIPELINE: u64 = 512;
 #[derive(Debug, Clone, Copy)]
 pub struct ActionLimits {
     /// TERM → so long → KILL.
-    pub grace: std::time::Duration,
+    pub grace: Duration,
     /// A log is cut visibly past this length.
     pub log_quota_bytes: u64,
+}
+
+/// How long an exclusive action may run on after a message that the controller answered was *sent*: 40 s where 60 s of silence
+/// make an attempt lost. The silence is counted from when the same message, or a later one, *came*. So the kill is at least
+/// a third of the silence ahead of the loss: 20 s for the kill to take hold and for clocks that do not run alike.
+fn exclusive_lease(lost_after: Duration) -> Duration {
+    lost_after * 2 / 3
 }
 
 /// All that is wanted for a pipeline.
@@ -100,14 +108,14 @@ fn queued(live: &Live, index: usize, config: &Config) -> WantQueued {
         order: live.pipeline.number.unsigned_abs() * ACTIONS_PER_PIPELINE + index as u64,
         repository: live.pipeline.repository.clone(),
         spec: spec(live, index, config).encode_to_vec(),
+        exclusive: live.plans[index].exclusive,
     }
 }
 
 /// Everything the agent needs to execute the action.
 fn spec(live: &Live, index: usize, config: &Config) -> ActionSpec {
     let (pipeline, plan) = (&live.pipeline, &live.plans[index]);
-    let milliseconds =
-        |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let milliseconds = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     ActionSpec {
         pipeline_id: live.id().to_string(),
         pipeline_name: pipeline.name.clone(),
@@ -138,6 +146,7 @@ fn spec(live: &Live, index: usize, config: &Config) -> ActionSpec {
         uses: plan.uses.iter().map(|used| used_action(live, *used)).collect(),
         artifacts: plan.artifacts.as_ref().map(Into::into),
         junit: plan.reports.junit.clone(),
+        exclusive_lease_ms: if plan.exclusive { milliseconds(exclusive_lease(config.lost_after)) } else { 0 },
     }
 }
 

@@ -10,6 +10,14 @@ use super::live::Live;
 use super::{Answer, Refusal};
 use crate::store::StoreError;
 
+/// A why-question that the scheduler has been asked.
+#[derive(Debug)]
+pub(super) struct Question {
+    pub answer: Answer<Vec<String>>,
+    /// Why it is queued again.
+    again: Option<String>,
+}
+
 impl Driver {
     pub(super) async fn why(
         &mut self,
@@ -35,14 +43,20 @@ impl Driver {
         let Some(index) = live.state.position(action) else { return refuse(answer, Refusal::UnknownAction) };
         let about = &live.state.actions[index];
         let next = AttemptId { action, number: about.attempts + 1 };
+        let again = why_again(about);
         let reasons = match &about.state {
-            ActionState::Queued if !is_linked => vec!["no scheduler is connected".to_owned()],
+            ActionState::Queued if !is_linked => {
+                ["no scheduler is connected".to_owned()].into_iter().chain(again).collect()
+            }
             ActionState::Queued => match placed.get(&next) {
-                Some(agent) => vec![format!("agent {} is preparing it", self.agents.name(*agent))],
+                Some(agent) => {
+                    let preparing = format!("agent {} is preparing it", self.agents.name(*agent));
+                    [preparing].into_iter().chain(again).collect()
+                }
                 None => {
                     let request = self.next_question;
                     self.next_question += 1;
-                    self.questions.insert(request, answer);
+                    self.questions.insert(request, Question { answer, again });
                     let question = WhyQuestion { request, attempt: Some(next.into()) };
                     transaction.messages.push(controller_message::Body::WhyQuestion(question));
                     return;
@@ -67,14 +81,20 @@ impl Driver {
 
     pub(super) fn why_answered(&mut self, answer: WhyAnswer) {
         if let Some(asked) = self.questions.remove(&answer.request) {
-            let reasons = if answer.reasons.is_empty() {
-                vec!["the scheduler is about to place it".to_owned()]
-            } else {
-                answer.reasons
-            };
-            let _ = asked.send(Ok(reasons)); // who asked may have gone away
+            let mut reasons = answer.reasons;
+            if reasons.is_empty() {
+                reasons.push("the scheduler is about to place it".to_owned());
+            }
+            reasons.extend(asked.again);
+            let _ = asked.answer.send(Ok(reasons)); // who asked may have gone away
         }
     }
+}
+
+/// Why an action is queued that was tried before in this round.
+fn why_again(action: &Action) -> Option<String> {
+    let before = action.current.as_ref().filter(|_| action.tries.attempts > 0)?;
+    Some(format!("it is tried again: attempt {} {}", before.number, before.outcome()?))
 }
 
 /// The actions that a pending action waits for, as sentences.

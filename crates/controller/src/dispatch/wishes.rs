@@ -103,6 +103,7 @@ fn new_live(new: &NewPipeline, owner: ReplicaId, now_ms: i64) -> Live {
             plan.name.clone(),
             plan.needs.clone(),
             plan.allow_failure.clone(),
+            plan.rules(),
         ));
         rows.push(actions::Model {
             id: action.as_uuid(),
@@ -114,6 +115,7 @@ fn new_live(new: &NewPipeline, owner: ReplicaId, now_ms: i64) -> Live {
             outcome: None,
             attempts: 0,
             attempts_in_round: 0,
+            retries_in_round: 0,
             queued_at: None,
             started_at: None,
             finished_at: None,

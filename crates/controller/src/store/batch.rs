@@ -24,7 +24,7 @@ const ROWS_PER_STATEMENT: usize = 500;
 /// What one commit writes. Every row is given whole, as it shall stand.
 #[derive(Debug, Default)]
 pub struct Batch {
-    /// Where the database is shared: what must be held for it to be written.
+    /// Where the database is shared: what must be held for it to be written, also where nothing is.
     pub held: Option<Held>,
     /// Pipelines whose number is 0 get theirs by the commit.
     pub pipelines: BTreeMap<Uuid, pipelines::Model>,
@@ -60,7 +60,8 @@ impl Batch {
     }
 
     pub(super) async fn commit(&mut self, writer: &DatabaseConnection) -> Result<(), StoreError> {
-        if self.is_empty() {
+        let holds_nothing = self.held.as_ref().is_none_or(|held| held.epochs.is_empty());
+        if self.is_empty() && holds_nothing {
             return Ok(());
         }
         let transaction = writer.begin().await?;

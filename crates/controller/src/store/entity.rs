@@ -66,6 +66,8 @@ pub mod actions {
         pub outcome: Option<String>,
         pub attempts: i32,
         pub attempts_in_round: i32,
+        /// Those of them that the manifest's `retry` gave.
+        pub retries_in_round: i32,
         pub queued_at: Option<i64>,
         pub started_at: Option<i64>,
         pub finished_at: Option<i64>,

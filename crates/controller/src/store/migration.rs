@@ -1,6 +1,7 @@
 //! Makes the tables. A migration that has been released is never changed; the next one comes after it.
 
 mod leases;
+mod retries;
 mod storage;
 
 use sea_orm::{
@@ -19,7 +20,13 @@ pub struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(First), Box::new(OpenLogs), Box::new(storage::Storage), Box::new(leases::Leases)]
+        vec![
+            Box::new(First),
+            Box::new(OpenLogs),
+            Box::new(storage::Storage),
+            Box::new(leases::Leases),
+            Box::new(retries::Retries),
+        ]
     }
 }
 

@@ -5,6 +5,7 @@ use sealci_core::ids::{ActionId, AgentId, ClaimId, FencingToken, InstanceId, Pip
 use sealci_core::outcome::Outcome;
 use sealci_core::pipeline::{Action, ActionState, Pipeline};
 use sealci_core::plan::PlannedAction;
+use sealci_core::retry::Tries;
 
 use super::PipelineRows;
 use super::entity::attempts;
@@ -25,7 +26,7 @@ impl Malformed {
     }
 }
 
-/// Attempt numbers are far below 2³¹: three a round, and rounds are opened by people.
+/// Attempt numbers are far below 2³¹: a dozen a round, and rounds are opened by people.
 pub(super) fn number(number: u32) -> i32 {
     i32::try_from(number).unwrap_or(i32::MAX)
 }
@@ -68,9 +69,13 @@ pub fn aggregate(rows: &PipelineRows) -> Result<(Pipeline, Vec<PlannedAction>), 
             name: row.name.clone(),
             needs: planned.needs.clone(),
             allow_failure: planned.allow_failure.clone(),
+            rules: planned.rules(),
             state,
             attempts: unsigned(row.attempts),
-            attempts_in_round: unsigned(row.attempts_in_round),
+            tries: Tries {
+                attempts: unsigned(row.attempts_in_round),
+                by_retry: unsigned(row.retries_in_round),
+            },
             current,
         });
         plans.push(planned);

@@ -31,9 +31,11 @@ pub(super) const ACTION: Section = Section {
         "artifacts",
         "reports",
         "timeout",
+        "retry",
+        "exclusive",
         "allow-failure",
     ],
-    later: &["if", "matrix", "secrets", "retry", "approval", "exclusive", "priority", "finally", "extends"],
+    later: &["if", "matrix", "secrets", "approval", "priority", "finally", "extends"],
 };
 pub(super) const CONFIGURATION: Section = Section {
     what: "`configuration`",
@@ -50,12 +52,13 @@ pub(super) const CACHE: Section =
 pub(super) const ARTIFACTS: Section =
     Section { what: "`artifacts`", offered: &["paths", "when", "keep"], later: &[] };
 pub(super) const REPORTS: Section = Section { what: "`reports`", offered: &["junit"], later: &[] };
+pub(super) const RETRY: Section = Section { what: "`retry`", offered: &["times", "on"], later: &[] };
 pub(super) const RESOURCES: Section =
     Section { what: "`resources`", offered: &["cpu", "memory"], later: &["disk"] };
 pub(super) const NETWORK: Section = Section { what: "`network`", offered: &[], later: &["allow"] };
 
 /// Where a key has several places, the first one names it.
-const SECTIONS: [&Section; 11] = [
+const SECTIONS: [&Section; 12] = [
     &PIPELINE,
     &ACTION,
     &CONFIGURATION,
@@ -67,10 +70,11 @@ const SECTIONS: [&Section; 11] = [
     &CACHE,
     &ARTIFACTS,
     &REPORTS,
+    &RETRY,
 ];
 
 /// What other systems call what we have.
-const ELSEWHERE: [(&str, &str); 21] = [
+const ELSEWHERE: [(&str, &str); 23] = [
     ("after", "needs"),
     ("depends_on", "needs"),
     ("dependencies", "needs"),
@@ -88,6 +92,8 @@ const ELSEWHERE: [(&str, &str); 21] = [
     ("allow_failure", "allow-failure"),
     ("timeout-minutes", "timeout"),
     ("mem", "memory"),
+    ("attempts", "retry"),
+    ("retries", "retry"),
     ("restore-keys", "restore"),
     ("fallback_keys", "restore"),
     ("expire_in", "keep"),
@@ -100,7 +106,6 @@ pub(super) fn mend_of_later(key: &str) -> String {
         "on" => "leave it out: for now the monitor's configuration chooses the events".to_owned(),
         "include" | "extends" => "write out what it would bring in".to_owned(),
         "matrix" => "write one action for each combination".to_owned(),
-        "retry" => "leave it out: what the infrastructure loses is tried again anyway".to_owned(),
         "if" => "test for it in the commands".to_owned(),
         _ => "leave it out: a later version will take it".to_owned(),
     }

@@ -25,6 +25,7 @@ mod graph;
 mod keys;
 mod read;
 mod reader;
+mod repetition;
 mod services;
 mod source;
 mod tree;
@@ -57,6 +58,8 @@ pub const MAX_LABELS: usize = 64;
 pub const MAX_ITEMS: usize = 128;
 /// Services of an action, and caches.
 pub const MAX_BESIDE: usize = 16;
+/// Further attempts that `retry` can wish.
+pub const MAX_RETRIES: u32 = 10;
 /// Bytes of a path or pattern, and of a cache's key as written.
 pub const MAX_PATH_BYTES: usize = 1024;
 /// Block collections, and flow collections, within one another. The language itself needs seven.

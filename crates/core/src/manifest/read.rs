@@ -12,7 +12,7 @@ use super::tree::{Content, Entry, Node};
 use super::values::{self, Refusal};
 use super::{MAX_ACTIONS, MAX_COMMANDS, MAX_ENV_BYTES, MAX_VARIABLES};
 use crate::plan::{
-    AllowFailure, Artifacts, Cache, Environment, Plan, PlannedAction, Reports, Service, Shell,
+    AllowFailure, Artifacts, Cache, Environment, Plan, PlannedAction, Reports, Retry, Service, Shell,
 };
 
 /// How long an action may take that says nothing about it.
@@ -53,6 +53,8 @@ struct Body {
     environment: Option<Environment>,
     timeout: Option<Duration>,
     allow_failure: AllowFailure,
+    retry: Retry,
+    exclusive: bool,
     services: Vec<Service>,
     caches: Vec<Cache>,
     artifacts: Option<Artifacts>,
@@ -78,6 +80,8 @@ impl Draft<'_> {
                 environment,
                 timeout,
                 allow_failure,
+                retry,
+                exclusive,
                 services,
                 caches,
                 artifacts,
@@ -94,6 +98,8 @@ impl Draft<'_> {
                 environment: environment.unwrap_or_default(),
                 timeout: timeout.unwrap_or(DEFAULT_TIMEOUT),
                 allow_failure,
+                retry,
+                exclusive,
                 uses,
                 services,
                 caches,
@@ -233,6 +239,8 @@ impl Reader<'_> {
             allow_failure: find(fields, "allow-failure")
                 .and_then(|entry| self.allow_failure(entry))
                 .unwrap_or_default(),
+            retry: find(fields, "retry").and_then(|entry| self.retry(entry)).unwrap_or_default(),
+            exclusive: find(fields, "exclusive").and_then(|entry| self.exclusive(entry)).unwrap_or_default(),
             services: find(fields, "services")
                 .map(|entry| self.services(entry, executor))
                 .unwrap_or_default(),

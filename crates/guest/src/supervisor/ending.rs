@@ -79,7 +79,8 @@ impl Supervisor {
             self.tell_of(ended);
         }
         // Of what was cancelled, or never ran, nobody wants files.
-        if self.stays && self.run.is_some() && ending != Ending::Cancelled {
+        let is_wanted = !matches!(ending, Ending::Cancelled | Ending::Expired);
+        if self.stays && self.run.is_some() && is_wanted {
             self.push(&FromInit::Ended { ending: ending.clone(), survivors });
             self.ended = Some((ending, survivors));
             self.phase = Phase::Staying;

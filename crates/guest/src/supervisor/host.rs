@@ -104,6 +104,7 @@ impl Supervisor {
                 self.terminate(Ending::Cancelled, Duration::from_millis(grace_ms));
             }
             ToInit::Kill => self.cut_by_kill(Ending::Cancelled),
+            ToInit::Lease(lease) => self.renew(lease),
             ToInit::Put(put) => self.put(put),
             ToInit::PutEnd => self.end_put()?,
             ToInit::Take(take) => self.take(take),

@@ -50,6 +50,8 @@ fn to_init() -> impl Strategy<Value = ToInit> {
         any::<u8>().prop_map(|number| ToInit::Signal { number }),
         any::<u64>().prop_map(|grace_ms| ToInit::Cancel { grace_ms }),
         Just(ToInit::Kill),
+        any::<(u64, u64)>()
+            .prop_map(|(until_boot_ms, longest_ms)| ToInit::Lease(Lease { until_boot_ms, longest_ms })),
         any::<(u32, Vec<u8>, Vec<u8>, Option<Vec<u8>>)>()
             .prop_map(|(id, root, workdir, home)| ToInit::Put(Put { id, root, workdir, home })),
         Just(ToInit::PutEnd),
@@ -79,6 +81,7 @@ fn ending() -> impl Strategy<Value = Ending> {
         Just(Ending::TimedOut),
         Just(Ending::Cancelled),
         any::<String>().prop_map(Ending::Error),
+        Just(Ending::Expired),
     ]
 }
 

@@ -1,9 +1,9 @@
 //! How an init ends while files are on their way.
 
 use std::io::Write;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use sealci_guest::wire::{Ending, MAX_PUT_DATA_BYTES, PUT_DATA_KIND, PUT_WINDOW_BYTES, Start, ToInit};
+use sealci_guest::wire::{Ending, Lease, MAX_PUT_DATA_BYTES, PUT_DATA_KIND, PUT_WINDOW_BYTES, Start, ToInit};
 
 use crate::host::{Host, PATIENCE, Said, names_in};
 
@@ -158,4 +158,61 @@ fn a_child_is_asked_too_that_is_forked_while_term_is_blocked() {
     host.until_output("up");
     host.send(&ToInit::Cancel { grace_ms: 10 * PATIENCE.as_millis() as u64 });
     assert_eq!(host.finish().1, Ending::Cancelled);
+}
+
+/// A lease that ends so long from now.
+fn lease(left: Duration) -> ToInit {
+    let boot_time = || {
+        let uptime = std::fs::read_to_string("/proc/uptime").unwrap(); // of the boot-time clock
+        Duration::from_secs_f64(uptime.split(' ').next().unwrap().parse().unwrap())
+    };
+    let until_boot_ms = (boot_time() + left).as_millis() as u64;
+    ToInit::Lease(Lease { until_boot_ms, longest_ms: 10_000 })
+}
+
+#[test]
+fn the_end_of_a_lease_kills_without_grace_though_the_host_is_stopped() {
+    let mut host = Host::new();
+    let oracle = host.work().join("oracle");
+    host.send(&lease(Duration::from_secs(2)));
+    let began = Instant::now();
+    let start = host.start_of(&["trap '' TERM; while :; do date +%s.%N >>oracle; sleep 0.05; done"]);
+    host.start(start);
+    // Nothing is said to it, and nothing is read of it.
+    while began.elapsed() < Duration::from_secs(3) {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let written = std::fs::metadata(&oracle).unwrap().len();
+    assert!(written > 0);
+    assert_eq!(host.finish().1, Ending::Expired);
+    assert_eq!(std::fs::metadata(&oracle).unwrap().len(), written, "it was dead by then");
+}
+
+#[test]
+fn a_renewed_lease_lets_it_go_on_and_an_older_one_is_not_later() {
+    let mut host = Host::new();
+    host.send(&lease(Duration::from_secs(1)));
+    let start = host.start_of(&["sleep 2.5; echo over"]);
+    host.start(start);
+    host.send(&lease(Duration::from_secs(8)));
+    let (text, ending) = host.finish();
+    assert_eq!((text.as_str(), ending), ("over\n", Ending::Succeeded));
+}
+
+#[test]
+fn a_lease_that_is_past_kills_at_once() {
+    let mut host = Host::new();
+    let start = host.start_of(&["echo up; exec sleep 1000"]);
+    host.start(start);
+    host.until_output("up");
+    host.send(&ToInit::Lease(Lease { until_boot_ms: 1, longest_ms: 10_000 }));
+    assert_eq!(host.finish().1, Ending::Expired);
+}
+
+#[test]
+fn a_lease_by_another_clock_is_refused() {
+    let mut host = Host::new();
+    host.send(&lease(Duration::from_secs(3600)));
+    let Ending::Error(why) = host.finish().1 else { panic!("it was taken") };
+    assert!(why.contains("clock"), "{why}");
 }

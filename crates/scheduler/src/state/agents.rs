@@ -6,7 +6,7 @@ use prost::Message;
 use sealci_core::ids::{AgentId, AttemptId, InstanceId};
 use sealci_proto::agent::{self, HeldState, agent_message, scheduler_message};
 use sealci_proto::scheduler::{self, from_agent};
-use sealci_proto::{Malformed, PROTOCOL, attempt_id};
+use sealci_proto::{Malformed, Versions, attempt_id};
 use tracing::{info, warn};
 
 use super::session::Session;
@@ -54,16 +54,19 @@ impl Scheduler {
         credential_sha256: [u8; 32],
         hello: agent::Hello,
     ) -> Result<Arrival, Ended> {
-        if !(hello.protocol_min..=hello.protocol_max).contains(&PROTOCOL) {
-            let (theirs_min, theirs_max) = (hello.protocol_min, hello.protocol_max);
-            return Err(Ended::Protocol { theirs_min, theirs_max });
-        }
+        let protocol = self.common_protocol(hello.protocol_min, hello.protocol_max)?;
         check_size("hello", hello.encoded_len())?;
         let instance = hello.instance_id.parse().map_err(Malformed::from)?;
         if !self.directory.complete && self.arrivals.len() >= self.settings.max_waiting {
             return Err(Ended::TooManyWaiting { waiting: self.arrivals.len() });
         }
-        Ok(Arrival { agent, credential_sha256, instance, hello })
+        Ok(Arrival { agent, credential_sha256, instance, protocol, hello })
+    }
+
+    /// The version to speak with the one at the other end.
+    pub(super) fn common_protocol(&self, min: u32, max: u32) -> Result<u32, Ended> {
+        let (theirs, ours) = (Versions { min, max }, self.settings.protocols);
+        ours.highest_common(theirs).ok_or(Ended::Protocol { theirs, ours })
     }
 
     fn refuse(&mut self, session: SessionId, ended: Ended) {
@@ -84,7 +87,7 @@ impl Scheduler {
     }
 
     fn admit(&mut self, now: Duration, id: SessionId, arrival: Arrival) {
-        let Arrival { agent, credential_sha256, instance, hello } = arrival;
+        let Arrival { agent, credential_sha256, instance, protocol, hello } = arrival;
         if !self.directory.accepts(agent, &credential_sha256) {
             info!(agent.id = %agent, "refused an agent: unknown, or another credential");
             return self.refuse(id, Ended::Unauthenticated { agent });
@@ -99,7 +102,7 @@ impl Scheduler {
         self.tell_agent(
             id,
             scheduler_message::Body::Welcome(agent::Welcome {
-                protocol: PROTOCOL,
+                protocol,
                 incarnation: self.incarnation,
                 stream: id.0,
                 held_interval_ms: self.settings.held_interval.as_millis() as u64,
@@ -201,6 +204,7 @@ impl Scheduler {
         for attempt in session.held.keys() {
             self.forget_holder(*attempt, id);
         }
+        self.seek_held_back(now);
         for attempt in session.asked() {
             if self.wants.placed_on(attempt) == Some(id) {
                 self.wants.unplace(attempt);
@@ -234,6 +238,9 @@ impl Scheduler {
             }
             agent_message::Body::Event(event) => {
                 self.forward(id, attempt_id(&event.attempt), from_agent::Body::Event(event), 0)
+            }
+            agent_message::Body::Renew(renew) => {
+                self.forward(id, attempt_id(&renew.attempt), from_agent::Body::Renew(renew), 0)
             }
             agent_message::Body::LogChunk(chunk) if chunk.data.len() > MAX_CHUNK_BYTES => {
                 let bytes = chunk.data.len();
@@ -286,6 +293,7 @@ impl Scheduler {
         }
         self.adopt_held(now, id);
         self.conclude_absences(now, id);
+        self.seek_held_back(now);
         self.touched.insert(id);
         self.changed.insert(id);
         Ok(())

@@ -7,7 +7,7 @@ use prost::Message;
 use sealci_core::ids::{AgentId, AttemptId, InstanceId, PipelineId, ReplicaId};
 use sealci_proto::agent::{self, scheduler_message as to_agent_message};
 use sealci_proto::scheduler::{self, EnrolRefusal, controller_message, scheduler_message, to_agent};
-use sealci_proto::{Malformed, PROTOCOL, attempt_id};
+use sealci_proto::{Malformed, attempt_id};
 use tracing::{info, warn};
 
 use super::directory::Entry;
@@ -36,10 +36,10 @@ pub(super) struct Question {
 
 impl Scheduler {
     pub(super) fn controller_arrived(&mut self, id: ControllerId, hello: scheduler::Hello) {
-        let (theirs_min, theirs_max) = (hello.protocol_min, hello.protocol_max);
-        if !(theirs_min..=theirs_max).contains(&PROTOCOL) {
-            return self.refuse_controller(id, Ended::Protocol { theirs_min, theirs_max });
-        }
+        let protocol = match self.common_protocol(hello.protocol_min, hello.protocol_max) {
+            Ok(protocol) => protocol,
+            Err(ended) => return self.refuse_controller(id, ended),
+        };
         let replica: ReplicaId = match hello.replica_id.parse() {
             Ok(replica) => replica,
             Err(error) => return self.refuse_controller(id, Malformed::from(error).into()),
@@ -56,7 +56,7 @@ impl Scheduler {
         }
         info!(controller.replica = %replica, controller.stream = id.0, "a controller connected");
         self.controllers.insert(id, Controller { replica, has_directory: false, snapshot: None });
-        let welcome = scheduler::Welcome { protocol: PROTOCOL, incarnation: self.incarnation };
+        let welcome = scheduler::Welcome { protocol, incarnation: self.incarnation };
         self.tell_controller(id, scheduler_message::Body::Welcome(welcome));
         let sessions: Vec<_> = self.sessions.keys().copied().collect();
         for session in sessions {
@@ -232,6 +232,7 @@ impl Scheduler {
         let body = match message.body {
             Some(to_agent::Body::ClaimAnswer(answer)) => to_agent_message::Body::ClaimAnswer(answer),
             Some(to_agent::Body::Ack(ack)) => to_agent_message::Body::Ack(ack),
+            Some(to_agent::Body::Renewed(renewed)) => to_agent_message::Body::Renewed(renewed),
             Some(to_agent::Body::ReleasedBytes(bytes)) => {
                 return self.credit.release(session, id, bytes);
             }

@@ -3,16 +3,16 @@
 use std::time::Duration;
 
 use sealci_core::ids::AgentId;
-use sealci_proto::{Malformed, PROTOCOL};
+use sealci_proto::{Malformed, Versions};
 
 /// Why the scheduler ended a stream, or refused to begin one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Ended {
     #[error(
-        "the other side speaks protocol versions {theirs_min} to {theirs_max}, this scheduler speaks {PROTOCOL}: \
-         bring both to a release that has one in common"
+        "you speak version {theirs} of the protocol, this scheduler speaks {ours}: bring the older of the two to a \
+         release that is at most one behind the other's"
     )]
-    Protocol { theirs_min: u32, theirs_max: u32 },
+    Protocol { theirs: Versions, ours: Versions },
     #[error("agent {agent} is not known here, or its credential is another: enrol it")]
     Unauthenticated { agent: AgentId },
     #[error("agent {agent} was removed: enrol it again to use it")]

@@ -71,6 +71,7 @@ pub fn queued(n: u64, cpu: u64) -> scheduler::Want {
             order: n,
             repository: "r".into(),
             spec: vec![n as u8],
+            exclusive: false,
         })),
     }
 }
@@ -199,7 +200,7 @@ impl Bench {
                     down::Body::Welcome(_) => told.push(Told::Welcome),
                     down::Body::Superseded(_) => told.push(Told::Superseded),
                     down::Body::Desired(desired) => told.extend(desired.entries.iter().map(short)),
-                    down::Body::ClaimAnswer(_) | down::Body::Ack(_) => {}
+                    down::Body::ClaimAnswer(_) | down::Body::Ack(_) | down::Body::Renewed(_) => {}
                     down::Body::Credit(_) => return true,
                 }
                 false
@@ -207,6 +208,17 @@ impl Bench {
             _ => true,
         });
         told
+    }
+
+    /// The answers about leases that a session was told.
+    pub fn renewed(&self, session: u64) -> Vec<agent::Renewed> {
+        let renewed = |output: &Output| match output {
+            Output::ToAgent { session: to, message: down::Body::Renewed(renewed) } if to.0 == session => {
+                Some(renewed.clone())
+            }
+            _ => None,
+        };
+        self.outputs.iter().filter_map(renewed).collect()
     }
 
     pub fn credit(&mut self, session: u64) -> u64 {

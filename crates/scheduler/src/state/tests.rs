@@ -64,7 +64,10 @@ fn strangers_are_refused() {
     bench.input(Input::AgentArrived { session, agent, credential_sha256: [2; 32], hello: hello(1) });
     assert!(matches!(bench.ended(2), Some(Ended::Unauthenticated { .. })));
     bench.agent_says_hello(3, 1, agent::Hello { protocol_min: 2, protocol_max: 3, ..hello(1) });
-    assert_eq!(bench.ended(3), Some(Ended::Protocol { theirs_min: 2, theirs_max: 3 }));
+    assert_eq!(
+        bench.ended(3),
+        Some(Ended::Protocol { theirs: Versions { min: 2, max: 3 }, ours: PROTOCOLS })
+    );
     bench.agent_says_hello(4, 1, agent::Hello { instance_id: "x".into(), ..hello(1) });
     assert!(matches!(bench.ended(4), Some(Ended::Malformed(_))));
 }
@@ -494,6 +497,100 @@ fn a_replica_that_comes_back_takes_the_place_of_its_old_stream() {
     assert_eq!(bench.scheduler.controllers.len(), 1);
 }
 
+/// The second attempt of the action whose first one is attempt `n`, exclusive.
+fn next_of(n: u64) -> scheduler::Want {
+    let mut want = queued(n, 1);
+    want.attempt = Some(AttemptId { number: 2, ..attempt_id(n) }.into());
+    if let Some(scheduler::want::State::Queued(queued)) = &mut want.state {
+        queued.exclusive = true;
+    }
+    want
+}
+
+#[test]
+fn an_exclusive_action_waits_until_its_former_attempt_is_gone() {
+    for ends_with_stream in [false, true] {
+        let mut bench = two_agents();
+        bench.wants(1, vec![claimed(1, 1, 1, None)]);
+        bench.held(1, None, &[(1, Running)]);
+        bench.told(1);
+        // It was fenced, say; its agent has yet to clean up. The other agent has room.
+        bench.change(1, vec![gone(1), next_of(1)]);
+        bench.held(1, None, &[(1, Finished)]);
+        assert_eq!((bench.told(1), bench.told(2)), (vec![], vec![]));
+        let number_2 = AttemptId { number: 2, ..attempt_id(1) };
+        assert_eq!(
+            bench.scheduler.why(number_2),
+            Some(vec![
+                "it is exclusive, and attempt 1 is not gone yet from agent-1, where it is cleaned up".into()
+            ])
+        );
+        if ends_with_stream {
+            bench.agent_goes(1);
+            assert_eq!(bench.told(2), [Told::Run(1)], "nobody who is there holds it");
+        } else {
+            bench.held(1, None, &[]);
+            assert_eq!(bench.told(1), [Told::Run(1)]);
+        }
+        assert!(bench.scheduler.held_back.is_empty());
+    }
+}
+
+#[test]
+fn what_is_not_exclusive_does_not_wait_for_its_former_attempt() {
+    let mut bench = two_agents();
+    bench.wants(1, vec![claimed(1, 1, 1, None)]);
+    bench.held(1, None, &[(1, Running)]);
+    bench.told(1);
+    let mut next = next_of(1);
+    if let Some(scheduler::want::State::Queued(queued)) = &mut next.state {
+        queued.exclusive = false;
+    }
+    bench.change(1, vec![gone(1), next]);
+    assert_eq!([bench.told(1), bench.told(2)].concat(), [Told::Run(1)]);
+}
+
+#[test]
+fn questions_about_leases_and_their_answers_pass_unread() {
+    let (mut bench, here, _) = one_placed();
+    bench.heard(1);
+    let renew = agent::Renew { attempt: Some(attempt_id(1).into()), token: 7, number: 3 };
+    bench.says(here, agent_message::Body::Renew(renew.clone()));
+    let passed = bench.heard(1).into_iter().any(|message| match message {
+        scheduler_message::Body::FromAgent(from) => {
+            from.body == Some(scheduler::from_agent::Body::Renew(renew.clone()))
+        }
+        _ => false,
+    });
+    assert!(passed);
+    let renewed = agent::Renewed { attempt: Some(attempt_id(1).into()), token: 7, number: 3 };
+    let body = Some(to_agent::Body::Renewed(renewed.clone()));
+    bench.states(1, up::Body::ToAgent(scheduler::ToAgent { session: here, body }));
+    assert_eq!(bench.renewed(here), [renewed]);
+}
+
+#[test]
+fn the_highest_common_version_is_spoken() {
+    let settings = Settings { protocols: Versions { min: 2, max: 3 }, ..Settings::default() };
+    for ((min, max), chosen) in [((1, 2), Some(2)), ((2, 3), Some(3)), ((3, 4), Some(3)), ((4, 5), None)] {
+        let mut scheduler = Scheduler::new(settings.clone(), 1);
+        let replica_id = sealci_core::ids::ReplicaId::from_parts(1, &[5; 10]).to_string();
+        let hello = scheduler::Hello { protocol_min: min, protocol_max: max, replica_id };
+        scheduler.handle(Duration::ZERO, Input::ControllerArrived { controller: ControllerId(1), hello });
+        let answer = scheduler.take_outputs().remove(0);
+        match (answer, chosen) {
+            (
+                Output::ToController { message: scheduler_message::Body::Welcome(welcome), .. },
+                Some(chosen),
+            ) => {
+                assert_eq!(welcome.protocol, chosen);
+            }
+            (Output::EndController { ended: Ended::Protocol { .. }, .. }, None) => {}
+            (other, chosen) => panic!("{other:?} instead of {chosen:?}"),
+        }
+    }
+}
+
 #[test]
 fn nothing_is_remembered_of_what_is_over() {
     let (mut bench, here, there) = one_placed();
@@ -507,7 +604,12 @@ fn nothing_is_remembered_of_what_is_over() {
     bench.controller_goes(1);
     let scheduler = &bench.scheduler;
     assert!(scheduler.sessions.is_empty() && scheduler.streams.is_empty() && scheduler.pooled.is_empty());
-    assert!(scheduler.holders.is_empty() && scheduler.wants.is_empty() && scheduler.touched.is_empty());
+    assert!(
+        scheduler.held_back.is_empty()
+            && scheduler.holders.is_empty()
+            && scheduler.wants.is_empty()
+            && scheduler.touched.is_empty()
+    );
     assert!(scheduler.placement.queue().is_empty() && scheduler.placement.pool().agents().is_empty());
     assert_eq!(scheduler.placement.queue().usage_cpu_millis("r"), 0);
 }

@@ -23,6 +23,8 @@ use crate::queue::Waiting;
 pub(super) struct QueuedWant {
     waiting: Waiting,
     spec: Vec<u8>,
+    /// Attempts of its action never overlap.
+    exclusive: bool,
     /// Where it was placed; none while it waits.
     pub placed: Option<SessionId>,
     /// How often an agent took it on and let go of it.
@@ -167,7 +169,7 @@ impl Wants {
 
 /// A statement about one attempt, read.
 enum Stated {
-    Queued { waiting: Waiting, spec: Vec<u8> },
+    Queued { waiting: Waiting, spec: Vec<u8>, exclusive: bool },
     Claimed(ClaimedWant),
     Gone,
 }
@@ -184,7 +186,7 @@ fn read(wire: scheduler::Want) -> Result<(AttemptId, Stated), Malformed> {
                 order: queued.order,
                 repository: queued.repository.into(),
             };
-            Stated::Queued { waiting, spec: queued.spec }
+            Stated::Queued { waiting, spec: queued.spec, exclusive: queued.exclusive }
         }
         want::State::Claimed(claimed) => Stated::Claimed(ClaimedWant {
             agent: claimed.agent_id.parse()?,
@@ -243,7 +245,10 @@ impl Scheduler {
             return;
         }
         match stated {
-            Stated::Queued { waiting, spec } => self.attempt_queued(now, pipeline, attempt, waiting, spec),
+            Stated::Queued { waiting, spec, exclusive } => {
+                let want = QueuedWant { waiting, spec, exclusive, placed: None, let_go: 0, not_before: now };
+                self.attempt_queued(now, pipeline, attempt, want);
+            }
             Stated::Claimed(claimant) => self.attempt_claimed(now, pipeline, attempt, claimant),
             Stated::Gone => self.attempt_gone(attempt),
         }
@@ -254,22 +259,21 @@ impl Scheduler {
         now: Duration,
         pipeline: PipelineId,
         attempt: AttemptId,
-        waiting: Waiting,
-        spec: Vec<u8>,
+        stated: QueuedWant,
     ) {
         if let Some(pipeline) = self.wants.pipelines.get_mut(&pipeline) {
-            pipeline.repository = Some(Arc::clone(&waiting.repository));
+            pipeline.repository = Some(Arc::clone(&stated.waiting.repository));
             pipeline.attempts.insert(attempt);
         }
         if let Some(claimant) = self.wants.claimed(attempt).cloned() {
             self.wants.remove_claim(attempt, claimant.key());
         }
         if let Some(want) = self.wants.queued_mut(attempt) {
-            want.waiting = waiting;
-            want.spec = spec;
+            want.waiting = stated.waiting;
+            want.spec = stated.spec;
+            want.exclusive = stated.exclusive;
         } else {
-            let want = QueuedWant { waiting, spec, placed: None, let_go: 0, not_before: now };
-            let state = WantState::Queued(Box::new(want));
+            let state = WantState::Queued(Box::new(stated));
             self.wants.attempts.insert(attempt, Wanted { pipeline, state });
         }
         self.seek_agent(now, attempt);
@@ -285,6 +289,7 @@ impl Scheduler {
         let key = claimant.key();
         let session = self.streams.get(&key).copied();
         self.placement.withdraw(attempt);
+        self.held_back.remove(&attempt);
         let before = match self.wants.state(attempt) {
             Some(WantState::Queued(want)) => want.placed,
             Some(WantState::Claimed(earlier)) => {
@@ -323,6 +328,7 @@ impl Scheduler {
     /// is settled between agent and controller.
     fn attempt_gone(&mut self, attempt: AttemptId) {
         let Some(wanted) = self.wants.attempts.remove(&attempt) else { return };
+        self.held_back.remove(&attempt);
         if let Some(pipeline) = self.wants.pipelines.get_mut(&wanted.pipeline) {
             pipeline.attempts.remove(&attempt);
         }
@@ -365,6 +371,7 @@ impl Scheduler {
             pipeline.stale = true;
             for attempt in &pipeline.attempts {
                 self.placement.withdraw(*attempt);
+                self.held_back.remove(attempt);
             }
         }
         for id in over {
@@ -380,9 +387,13 @@ impl Scheduler {
     /// queue. Of any other attempt it does nothing.
     pub(super) fn seek_agent(&mut self, now: Duration, attempt: AttemptId) {
         let Some(want) = self.wants.queued(attempt).filter(|want| want.placed.is_none()) else { return };
+        self.held_back.remove(&attempt);
         if let Some((session, wish)) = self.holder_for(attempt, want) {
             self.placement.withdraw(attempt);
             self.set_placed(attempt, session, wish);
+        } else if want.exclusive && self.former_holder(attempt).is_some() {
+            self.placement.withdraw(attempt);
+            self.held_back.insert(attempt);
         } else if self.wants.is_stale(attempt) {
             self.placement.withdraw(attempt);
         } else if want.not_before > now {
@@ -390,6 +401,22 @@ impl Scheduler {
         } else {
             self.placement.enqueue(attempt, want.waiting.clone());
         }
+    }
+
+    /// Looks again for places for what waits until former attempts are gone.
+    pub(super) fn seek_held_back(&mut self, now: Duration) {
+        for attempt in self.held_back.clone() {
+            self.seek_agent(now, attempt);
+        }
+    }
+
+    /// A connected agent that holds an earlier attempt of the same action, and which one.
+    fn former_holder(&self, attempt: AttemptId) -> Option<(AttemptId, SessionId)> {
+        (1..attempt.number).rev().find_map(|number| {
+            let former = AttemptId { number, ..attempt };
+            let session = self.holders.get(&former)?.first()?;
+            Some((former, *session))
+        })
     }
 
     /// Who holds the attempt and shall go on with it. What is only being prepared counts on a current instance, what
@@ -479,6 +506,16 @@ impl Scheduler {
         let want = self.wants.queued(attempt).filter(|want| want.placed.is_none())?;
         if self.wants.is_stale(attempt) {
             return Some(vec!["its pipeline is passing from one controller to another".into()]);
+        }
+        if self.held_back.contains(&attempt)
+            && let Some((former, session)) = self.former_holder(attempt)
+        {
+            let agent = self.sessions.get(&session).and_then(|session| self.directory.agent(session.agent));
+            let agent = agent.map_or("an agent", |agent| &agent.name);
+            let number = former.number;
+            return Some(vec![format!(
+                "it is exclusive, and attempt {number} is not gone yet from {agent}, where it is cleaned up"
+            )]);
         }
         if !self.placement.queue().contains(attempt) {
             let times = want.let_go;

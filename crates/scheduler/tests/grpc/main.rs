@@ -12,6 +12,7 @@ use peers::{
     Agent, Controller, Identity, SECRET, Scheduler, Told, attempt_id, claimed, config, enrol, identity,
     instance_id, queued, soon,
 };
+use sealci_proto::Versions;
 use sealci_proto::agent::{self, HeldState, agent_message};
 use sealci_proto::scheduler::{
     self, EnrolRefusal, controller_message, from_agent, scheduler_message as to_controller, to_agent,
@@ -82,7 +83,8 @@ async fn agents_without_the_right_credential_are_refused() {
 async fn controllers_without_the_secret_are_refused() {
     let scheduler = Scheduler::start(config()).await;
     for secret in ["", "another secret", &SECRET[..5]] {
-        let status = Controller::open(scheduler.address, secret, Controller::hello(1)).await.err().unwrap();
+        let status =
+            Controller::open(scheduler.address, secret, Controller::hello(1, 1)).await.err().unwrap();
         assert_eq!(status.code(), Code::Unauthenticated);
     }
     scheduler.stop().await;
@@ -92,16 +94,57 @@ async fn controllers_without_the_secret_are_refused() {
 async fn a_version_that_is_not_shared_is_refused_by_name() {
     let scheduler = Scheduler::start(config()).await;
     let address = scheduler.address;
-    let status = Controller::open(address, SECRET, Controller::hello(7)).await.err().unwrap();
+    let status = Controller::open(address, SECRET, Controller::hello(7, 7)).await.err().unwrap();
     assert_eq!(status.code(), Code::FailedPrecondition);
-    assert!(status.message().contains("7 to 7") && status.message().contains("speaks 1"), "{status}");
+    let told = "you speak version 7 of the protocol, this scheduler speaks 1: bring the older of the two to a release \
+                that is at most one behind the other's";
+    assert_eq!(status.message(), told);
 
     let _controller = Controller::connect(address, &[(1, None)]).await;
-    let mut new = identity(1, 1);
-    (new.hello.protocol_min, new.hello.protocol_max) = (2, 3);
-    let status = Agent::try_connect(address, new).await.err().unwrap();
+    let status = Agent::try_connect(address, speaking(1, (2, 3))).await.err().unwrap();
     assert_eq!(status.code(), Code::FailedPrecondition);
-    assert!(status.message().contains("2 to 3"), "{status}");
+    assert!(status.message().contains("version 2 to 3"), "{status}");
+    scheduler.stop().await;
+}
+
+/// An agent that speaks these versions.
+fn speaking(n: u64, (min, max): (u32, u32)) -> Identity {
+    let mut identity = identity(n, n);
+    (identity.hello.protocol_min, identity.hello.protocol_max) = (min, max);
+    identity
+}
+
+/// A scheduler of release N, which speaks N and N-1, with neighbours one release older and newer, and two.
+#[tokio::test]
+async fn releases_that_are_one_apart_speak_with_each_other() {
+    let mut config = config();
+    config.settings.protocols = Versions { min: 4, max: 5 };
+    let scheduler = Scheduler::start(config).await;
+    let address = scheduler.address;
+    let mut controllers = Vec::new();
+    for ((min, max), chosen) in [((3, 4), 4), ((4, 5), 5), ((5, 6), 5)] {
+        let hello = Controller::hello(min, max);
+        let controller = soon("admission", Controller::open(address, SECRET, hello)).await.unwrap();
+        assert_eq!(controller.welcome.protocol, chosen, "a controller that speaks {min} to {max}");
+        controller.directory(true, &[(3, None), (4, None), (5, None)]).await;
+        controllers.push(controller);
+    }
+    for ((min, max), chosen) in [((3, 4), 4), ((4, 5), 5), ((5, 6), 5)] {
+        let agent = Agent::try_connect(address, speaking(u64::from(min), (min, max)));
+        let agent = soon("admission", agent).await.unwrap();
+        assert_eq!(agent.welcome.protocol, chosen, "an agent that speaks {min} to {max}");
+    }
+    for (min, max) in [(2, 3), (6, 7)] {
+        let refused = [
+            Agent::try_connect(address, speaking(3, (min, max))).await.err().unwrap(),
+            Controller::open(address, SECRET, Controller::hello(min, max)).await.err().unwrap(),
+        ];
+        for status in refused {
+            assert_eq!(status.code(), Code::FailedPrecondition);
+            let both = format!("version {min} to {max} of the protocol, this scheduler speaks 4 to 5");
+            assert!(status.message().contains(&both), "{status}");
+        }
+    }
     scheduler.stop().await;
 }
 

@@ -140,6 +140,7 @@ pub enum Told {
     Granted(u64),
     Ack(u64),
     Superseded,
+    Renewed(u64),
 }
 
 impl Agent {
@@ -222,6 +223,7 @@ impl Agent {
                 scheduler_message::Body::ClaimAnswer(answer) => vec![Told::Granted(number(&answer.attempt))],
                 scheduler_message::Body::Ack(ack) => vec![Told::Ack(number(&ack.attempt))],
                 scheduler_message::Body::Superseded(_) => vec![Told::Superseded],
+                scheduler_message::Body::Renewed(renewed) => vec![Told::Renewed(number(&renewed.attempt))],
                 scheduler_message::Body::Welcome(_) => panic!("a second `welcome`"),
             });
         }
@@ -281,17 +283,17 @@ impl Controller {
         Ok(Self { to, from, welcome })
     }
 
-    pub fn hello(protocol: u32) -> controller_message::Body {
+    pub fn hello(protocol_min: u32, protocol_max: u32) -> controller_message::Body {
         controller_message::Body::Hello(scheduler::Hello {
-            protocol_min: protocol,
-            protocol_max: protocol,
-            replica_id: ReplicaId::from_parts(u64::from(protocol), &[5; 10]).to_string(),
+            protocol_min,
+            protocol_max,
+            replica_id: ReplicaId::from_parts(u64::from(protocol_min), &[5; 10]).to_string(),
         })
     }
 
     /// One that has said everything but its wants: these agents exist, each with this current instance.
     pub async fn connect(address: SocketAddr, agents: &[(u64, Option<u64>)]) -> Self {
-        let controller = soon("admission", Self::open(address, SECRET, Self::hello(1))).await.unwrap();
+        let controller = soon("admission", Self::open(address, SECRET, Self::hello(1, 1))).await.unwrap();
         controller.directory(true, agents).await;
         controller.say(controller_message::Body::Snapshot(scheduler::Snapshot::default())).await;
         controller

@@ -6,7 +6,7 @@
 //! {"event":"log","action":"build","attempt":1,"text":"a line without its line break"}
 //! {"event":"gap","action":"build","attempt":1,"missing_bytes":512,"reason":"over the quota"}
 //! {"event":"waiting","action":"build","reasons":["agent box takes no new work: disk below 1 GiB"]}
-//! {"event":"action","action":"build","state":"queued","attempt":1,"outcome":{…}}         lost; another will be made
+//! {"event":"action","action":"build","state":"queued","attempt":1,"outcome":{…},"retried_because":"it failed (exit code 7): retry 1 of 2"}
 //! {"event":"action","action":"build","state":"finished","outcome":{"kind":"succeeded"},"seconds":0.2}
 //! {"event":"pipeline","state":"finished","outcome":"succeeded","seconds":0.3}
 //! ```
@@ -51,10 +51,10 @@ pub fn waits(action: &Action, reasons: &[String]) -> Value {
     json!({"event": "waiting", "action": action.name, "reasons": reasons})
 }
 
-pub fn lost(action: &Action, attempt: &Attempt) -> Value {
+pub fn retried(action: &Action, attempt: &Attempt) -> Value {
     json!({
         "event": "action", "action": action.name, "state": "queued", "attempt": attempt.number,
-        "outcome": attempt.outcome,
+        "outcome": attempt.outcome, "retried_because": attempt.retried_because,
     })
 }
 

@@ -112,7 +112,11 @@ fn a_lost_attempt_and_the_next_are_told_apart() {
     let lost = attempt(
         1,
         "finished",
-        json!({"fenced": true, "outcome": {"kind": "errored", "cause": "agent_lost", "message": "silent for 60 s"}}),
+        json!({
+            "fenced": true,
+            "outcome": {"kind": "errored", "cause": "agent_lost", "message": "silent for 60 s"},
+            "retried_because": "it errored (agent_lost: silent for 60 s): tried again by itself, 2 of 3",
+        }),
     );
     view.update(pipeline(
         "running",
@@ -121,7 +125,7 @@ fn a_lost_attempt_and_the_next_are_told_apart() {
     ));
     assert!(
         text(&mut view)
-            .ends_with("b > attempt 1 errored (agent_lost: silent for 60 s); another will be made\n")
+            .ends_with("b > attempt 1 is retried because it errored (agent_lost: silent for 60 s): tried again by itself, 2 of 3\n")
     );
     view.update(pipeline(
         "running",

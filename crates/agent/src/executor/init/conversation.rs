@@ -18,7 +18,7 @@ use super::channel::{Frame, Incoming, Outgoing, Unreadable};
 use super::errands::{Errands, Move, refuse};
 use super::{End, Environment, Opening, Owner};
 use crate::executor::door::{DoorError, Request};
-use crate::executor::{ExecutionEvent, ResourceUse, Wish};
+use crate::executor::{ExecutionEvent, Lease, ResourceUse, Wish};
 
 /// How long an init may take to come up and to understand its `Start`.
 const START_PATIENCE: Duration = Duration::from_secs(60);
@@ -42,6 +42,7 @@ pub(super) struct Conversation<'a> {
     environment: &'a mut dyn Environment,
     opening: Opening,
     wishes: watch::Receiver<Wish>,
+    leases: watch::Receiver<Option<Lease>>,
     requests: mpsc::Receiver<Request>,
     leave: CancellationToken,
     timeout: Duration,
@@ -68,6 +69,8 @@ pub(super) struct Conversation<'a> {
 enum Step<'a> {
     /// False: nobody can wish any more.
     Wish(bool),
+    /// False: nobody can renew it any more.
+    Lease(bool),
     /// False: it never goes.
     Go(bool),
     Leave,
@@ -93,6 +96,7 @@ impl<'a> Conversation<'a> {
             environment,
             opening,
             wishes: owner.wishes,
+            leases: owner.leases,
             requests: owner.requests,
             leave: owner.leave,
             timeout,
@@ -140,6 +144,7 @@ impl<'a> Conversation<'a> {
         tokio::select! {
             biased;
             changed = self.wishes.changed(), if !stands => Step::Wish(changed.is_ok()),
+            changed = self.leases.changed(), if self.phase == Phase::Running => Step::Lease(changed.is_ok()),
             may_go = go, if stands && !self.may_go => Step::Go(may_go.is_ok()),
             () = self.leave.cancelled(), if self.phase == Phase::Staying => Step::Leave,
             () = self.outgoing.write(), if !self.outgoing.is_empty() => Step::Written,
@@ -175,8 +180,9 @@ impl<'a> Conversation<'a> {
                 return self.start_if_ready().await;
             }
             Step::Go(false) => return Some(End::Abandoned),
+            Step::Lease(true) => self.pass_lease_on(),
             // The owner and all handles are gone.
-            Step::Wish(false) | Step::Permit(None) => return Some(End::Silent),
+            Step::Wish(false) | Step::Lease(false) | Step::Permit(None) => return Some(End::Silent),
             Step::Leave => {
                 self.post(&ToInit::Leave);
                 self.go_away();
@@ -215,6 +221,8 @@ impl<'a> Conversation<'a> {
         if let Err(end) = self.open_up().await {
             return Some(end);
         }
+        // In front of it: nothing starts without its deadline.
+        self.pass_lease_on();
         self.outgoing.post_frame(&std::mem::take(&mut self.opening.frame));
         self.phase = Phase::Running;
         self.put_off(START_PATIENCE);
@@ -366,6 +374,13 @@ impl<'a> Conversation<'a> {
             // It has not read in a long time: it is past listening.
             self.environment.kill();
             self.put_off(END_PATIENCE);
+        }
+    }
+
+    fn pass_lease_on(&mut self) {
+        let lease = *self.leases.borrow_and_update();
+        if let Some(lease) = lease {
+            self.post(&ToInit::Lease(lease));
         }
     }
 

@@ -183,7 +183,7 @@ impl World {
                 }
                 to_agent::Body::Ack(agent::Ack { attempt: event.attempt, closed: true, ..Default::default() })
             }
-            from_agent::Body::LogChunk(_) => return,
+            from_agent::Body::LogChunk(_) | from_agent::Body::Renew(_) => return,
         };
         self.state(up::Body::ToAgent(scheduler::ToAgent { session: from.session, body: Some(body) }));
     }
