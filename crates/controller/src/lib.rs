@@ -32,8 +32,8 @@ use storage::{Storage, StorageConfig, StorageError};
 use store::{Store, StoreError};
 use watchers::Watchers;
 
-/// A log is cut visibly past this length.
-const LOG_QUOTA_BYTES: u64 = 1 << 30;
+/// A log is cut visibly past this length, where nobody says another.
+pub const LOG_QUOTA_BYTES: u64 = 1 << 30;
 
 /// How long an agent may take to come back with the rest of a log.
 pub const CLOSE_LOGS_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
@@ -72,6 +72,8 @@ pub struct Config {
     pub close_logs_after: Duration,
     /// TERM → so long → KILL.
     pub grace: Duration,
+    /// A log is cut visibly past this length.
+    pub log_quota_bytes: u64,
     /// Where and how long what actions leave is kept.
     pub storage: StorageConfig,
 }
@@ -115,7 +117,7 @@ impl Controller {
         let driver = dispatch::Config {
             lost_after: config.lost_after,
             close_logs_after: config.close_logs_after,
-            limits: ActionLimits { grace: config.grace, log_quota_bytes: LOG_QUOTA_BYTES },
+            limits: ActionLimits { grace: config.grace, log_quota_bytes: config.log_quota_bytes },
             credentials: Arc::clone(&config.credentials),
             enrolment_tokens: config
                 .enrolment_tokens

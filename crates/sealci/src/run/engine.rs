@@ -144,6 +144,7 @@ async fn open_controller(
         git_known_hosts: None,
         lost_after: LOST_AFTER,
         close_logs_after: sealci_controller::CLOSE_LOGS_AFTER,
+        log_quota_bytes: sealci_controller::LOG_QUOTA_BYTES,
         grace: GRACE,
         storage,
     };
