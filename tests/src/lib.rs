@@ -18,13 +18,21 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+mod beside;
 mod certificates;
 pub mod host;
+mod network;
 mod pipelines;
+mod postgres;
+mod proxy;
 mod sshd;
 
+pub use beside::{SmallDisk, signal};
 pub use certificates::{Certificates, outward_address};
+pub use network::{Direction, Network};
 pub use pipelines::{Following, action, attempts, both, let_go};
+pub use postgres::Postgres;
+pub use proxy::SlowWay;
 pub use sshd::Sshd;
 
 /// How long anything may take that is expected to happen at all.
@@ -84,6 +92,25 @@ pub struct Installation {
     tls: Option<(IpAddr, Certificates)>,
     /// Arguments that services get beside the usual ones.
     pub arguments: BTreeMap<Part, Vec<String>>,
+    /// Words before a service's own command line, such as `nsenter --net=…`.
+    pub prefixes: BTreeMap<Part, Vec<String>>,
+    /// Environment that all services get beside the usual.
+    pub environment: BTreeMap<String, String>,
+    pub periods: Periods,
+    /// Where agents dial, when it is not the scheduler itself.
+    pub agents_dial: Option<String>,
+    /// Agents beside the one of [`Part::Agent`], by their names.
+    beside: BTreeMap<String, Process>,
+}
+
+/// How long services wait for one another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Periods {
+    /// As they are for users, but for those that make a test slow for nothing: resending, and the grace of what is cancelled.
+    Usual,
+    /// A tenth of everything.
+    Tenth,
+    AsShipped,
 }
 
 impl Installation {
@@ -109,6 +136,11 @@ impl Installation {
         for part in Part::ALL {
             self.start_part(part);
         }
+        self.started();
+    }
+
+    /// Says that all four were started one by one; returns when the agent can be given work.
+    pub fn started(&self) {
         self.write_client_file();
         self.wait_for_agent();
     }
@@ -139,6 +171,11 @@ impl Installation {
             starts: 0,
             tls: None,
             arguments: BTreeMap::new(),
+            prefixes: BTreeMap::new(),
+            environment: BTreeMap::new(),
+            periods: Periods::Usual,
+            agents_dial: None,
+            beside: BTreeMap::new(),
         }
     }
 
@@ -175,11 +212,19 @@ impl Installation {
                 // It reads no repositories.
                 command = Command::new(binary());
                 command.arg("scheduler").arg("--data").arg(self.data()).args(["--listen", &listen]);
+                if self.periods == Periods::Tenth {
+                    command.args(["--hurry", "10"]);
+                }
             }
             Part::Controller => {
                 command.args(["--listen", &listen, "--scheduler", &address(Part::Scheduler)]);
                 // A tenth of the usual, as for every period in quick tests.
-                command.args(["--grace-ms", "1000"]);
+                if self.periods != Periods::AsShipped {
+                    command.args(["--grace-ms", "1000"]);
+                }
+                if self.periods == Periods::Tenth {
+                    command.args(["--lost-after-ms", "6000"]);
+                }
             }
             Part::Monitor => {
                 command.args([
@@ -192,16 +237,7 @@ impl Installation {
                 ]);
             }
             Part::Agent => {
-                command.args([
-                    "--scheduler",
-                    &address(Part::Scheduler),
-                    "--name",
-                    "one",
-                    "--allow-process",
-                    "--allow-fake",
-                    "--resend-ms",
-                    "1000",
-                ]);
+                command.args(self.agent_arguments("one"));
             }
         }
         if part != Part::Agent {
@@ -217,6 +253,8 @@ impl Installation {
             }
         }
         command.args(self.arguments.get(&part).into_iter().flatten());
+        let mut command = beside::under(self.prefixes.get(&part), command);
+        command.envs(&self.environment);
         let mut process = Process::spawn(command, log);
         if part != Part::Agent {
             let address = eventually(&format!("the {} to announce itself", part.command()), || {
@@ -226,6 +264,20 @@ impl Installation {
             self.addresses.insert(part, address);
         }
         self.processes.insert(part, process);
+    }
+
+    /// What every agent of an installation is told.
+    fn agent_arguments(&self, name: &str) -> Vec<String> {
+        let scheduler = self.agents_dial.as_ref().or(self.addresses.get(&Part::Scheduler));
+        let scheduler = scheduler.cloned().unwrap_or_default();
+        let mut arguments =
+            vec!["--scheduler", &scheduler, "--name", name, "--allow-process", "--allow-fake"];
+        match self.periods {
+            Periods::Usual => arguments.extend(["--resend-ms", "1000"]),
+            Periods::Tenth => arguments.extend(["--resend-ms", "1000", "--hurry", "10"]),
+            Periods::AsShipped => {}
+        }
+        arguments.into_iter().map(str::to_owned).collect()
     }
 
     /// Kills a service with SIGKILL: it gets no chance to put anything in order.
@@ -302,10 +354,11 @@ impl Installation {
 
 impl Drop for Installation {
     fn drop(&mut self) {
-        for process in self.processes.values_mut() {
+        for process in self.processes.values_mut().chain(self.beside.values_mut()) {
             process.kill();
         }
         host::remove_cgroups(&self.data().join("agent"));
+        self.remove_groups_beside();
         if std::thread::panicking() {
             self.print_logs();
         }

@@ -89,6 +89,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("git", "git"),
     ("cc", "gcc"),
     ("nft", "nftables"),
+    ("iptables", "iptables"),
     ("ip", "iproute2"),
     ("unshare", "util-linux"),
     ("ssh", "openssh-client"),

@@ -4,6 +4,7 @@
 
 mod bench;
 mod deny;
+mod faults;
 mod imports;
 mod machine;
 mod postgres;
@@ -21,7 +22,8 @@ const USAGE: &str = "\
 cargo xtask COMMAND
 
   test           every check and every test (what the continuous integration runs)
-  bench [NAME…]  measure the release build: latency, run, sandbox, fake, log
+  bench [NAME…]  measure the release build: latency, run, sandbox, fake, log, growth
+  faults [NAME…] cause every fault there is a test of, and write the table of docs/faults.md
   qemu           only: the core of the executors' tests on stock Debian, in a QEMU guest
   check-imports  only: do the crates depend on one another the right way?
   deny           only: cargo-deny on bans, licences and sources
@@ -47,6 +49,7 @@ fn run(arguments: &[String]) -> anyhow::Result<bool> {
     match arguments.as_slice() {
         ["test"] => test::run(),
         ["bench", names @ ..] => bench::run(names),
+        ["faults", names @ ..] => faults::run(names),
         ["qemu"] => qemu::command(),
         ["check-imports"] => {
             imports::check()?;

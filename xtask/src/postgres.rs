@@ -31,14 +31,36 @@ struct Account {
 }
 
 impl Postgres {
-    /// Makes and starts one; returns when it accepts connections.
+    /// Makes and starts one; returns when it accepts connections. A power cut would cost its data.
     pub fn start() -> Result<Self> {
+        Self::start_with("off")
+    }
+
+    /// One that syncs what it commits, as those of users do.
+    pub fn start_durable() -> Result<Self> {
+        Self::start_with("on")
+    }
+
+    /// The number that a query answers.
+    pub fn ask(&self, query: &str) -> Result<f64> {
+        let programs = machine::postgres_programs().context("PostgreSQL is not installed")?;
+        let output = Command::new(programs.join("psql"))
+            .args(["-X", "-A", "-t", "-d", &self.url, "-c", query])
+            .output()
+            .context("cannot run psql")?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let text = text.trim();
+        text.parse()
+            .with_context(|| format!("`{query}` gave `{text}`: {}", String::from_utf8_lossy(&output.stderr)))
+    }
+
+    fn start_with(fsync: &str) -> Result<Self> {
         let programs = machine::postgres_programs().context("PostgreSQL is not installed")?;
         let account = if machine::is_root() { Some(unprivileged_account()?) } else { None };
         let password = random_hexadecimal()?;
         let folder = std::env::temp_dir().join(format!("sealci-postgres-{}", &password[..12]));
         fs::create_dir(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        let started = start_in(&folder, &programs, account.as_ref(), &password);
+        let started = start_in(&folder, &programs, account.as_ref(), &password, fsync);
         if started.is_err() {
             let _ = fs::remove_dir_all(&folder);
         }
@@ -53,6 +75,7 @@ fn start_in(
     programs: &Path,
     account: Option<&Account>,
     password: &str,
+    fsync: &str,
 ) -> Result<(Child, u16)> {
     fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?;
     let password_file = folder.join("password");
@@ -79,7 +102,7 @@ fn start_in(
     let mut refusals = String::new();
     for _ in 0..3 {
         let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
-        match serve(folder, programs, account, &data, port) {
+        match serve(folder, programs, account, &data, port, fsync) {
             Ok(server) => return Ok((server, port)),
             Err(error) => refusals = format!("{error:#}"),
         }
@@ -87,15 +110,22 @@ fn start_in(
     bail!("PostgreSQL does not start: {refusals}")
 }
 
-fn serve(folder: &Path, programs: &Path, account: Option<&Account>, data: &Path, port: u16) -> Result<Child> {
+fn serve(
+    folder: &Path,
+    programs: &Path,
+    account: Option<&Account>,
+    data: &Path,
+    port: u16,
+    fsync: &str,
+) -> Result<Child> {
     let mut server = as_account(account, &programs.join("postgres"), folder)
         .arg("-D")
         .arg(data)
         .arg("-k")
         .arg(folder)
         .args(["-h", "127.0.0.1", "-p", &port.to_string()])
-        // At LOG the server says when it is ready, and little else. The data is thrown away: what a power cut would do to it is nobody's concern.
-        .args(["-c", "fsync=off", "-c", "max_connections=300", "-c", "log_min_messages=log"])
+        // At LOG the server says when it is ready, and little else.
+        .args(["-c", &format!("fsync={fsync}"), "-c", "max_connections=300", "-c", "log_min_messages=log"])
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()

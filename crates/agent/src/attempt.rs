@@ -307,6 +307,9 @@ impl AttemptTask {
                         // What was to be kept is not.
                         outcome = if handle.is_ended() { Outcome::Cancelled } else { broke_off() };
                     }
+                    if matches!(outcome, Outcome::Failed { limit: None, .. }) && stopped.is_none() {
+                        outcome = place.full_disk().unwrap_or(outcome);
+                    }
                     // An end that came first stands.
                     if let Some(stop) = stopped.filter(|_| outcome == Outcome::Cancelled) {
                         self.take_output(format!("sealci: {stop}\n").into()).await;

@@ -178,6 +178,21 @@ impl Default for Periods {
 }
 
 impl Periods {
+    /// A part of each, where others are waited for.
+    pub fn hurried(self, factor: u32) -> Self {
+        Self {
+            connect_timeout: self.connect_timeout / factor,
+            keepalive_interval: self.keepalive_interval / factor,
+            keepalive_timeout: self.keepalive_timeout / factor,
+            backoff_longest: self.backoff_longest / factor,
+            backoff_refused: self.backoff_refused / factor,
+            admission: self.admission / factor,
+            resend: self.resend / factor,
+            held_interval: self.held_interval / factor,
+            ..self
+        }
+    }
+
     fn storage(&self) -> Patience {
         let (shortest_wait, longest_wait) = (self.backoff_shortest, self.backoff_longest);
         Patience { most: self.storage_patience, shortest_wait, longest_wait }

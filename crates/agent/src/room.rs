@@ -62,6 +62,9 @@ pub enum Stop {
     DiskAlmostFull { size_bytes: u64, free_bytes: u64, reserve_bytes: u64 },
 }
 
+/// With less free than this a disk is full.
+const FULL_BYTES: u64 = 1 << 20;
+
 impl Stop {
     /// How the action ended by it. Too much is the action's own doing; a small disk is not.
     pub fn outcome(self) -> Outcome {
@@ -230,6 +233,22 @@ impl Occupancy {
                 return stop;
             }
         }
+    }
+
+    /// What ended a command that failed just now, if it was the disk: a program that finds no room has ended before anybody
+    /// looked.
+    pub fn full_disk(&self) -> Option<Outcome> {
+        let reserve_bytes = self.room.lock().ledger.reserve_bytes();
+        let free_bytes = free_disk_bytes(&self.room.disk).ok()?;
+        (free_bytes < FULL_BYTES.min(reserve_bytes)).then(|| Outcome::Errored {
+            cause: Cause::DiskFull,
+            message: format!(
+                "a command failed while the agent's disk was full ({} are free, {} are kept in reserve by \
+                 --disk-reserve-bytes); give the agent a larger disk, or fewer actions at a time",
+                about(free_bytes),
+                human(reserve_bytes)
+            ),
+        })
     }
 }
 

@@ -34,8 +34,8 @@ use storage::{Storage, StorageConfig, StorageError};
 use store::{Store, StoreError};
 use watchers::Watchers;
 
-/// A log is cut visibly past this length.
-const LOG_QUOTA_BYTES: u64 = 1 << 30;
+/// A log is cut visibly past this length, where nobody says another.
+pub const LOG_QUOTA_BYTES: u64 = 1 << 30;
 
 /// How long an agent may take to come back with the rest of a log.
 pub const CLOSE_LOGS_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
@@ -79,6 +79,8 @@ pub struct Config {
     pub close_logs_after: Duration,
     /// TERM → so long → KILL.
     pub grace: Duration,
+    /// A log is cut visibly past this length.
+    pub log_quota_bytes: u64,
     /// Where and how long what actions leave is kept.
     pub storage: StorageConfig,
 }
@@ -123,7 +125,7 @@ impl Controller {
             lost_after: config.lost_after,
             lease: config.lease,
             close_logs_after: config.close_logs_after,
-            limits: ActionLimits { grace: config.grace, log_quota_bytes: LOG_QUOTA_BYTES },
+            limits: ActionLimits { grace: config.grace, log_quota_bytes: config.log_quota_bytes },
             credentials: Arc::clone(&config.credentials),
             enrolment_tokens: config
                 .enrolment_tokens

@@ -8,6 +8,7 @@ use sealci_core::manifest::MAX_MANIFEST_BYTES;
 use sealci_git::{
     AllowedTransports, CredentialBook, MirrorError, Mirrors, ReadError, Remote, RemoteError, RemoteUrl,
 };
+use sealci_service::problem::chain;
 
 use crate::intake::{Repositories, RepositoryError};
 
@@ -67,7 +68,9 @@ impl Repositories for GitRepositories {
         path: &str,
     ) -> Result<Vec<u8>, RepositoryError> {
         let remote = self.remote(url)?;
-        let unreachable = |error: &dyn std::fmt::Display| RepositoryError::Unreachable(error.to_string());
+        // What git or the disk said stands in the sources.
+        let unreachable =
+            |error: &(dyn std::error::Error + 'static)| RepositoryError::Unreachable(chain(error));
         let mirror = self.mirrors.open(remote.url.identity()).await.map_err(|error| unreachable(&error))?;
         mirror.ensure(&remote, revision, r#ref).await.map_err(|error| match error.as_ref() {
             MirrorError::Absent { .. } | MirrorError::Refused { .. } => {

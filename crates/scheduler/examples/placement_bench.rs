@@ -1,6 +1,6 @@
-//! Measures how long placement takes with 100,000 waiting attempts and 1,000 agents.
+//! Measures how long placement takes with 100,000 waiting attempts, or as many as are named, and 1,000 agents.
 //!
-//! `cargo run --release -p sealci-scheduler --example placement_bench`
+//! `cargo run --release -p sealci-scheduler --example placement_bench [ATTEMPTS]`
 //!
 //! First the empty pool is filled, then one running attempt after the other ends and its room is given away again. A
 //! *decision* is one call that places an attempt or finds that nothing more can be placed; a *round* is the end of an
@@ -100,14 +100,15 @@ fn place_all(placement: &mut Placement, running: &mut Vec<Placed>, times: &mut V
 }
 
 fn main() {
+    let attempts = std::env::args().nth(1).and_then(|count| count.parse().ok()).unwrap_or(ATTEMPTS);
     let mut numbers = Numbers(1);
     let mut placement = Placement::default();
     let start = Instant::now();
-    for n in 0..ATTEMPTS {
+    for n in 0..attempts {
         let attempt = AttemptId { action: ActionId::from_parts(n, &[0; 10]), number: 1 };
         placement.enqueue(attempt, waiting(n, &mut numbers));
     }
-    println!("{ATTEMPTS} attempts enqueued in {:?}", start.elapsed());
+    println!("{attempts} attempts enqueued in {:?}", start.elapsed());
     for n in 0..AGENTS {
         placement.join(AgentId::from_parts(n, &[1; 10]), agent(n));
     }
@@ -125,8 +126,8 @@ fn main() {
         place_all(&mut placement, &mut running, &mut decisions);
         rounds.push(start.elapsed());
         // As many come as go.
-        let attempt = AttemptId { action: ActionId::from_parts(ATTEMPTS + round, &[0; 10]), number: 1 };
-        placement.enqueue(attempt, waiting(ATTEMPTS + round, &mut numbers));
+        let attempt = AttemptId { action: ActionId::from_parts(attempts + round, &[0; 10]), number: 1 };
+        placement.enqueue(attempt, waiting(attempts + round, &mut numbers));
     }
     println!("{} run, {} wait", running.len(), placement.queue().len());
     report("decisions afterwards", decisions);

@@ -44,6 +44,21 @@ pub struct Config {
 }
 
 impl Config {
+    /// A part of each period, where others are waited for.
+    pub fn hurried(mut self, factor: u32) -> Self {
+        for period in [
+            &mut self.keepalive_interval,
+            &mut self.keepalive_timeout,
+            &mut self.settings.held_interval,
+            &mut self.settings.silence,
+            &mut self.settings.directory_wait,
+            &mut self.settings.supersede_after,
+        ] {
+            *period /= factor;
+        }
+        self
+    }
+
     /// Sensible figures for everything but the secret.
     pub fn new(cluster_secret: SecretString) -> Self {
         Self {

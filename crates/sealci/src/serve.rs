@@ -37,8 +37,8 @@ use crate::service::{self, Service};
 pub use storage::StorageArgs;
 
 pub use args::{
-    AgentServeArgs, ControllerArgs, GitArgs, GitTrustArgs, ListenArgs, MonitorArgs, RepositoriesArgs,
-    RoomArgs, SchedulerArgs, TrustArgs,
+    AgentServeArgs, ControllerArgs, GitArgs, GitTrustArgs, HurryArgs, ListenArgs, MonitorArgs,
+    RepositoriesArgs, RoomArgs, SchedulerArgs, TrustArgs,
 };
 pub use images::{ImageArgs, ImageOffer, cached_images};
 
@@ -140,6 +140,7 @@ pub async fn prepare_controller(args: &ControllerArgs, stop: CancellationToken) 
         lease: Duration::from_millis(args.lease_ms),
         close_logs_after: sealci_controller::CLOSE_LOGS_AFTER,
         grace: Duration::from_millis(args.grace_ms),
+        log_quota_bytes: args.log_quota_bytes,
         storage,
     };
     let run = async move { service::ended("controller", sealci_controller::serve(config, door, stop).await) };
@@ -151,7 +152,7 @@ pub async fn prepare_scheduler(args: &SchedulerArgs, stop: CancellationToken) ->
     let identity = args.listener.identity()?;
     let folder = DataFolder::open(args.data.as_deref())?;
     let cluster_secret = secret(args.cluster_secret_file.as_ref(), &folder, CLUSTER_SECRET)?;
-    let mut config = sealci_scheduler::Config::new(cluster_secret.expose().into());
+    let mut config = sealci_scheduler::Config::new(cluster_secret.expose().into()).hurried(args.hurry.hurry);
     config.tls = identity.as_ref().map(|identity| sealci_scheduler::Tls {
         certificates_pem: identity.certificates_pem().to_vec(),
         key_pem: identity.key_pem().to_vec().into(),
@@ -269,7 +270,9 @@ pub fn prepare_agent(args: &AgentServeArgs, shutdown: Shutdown) -> Result<Servic
     config.enrolment_token = enrolment_token.map(|token| token.expose().to_owned().into());
     config.labels = labels(&args.label)?;
     config.room = args.room.limits();
+    config.periods = config.periods.hurried(args.hurry.hurry);
     config.periods.resend = Duration::from_millis(args.resend_ms);
+    config.min_free_disk_bytes = args.room.min_free_disk_bytes.unwrap_or(config.min_free_disk_bytes);
     config.capacity = match (args.cpu_millis, args.memory_bytes) {
         (Some(cpu_millis), Some(memory_bytes)) => Some(Resources { cpu_millis, memory_bytes }),
         _ => None,

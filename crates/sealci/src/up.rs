@@ -12,9 +12,9 @@ use crate::data_folder::{ClientFile, DataFolder};
 use crate::demo;
 use crate::exit::{Exit, Failure};
 use crate::serve::{
-    ADMIN_TOKEN, AgentServeArgs, ControllerArgs, GitArgs, GitTrustArgs, ImageArgs, ListenArgs, MonitorArgs,
-    RepositoriesArgs, RoomArgs, SchedulerArgs, StorageArgs, TrustArgs, prepare_agent, prepare_controller,
-    prepare_monitor, prepare_scheduler,
+    ADMIN_TOKEN, AgentServeArgs, ControllerArgs, GitArgs, GitTrustArgs, HurryArgs, ImageArgs, ListenArgs,
+    MonitorArgs, RepositoriesArgs, RoomArgs, SchedulerArgs, StorageArgs, TrustArgs, prepare_agent,
+    prepare_controller, prepare_monitor, prepare_scheduler,
 };
 use crate::service::{self, Running};
 use crate::terminal::Terminal;
@@ -108,6 +108,7 @@ async fn start(args: &UpArgs, folder: &DataFolder) -> Result<(Running, ClientFil
         listener: ListenArgs::default(),
         data: data.clone(),
         cluster_secret_file: None,
+        hurry: HurryArgs::default(),
     };
     let scheduler = prepare_scheduler(&scheduler, stop.clone()).await?;
     let controller = ControllerArgs {
@@ -126,6 +127,7 @@ async fn start(args: &UpArgs, folder: &DataFolder) -> Result<(Running, ClientFil
         agents_url: None,
         lost_after_ms: 60_000,
         lease_ms: 10_000,
+        log_quota_bytes: sealci_controller::LOG_QUOTA_BYTES,
         grace_ms: 10_000,
     };
     let controller = prepare_controller(&controller, stop.clone()).await?;
@@ -157,6 +159,7 @@ async fn start(args: &UpArgs, folder: &DataFolder) -> Result<(Running, ClientFil
         allow_process: args.allows_process(),
         allow_fake: false,
         resend_ms: 10_000,
+        hurry: HurryArgs::default(),
         images: args.images.clone(),
         git: GitArgs::all(args.git_trust.clone()),
     };

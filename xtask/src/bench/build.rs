@@ -19,8 +19,8 @@ impl Programs {
         let Some(folder) = std::env::var_os("SEALCI_BENCH_PROGRAMS").map(PathBuf::from) else {
             return Self::build();
         };
-        let programs =
-            ["sealci", "floors", "commits", "pull"].map(|name| (name.to_owned(), folder.join(name)));
+        let programs = ["sealci", "floors", "commits", "pull", "many_agents", "placement_bench"]
+            .map(|name| (name.to_owned(), folder.join(name)));
         Ok(Self(programs.into_iter().collect()))
     }
 
@@ -28,7 +28,18 @@ impl Programs {
     fn build() -> Result<Self> {
         let output = workspace::cargo()
             .args(["build", "--release", "--locked", "--message-format=json-render-diagnostics"])
-            .args(["-p", "sealci", "-p", "sealci-agent", "-p", "sealci-service", "-p", "sealci-image"])
+            .args([
+                "-p",
+                "sealci",
+                "-p",
+                "sealci-agent",
+                "-p",
+                "sealci-service",
+                "-p",
+                "sealci-image",
+                "-p",
+                "sealci-scheduler",
+            ])
             .args([
                 "--bin",
                 "sealci",
@@ -40,6 +51,10 @@ impl Programs {
                 "commits",
                 "--bench",
                 "pull",
+                "--example",
+                "many_agents",
+                "--example",
+                "placement_bench",
             ])
             .stderr(Stdio::inherit())
             .output()

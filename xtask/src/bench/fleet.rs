@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
+use super::build::Programs;
 use super::client::{Connection, Server};
 
 /// How long services have to be up, and to end when asked.
@@ -21,6 +22,20 @@ pub struct AgentShape {
     pub at_once: u64,
 }
 
+/// What a process has spent.
+#[derive(Debug, Clone, Copy)]
+pub struct Cost {
+    pub cpu: Duration,
+    /// Bytes that it caused to be written to a disk.
+    pub written: u64,
+}
+
+impl Cost {
+    pub fn since(self, before: Self) -> Self {
+        Self { cpu: self.cpu - before.cpu, written: self.written - before.written }
+    }
+}
+
 /// A controller, a scheduler and agents.
 #[derive(Debug)]
 pub struct Fleet {
@@ -28,7 +43,8 @@ pub struct Fleet {
     agents: Vec<Service>,
     monitor: Option<Service>,
     controller: Service,
-    _scheduler: Service,
+    scheduler: Service,
+    scheduler_url: String,
     pub server: Server,
     pub repository: Repository,
     folder: Folder,
@@ -47,33 +63,67 @@ impl Fleet {
         shape: AgentShape,
         agent_arguments: &[String],
     ) -> Result<Self> {
-        let folder = Folder::make()?;
-        let data = folder.0.join("data");
-        let (scheduler, scheduler_url) = Service::listening(binary, "scheduler", &folder.0, &[])?;
-        let urls = ["--scheduler", scheduler_url.as_str(), "--allow-file", "--allow-local-addresses"];
-        let (controller, url) = Service::listening(binary, "controller", &folder.0, &urls)?;
-        let token = fs::read_to_string(data.join("admin.token")).context("the controller made no token")?;
-        let address = url.trim_start_matches("http://").trim_end_matches('/').to_owned();
-        let server = Server { address, token: token.trim().to_owned() };
-        let repository = Repository::make(&folder.0.join("repository"))?;
-        let mut fleet = Self {
-            agents: Vec::new(),
-            monitor: None,
-            controller,
-            _scheduler: scheduler,
-            server,
-            repository,
-            requests: 0,
-            folder,
-        };
-        let arguments: Vec<&str> =
-            urls.into_iter().chain(agent_arguments.iter().map(String::as_str)).collect();
+        let mut fleet = Self::start_services(binary, None)?;
+        let scheduler_url = fleet.scheduler_url.clone();
+        let arguments: Vec<&str> = ["--scheduler", &scheduler_url, "--allow-file", "--allow-local-addresses"]
+            .into_iter()
+            .chain(agent_arguments.iter().map(String::as_str))
+            .collect();
         for number in 0..agents {
             let agent = fleet.start_agent(binary, number, shape, &arguments)?;
             fleet.agents.push(agent);
         }
         fleet.wait_for_agents(agents)?;
         Ok(fleet)
+    }
+
+    /// A scheduler and a controller without agents; on SQLite where no database is named.
+    fn start_services(binary: &Path, database: Option<&str>) -> Result<Self> {
+        let folder = Folder::make()?;
+        let data = folder.0.join("data");
+        let (scheduler, scheduler_url) = Service::listening(binary, "scheduler", &folder.0, &[])?;
+        let mut arguments =
+            vec!["--scheduler", scheduler_url.as_str(), "--allow-file", "--allow-local-addresses"];
+        arguments.extend(database.into_iter().flat_map(|url| ["--database", url]));
+        let (controller, url) = Service::listening(binary, "controller", &folder.0, &arguments)?;
+        let token = fs::read_to_string(data.join("admin.token")).context("the controller made no token")?;
+        let address = url.trim_start_matches("http://").trim_end_matches('/').to_owned();
+        let server = Server { address, token: token.trim().to_owned() };
+        let repository = Repository::make(&folder.0.join("repository"))?;
+        Ok(Self {
+            agents: Vec::new(),
+            monitor: None,
+            controller,
+            scheduler,
+            scheduler_url,
+            server,
+            repository,
+            requests: 0,
+            folder,
+        })
+    }
+
+    /// Many agents of one process, each with room for so many actions.
+    pub fn start_many(
+        programs: &Programs,
+        agents: usize,
+        at_once: usize,
+        database: Option<&str>,
+    ) -> Result<Self> {
+        let mut fleet = Self::start_services(programs.path("sealci")?, database)?;
+        if agents > 0 {
+            fleet.add_many(programs, agents, at_once)?;
+        }
+        Ok(fleet)
+    }
+
+    /// Adds as many, once; returns when all take work.
+    pub fn add_many(&mut self, programs: &Programs, agents: usize, at_once: usize) -> Result<()> {
+        let mut command = Command::new(programs.path("many_agents")?);
+        command.arg(&self.scheduler_url).arg(self.folder.0.join("data/enrolment.token"));
+        command.arg(self.folder.0.join("many")).args([agents.to_string(), at_once.to_string()]);
+        self.agents.push(Service::spawn(command, &self.folder.0.join("many.log"))?);
+        self.wait_for_agents(agents)
     }
 
     fn start_agent(
@@ -114,7 +164,7 @@ impl Fleet {
             if agents.iter().filter(|agent| agent["accepting"] == true).count() == count {
                 return Ok(());
             }
-            if begun.elapsed() > PATIENCE {
+            if begun.elapsed() > PATIENCE.max(Duration::from_millis(100) * count as u32) {
                 bail!("not all of {count} agents take work:\n{}", self.logs());
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -139,6 +189,24 @@ impl Fleet {
 
     pub fn connect(&self) -> Result<Connection> {
         self.server.connect()
+    }
+
+    /// The most memory that the controller and the scheduler ever had, in bytes.
+    pub fn peaks(&self) -> Result<(u64, u64)> {
+        Ok((self.controller.peak_memory_bytes()?, self.scheduler.peak_memory_bytes()?))
+    }
+
+    /// That of the simulation.
+    pub fn agents_memory_bytes(&self) -> Result<u64> {
+        self.agents.iter().map(Service::peak_memory_bytes).sum()
+    }
+
+    pub fn scheduler_cost(&self) -> Result<Cost> {
+        self.scheduler.cost()
+    }
+
+    pub fn controller_cost(&self) -> Result<Cost> {
+        self.controller.cost()
     }
 
     /// The most memory that the controller, and the hungriest agent, ever had, in bytes.
@@ -199,6 +267,24 @@ impl Service {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// What it has spent since its start (proc_pid_stat(5), proc_pid_io(5)).
+    fn cost(&self) -> Result<Cost> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.0.id()))?;
+        let after_name = stat.rsplit_once(')').context("a process without a name")?.1;
+        let ticks: u64 = after_name
+            .split_whitespace()
+            .skip(11)
+            .take(2)
+            .filter_map(|field| field.parse::<u64>().ok())
+            .sum();
+        let io = fs::read_to_string(format!("/proc/{}/io", self.0.id()))?;
+        let line = io.lines().find_map(|line| line.strip_prefix("write_bytes: "));
+        let written =
+            line.and_then(|bytes| bytes.parse().ok()).context("the kernel does not count writes")?;
+        // A tick has been a hundredth of a second on every machine for long.
+        Ok(Cost { cpu: Duration::from_millis(ticks * 10), written })
     }
 
     fn peak_memory_bytes(&self) -> Result<u64> {

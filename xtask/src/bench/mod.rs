@@ -7,6 +7,7 @@ mod client;
 mod containers;
 mod fleet;
 mod floors;
+mod growth;
 mod host;
 mod latency;
 mod project;
@@ -31,8 +32,8 @@ pub struct Bench {
 }
 
 /// The measurements, in their order.
-pub const NAMES: [&str; 9] =
-    ["latency", "push", "run", "fake", "sandbox", "log", "containers", "pull", "project"];
+pub const NAMES: [&str; 10] =
+    ["latency", "push", "run", "fake", "sandbox", "log", "containers", "pull", "project", "growth"];
 
 pub fn run(wanted: &[&str]) -> Result<bool> {
     if let Some(unknown) = wanted.iter().find(|name| !NAMES.contains(name)) {
@@ -54,6 +55,7 @@ pub fn run(wanted: &[&str]) -> Result<bool> {
             "fake" => rates::measure_fake(&bench, &mut table)?,
             "containers" => containers::measure(&bench, &mut table)?,
             "pull" => pull::measure(&bench, &mut table)?,
+            "growth" => growth::measure(&bench, &mut table)?,
             "project" => project::measure(&bench, &mut table)?,
             _ => rates::measure_log(&bench, &mut table)?,
         }

@@ -48,6 +48,11 @@ impl Ledger {
         self.lost_bytes = self.lost_bytes.saturating_add(before.saturating_sub(free_bytes));
     }
 
+    /// What is to be kept free.
+    pub fn reserve_bytes(&self) -> u64 {
+        self.limits.reserve_bytes
+    }
+
     /// Whether less than the reserve is free.
     pub fn is_low(&self) -> bool {
         self.free_bytes.is_some_and(|free_bytes| free_bytes < self.limits.reserve_bytes)

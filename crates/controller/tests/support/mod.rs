@@ -122,6 +122,7 @@ impl World {
             lost_after,
             lease: Duration::from_secs(3),
             close_logs_after: sealci_controller::CLOSE_LOGS_AFTER,
+            log_quota_bytes: sealci_controller::LOG_QUOTA_BYTES,
             grace: Duration::from_secs(10),
             storage: StorageConfig::new(ObjectsConfig { location: objects, aws: BTreeMap::new() }),
         };

@@ -145,6 +145,7 @@ async fn open_controller(
         lost_after: LOST_AFTER,
         lease: sealci_controller::LEASE,
         close_logs_after: sealci_controller::CLOSE_LOGS_AFTER,
+        log_quota_bytes: sealci_controller::LOG_QUOTA_BYTES,
         grace: GRACE,
         storage,
     };

@@ -125,6 +125,23 @@ pub struct RoomArgs {
     /// Stop actions that grow, the largest first, when less than this is free; 0: never [default: 512 MiB]
     #[arg(long, value_name = "BYTES")]
     pub disk_reserve_bytes: Option<u64>,
+    /// Take no new action when less than this is free [default: 1 GiB]
+    #[arg(long, value_name = "BYTES")]
+    pub min_free_disk_bytes: Option<u64>,
+}
+
+/// How patient a service is with others. Tests of faults are not.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct HurryArgs {
+    /// Every period after which it takes another for silent or tries again is divided by this
+    #[arg(long, value_name = "FACTOR", default_value = "1", hide = true, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub hurry: u32,
+}
+
+impl Default for HurryArgs {
+    fn default() -> Self {
+        Self { hurry: 1 }
+    }
 }
 
 impl RoomArgs {
@@ -199,6 +216,9 @@ pub struct ControllerArgs {
     /// How long a replica of the controller may be silent before the others take over what it owned
     #[arg(long, value_name = "MILLISECONDS", default_value = "10000", hide = true)]
     pub lease_ms: u64,
+    /// Cut an action's log, visibly, past this length
+    #[arg(long, value_name = "BYTES", default_value = "1073741824", value_parser = clap::value_parser!(u64).range(1..))]
+    pub log_quota_bytes: u64,
     /// How long what is cancelled has between TERM and KILL
     #[arg(long, value_name = "MILLISECONDS", default_value = "10000", hide = true)]
     pub grace_ms: u64,
@@ -217,6 +237,8 @@ pub struct SchedulerArgs {
     /// What a controller proves itself with [default: of the data folder]
     #[arg(long, value_name = "FILE", env = "SEALCI_CLUSTER_SECRET_FILE")]
     pub cluster_secret_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub hurry: HurryArgs,
 }
 
 #[derive(Debug, Args)]
@@ -291,6 +313,8 @@ pub struct AgentServeArgs {
     /// What is not acknowledged for so long is sent again
     #[arg(long, value_name = "MILLISECONDS", default_value = "10000", hide = true)]
     pub resend_ms: u64,
+    #[command(flatten)]
+    pub hurry: HurryArgs,
     #[command(flatten)]
     pub images: ImageArgs,
     #[command(flatten)]

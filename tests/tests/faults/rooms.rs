@@ -1,0 +1,110 @@
+//! Fills the disks of the controller and of an agent.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use sealci_tests::{Part, Periods, SmallDisk, action, attempts, both, eventually};
+
+use crate::oracle::{Oracle, WAIT};
+use crate::row::{Row, seconds, within};
+use crate::services::submit_body;
+
+const FINE: &str =
+    "name: fine\nactions:\n  fine:\n    configuration: {executor: fake}\n    commands: ['print fine']\n";
+
+#[test]
+fn the_database_has_no_room() {
+    let row = Row::begin(
+        "database or disk full",
+        Periods::Usual,
+        "SQLite on a tmpfs of 24 MiB, a log of 40 MB that cannot be packed; then the tmpfs is made larger",
+        "refuses clearly, goes on when there is room, nothing acknowledged is lost",
+    );
+    let Some(row) = row.needs_root() else { return };
+    let mut installation = row.installation();
+    let disk = SmallDisk::mount(&installation.data(), 24);
+    let agent = SmallDisk::bind(&installation.scratch("agents-own"), &installation.data().join("agent"));
+    installation.start_all();
+    let mut oracle = Oracle::new(installation.scratch("oracle"));
+    oracle.add("long", &format!("head -c 40M /dev/urandom; {WAIT}; echo over"));
+    let number = oracle.submit(&installation);
+    oracle.wait_all_begun();
+    let mut acknowledged = vec![number.clone()];
+    let mut count = 0;
+    let refusal = eventually("the controller to have no room", || {
+        count += 1;
+        let (status, body, _) = submit_body(&installation, "file:///nowhere", FINE, &format!("fine-{count}"));
+        if status >= 300 {
+            return Some(format!("{status}: {}", body["detail"].as_str().unwrap_or_default()));
+        }
+        acknowledged.push(body["number"].to_string());
+        None
+    });
+    assert!(refusal.starts_with("503: it could not be recorded"), "clearly: {refusal}");
+    disk.resize(400);
+    let resized = Instant::now();
+    let (_, again) = within("the controller to take work again", Duration::from_secs(30), || {
+        (submit_body(&installation, "file:///nowhere", FINE, "again").0 < 300).then_some(())
+    });
+    oracle.open();
+    let pipeline = oracle.finished(&installation, &number);
+    let done = resized.elapsed();
+    oracle.judge(&installation, &number, &pipeline);
+    for number in &acknowledged {
+        assert_eq!(installation.finished(number)["outcome"], "succeeded", "{number} was acknowledged");
+    }
+    assert_eq!(attempts(action(&pipeline, "long")), ["succeeded"], "{pipeline}");
+    row.passed(&format!(
+        "refused: “{refusal}”; takes work {} after there is room, the log whole after {}",
+        seconds(again),
+        seconds(done)
+    ));
+    drop(installation);
+    drop(agent);
+}
+
+#[test]
+fn the_agents_disk_has_no_room() {
+    let row = Row::begin(
+        "agent's disk full",
+        Periods::Usual,
+        "the agent's folder on a tmpfs of 64 MiB; an action writes 200 MB, then a stranger fills it",
+        "the action ends with the reason; the agent takes no more until there is room, then by itself (I7)",
+    );
+    let Some(row) = row.needs_root() else { return };
+    let mut installation = row.installation();
+    let folder = installation.data().join("agent");
+    let disk = SmallDisk::mount(&folder, 64);
+    let bounds = ["--min-free-disk-bytes", "33554432", "--disk-reserve-bytes", "8388608"];
+    installation.arguments.insert(Part::Agent, bounds.iter().map(|word| (*word).to_owned()).collect());
+    installation.start_all();
+    let manifest = "name: fills\nactions:\n  fills:\n    configuration: {executor: process}\n    \
+                    commands: ['head -c 200M /dev/urandom > large']\n";
+    let number = installation.submit_manifest("fills", manifest);
+    let pipeline = installation.finished(&number);
+    let outcome = action(&pipeline, "fills")["outcome"].clone();
+    assert_eq!(outcome["cause"], "disk_full", "{pipeline}");
+    let reason = outcome["message"].as_str().unwrap_or_default().to_owned();
+    // Its workspace is gone, so there is room again; a stranger takes it.
+    installation.wait_for_agents(1);
+    fs::write(folder.join("stranger"), vec![1; 40 << 20]).unwrap();
+    let refusal = eventually("the agent to take no more", || {
+        let agents = installation.json(&["agent", "list"]);
+        (agents[0]["accepting"] == false).then(|| agents[0]["not_accepting_because"].to_string())
+    });
+    let waiting = installation.submit_manifest("fine", FINE);
+    let why = eventually("a reason to wait", || {
+        let text = both(&installation.sealci(&["why", &waiting]));
+        (text.contains("disk") || text.contains("free")).then_some(text)
+    });
+    eprintln!("waits because: {why}");
+    fs::remove_file(folder.join("stranger")).unwrap();
+    let emptied = Instant::now();
+    assert_eq!(installation.finished(&waiting)["outcome"], "succeeded");
+    row.passed(&format!(
+        "“{reason}”; then not accepting: {refusal}; goes on {} after there is room",
+        seconds(emptied.elapsed())
+    ));
+    drop(installation);
+    drop(disk);
+}
