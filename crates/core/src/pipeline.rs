@@ -25,7 +25,7 @@ use crate::plan::AllowFailure;
 pub const ATTEMPTS_PER_ROUND: u32 = 3;
 
 /// Where an action stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum ActionState {
     /// Waits for the actions it needs.
     Pending,
@@ -49,7 +49,7 @@ impl ActionState {
 }
 
 /// An action of a pipeline, with what decides its course.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Action {
     pub id: ActionId,
     pub name: String,
@@ -105,7 +105,7 @@ impl Action {
 }
 
 /// One run of a manifest for one event.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Pipeline {
     pub id: PipelineId,
     /// From 1; each re-run opens the next.
