@@ -20,7 +20,7 @@ use crate::ids::{AgentId, ClaimId, FencingToken, InstanceId};
 use crate::outcome::{Cause, Outcome};
 
 /// Where an attempt stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum AttemptState {
     /// An agent was chosen; nothing is recorded yet.
     Assigned,
@@ -44,7 +44,7 @@ impl AttemptState {
 }
 
 /// Who asks for an attempt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Claimant {
     pub claim: ClaimId,
     pub agent: AgentId,
@@ -52,7 +52,7 @@ pub struct Claimant {
 }
 
 /// One claimed attempt.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Attempt {
     /// From 1, over all rounds of the action.
     pub number: u32,
@@ -72,7 +72,7 @@ pub struct Attempt {
 }
 
 /// One entry of an attempt's journal, as far as it decides anything.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum JournalEntry {
     Running,
     CommandStarted { index: u32 },

@@ -23,7 +23,7 @@ use crate::plan::AllowFailure;
 use crate::retry::{self, Again, Tries};
 
 /// Where an action stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum ActionState {
     /// Waits for the actions it needs.
     Pending,
@@ -47,7 +47,7 @@ impl ActionState {
 }
 
 /// An action of a pipeline, with what decides its course.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Action {
     pub id: ActionId,
     pub name: String,
@@ -111,7 +111,7 @@ impl Action {
 }
 
 /// One run of a manifest for one event.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Pipeline {
     pub id: PipelineId,
     /// From 1; each re-run opens the next.

@@ -394,7 +394,7 @@ pub enum Network {
 }
 
 /// Which failures do not count.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AllowFailure {
     #[default]
