@@ -1,4 +1,4 @@
-//! Starts what a test of faults has beside the four services: more agents, and signals to any of them.
+//! Starts what a test of faults has beside the four services: more agents, another controller, and signals to any of them.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -24,6 +24,34 @@ impl Installation {
         }
         command.envs(&self.environment);
         self.beside.insert(name.to_owned(), Process::spawn(command, log));
+    }
+
+    /// Starts another controller of the same database, with a data folder of its own and the first one's secrets; where it
+    /// answers.
+    pub fn start_controller_beside(&mut self, name: &str, more: &[&str]) -> String {
+        let secret = |file: &str| self.data().join(file).display().to_string();
+        let announce = self.data_of(name).with_extension("address");
+        let _ = std::fs::remove_file(&announce);
+        let mut command = Command::new(binary());
+        command.arg("controller").arg("--data").arg(self.data_of(name)).args(["--listen", "127.0.0.1:0"]);
+        command.args(["--scheduler", self.url(Part::Scheduler)]).arg("--announce").arg(&announce);
+        command.args(["--cluster-secret-file", &secret("cluster.secret")]);
+        command.args(["--enrolment-token-file", &secret("enrolment.token")]);
+        command.args(["--api-token", &format!("admin={}", secret("admin.token"))]);
+        command.arg("--objects").arg(self.data().join("objects"));
+        command.args(["--allow-file", "--allow-http", "--allow-local-addresses"]).args(more);
+        self.run_beside(name, command);
+        eventually("the other controller to announce itself", || {
+            std::fs::read_to_string(&announce).ok().map(|line| line.trim().to_owned())
+        })
+    }
+
+    /// What a command line prints with `--json` of another controller; null where it fails.
+    pub fn json_of(&self, server: &str, arguments: &[&str]) -> serde_json::Value {
+        let token = std::fs::read_to_string(self.data().join("admin.token")).unwrap_or_default();
+        let mut command = self.command(&[arguments, &["--json"]].concat());
+        let output = command.env("SEALCI_SERVER", server).env("SEALCI_TOKEN", token.trim()).output();
+        serde_json::from_slice(&output.expect("the binary can be run").stdout).unwrap_or_default()
     }
 
     /// Runs any program beside the services; it ends with them.

@@ -64,7 +64,7 @@ impl PlannedAction {
 }
 
 /// Which ends of an action are followed by another attempt because its author wishes so.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, Hash)]
 pub struct Retry {
     /// So many further attempts in a round; 0: none.
     pub times: u32,

@@ -14,7 +14,7 @@ use crate::plan::Retry;
 pub const ATTEMPTS_PER_ROUND: u32 = 3;
 
 /// What an action's author says of further attempts.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Rules {
     pub retry: Retry,
     /// Its attempts must not overlap, so it gets none by itself.
@@ -22,7 +22,7 @@ pub struct Rules {
 }
 
 /// How often an action was tried in its round.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Tries {
     pub attempts: u32,
     /// Those of them that the manifest's `retry` gave, the next one included.

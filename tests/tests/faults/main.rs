@@ -14,6 +14,7 @@ mod fleet;
 mod lines;
 mod logs;
 mod oracle;
+mod replicas;
 mod rooms;
 mod row;
 mod services;

@@ -128,7 +128,13 @@ pub struct Budget {
 impl World {
     /// One action, queued; the first replica owns it, and everybody is there.
     pub fn new(budget: Budget) -> Self {
-        let action = Action::pending(action_id(), "a".into(), Vec::new(), AllowFailure::Never);
+        let action = Action::pending(
+            action_id(),
+            "a".into(),
+            Vec::new(),
+            AllowFailure::Never,
+            sealci_core::retry::Rules::default(),
+        );
         let id = PipelineId::from_parts(1, &[9; 10]);
         let mut pipeline = Pipeline { id, round: 1, cancel_wished: false, actions: vec![action] };
         pipeline.start();
