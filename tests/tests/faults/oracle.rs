@@ -55,8 +55,9 @@ impl Oracle {
     pub fn manifest(&self) -> String {
         let mut text = "name: faults\nactions:\n".to_owned();
         for (name, keys) in &self.actions {
+            let needs = if keys.contains("needs:") { "" } else { "    needs: []\n" };
             text += &format!(
-                "  {name}:\n    needs: []\n    configuration: {{executor: process, resources: {{cpu: 0.1, memory: 16MiB}}}}\n    \
+                "  {name}:\n{needs}    configuration: {{executor: process, resources: {{cpu: 0.1, memory: 16MiB}}}}\n    \
                  env: {{{}}}\n{keys}    commands: [\"exec sh {}/{name}.sh\"]\n",
                 self.mark().replace('=', ": "),
                 self.folder.display()
