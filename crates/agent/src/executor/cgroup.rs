@@ -27,6 +27,7 @@ use sealci_core::plan::Resources;
 use sealci_sandbox::birth::Entrance;
 
 use self::lock::GroupsLock;
+use super::all_of;
 
 /// How long a group's members may take to be gone once killed.
 const REMOVAL_PATIENCE: Duration = Duration::from_secs(10);
@@ -304,12 +305,9 @@ impl Cgroups {
 
     /// Ends and removes every group of this instance, and its folders.
     pub fn sweep(&self) -> Result<(), CgroupError> {
-        for hierarchy in self.0.layout.hierarchies() {
-            for name in children(&hierarchy.join(&self.0.folder)) {
-                self.group(&name).remove()?;
-            }
-        }
-        Ok(())
+        let hierarchies = self.0.layout.hierarchies().into_iter();
+        let names = hierarchies.flat_map(|hierarchy| children(&hierarchy.join(&self.0.folder)));
+        all_of(names.map(|name| self.group(&name).remove()))
     }
 
     fn group(&self, name: &str) -> Cgroup {

@@ -401,6 +401,15 @@ fn standby() -> (Standby, Backstage) {
     )
 }
 
+/// Has all of them done, whatever becomes of one: what will not go is no reason to leave the others. Tells the first error.
+fn all_of<E>(done: impl IntoIterator<Item = Result<(), E>>) -> Result<(), E> {
+    let mut told = Ok(());
+    for each in done {
+        told = told.and(each);
+    }
+    told
+}
+
 /// Why an action's environment could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecutorError {
@@ -477,6 +486,18 @@ fn cause_of_complaint(complaint: &str) -> Cause {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_fails_keeps_nothing_else_from_being_done() {
+        let mut done = Vec::new();
+        let each =
+            ["one", "two", "three"].map(|name| (name, if name == "three" { Ok(()) } else { Err(name) }));
+        let told = all_of(each.into_iter().map(|(name, result)| {
+            done.push(name);
+            result
+        }));
+        assert_eq!((told, done.len()), (Err("one"), 3));
+    }
 
     #[test]
     fn a_wish_only_grows_stronger() {

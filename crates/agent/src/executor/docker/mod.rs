@@ -50,7 +50,7 @@ use super::environment::{DEFAULT_PIDS, Running, stand_by};
 use super::init::{self, Opening, Prepared};
 use super::neighbourhood::{Home, Neighbourhood};
 use super::sealed::start_message;
-use super::{ExecutionRequest, Executor, ExecutorError, Standby};
+use super::{ExecutionRequest, Executor, ExecutorError, Standby, all_of};
 
 /// More than any image's `/etc/passwd`.
 const ACCOUNTS_BYTES: usize = 1 << 20;
@@ -159,10 +159,12 @@ impl Executor for DockerExecutor {
         let filters = label_filter(&self.options.agent);
         let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
         let listed = daemon.docker.list_containers(Some(options)).await;
+        let mut done = Vec::new();
         for id in listed.map_err(daemon.failed("list containers"))?.into_iter().filter_map(|one| one.id) {
-            remove(&daemon, &id).await?;
+            done.push(remove(&daemon, &id).await);
         }
-        Ok(self.network.remove(&daemon).await?)
+        done.push(self.network.remove(&daemon).await);
+        Ok(all_of(done)?)
     }
 
     async fn close(&self) {
