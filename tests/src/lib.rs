@@ -20,10 +20,12 @@ use tempfile::TempDir;
 
 mod certificates;
 pub mod host;
+mod line;
 mod pipelines;
 mod sshd;
 
 pub use certificates::{Certificates, outward_address};
+pub use line::{Cut, Line};
 pub use pipelines::{Following, action, attempts, both, let_go};
 pub use sshd::Sshd;
 
@@ -104,10 +106,12 @@ impl Installation {
         installation
     }
 
-    /// Starts all four of one that was prepared.
+    /// Starts all four of one that was prepared; those that run already stay.
     pub fn start_all(&mut self) {
         for part in Part::ALL {
-            self.start_part(part);
+            if !self.processes.contains_key(&part) {
+                self.start_part(part);
+            }
         }
         self.write_client_file();
         self.wait_for_agent();
@@ -192,16 +196,12 @@ impl Installation {
                 ]);
             }
             Part::Agent => {
-                command.args([
-                    "--scheduler",
-                    &address(Part::Scheduler),
-                    "--name",
-                    "one",
-                    "--allow-process",
-                    "--allow-fake",
-                    "--resend-ms",
-                    "1000",
-                ]);
+                let own = self.arguments.get(&part).into_iter().flatten();
+                // A list would be added to.
+                if !own.clone().any(|argument| argument == "--scheduler") {
+                    command.args(["--scheduler", &address(Part::Scheduler)]);
+                }
+                command.args(["--name", "one", "--allow-process", "--allow-fake", "--resend-ms", "1000"]);
             }
         }
         if part != Part::Agent {
@@ -226,6 +226,42 @@ impl Installation {
             self.addresses.insert(part, address);
         }
         self.processes.insert(part, process);
+    }
+
+    /// Starts another scheduler of the same installation.
+    pub fn start_other_scheduler(&self) -> OtherScheduler {
+        let announce = self.folder.path().join("other-scheduler.address");
+        let mut command = Command::new(binary());
+        command.arg("scheduler").arg("--data").arg(self.data()).args(["--listen", "127.0.0.1:0"]);
+        command.arg("--announce").arg(&announce);
+        let process = Process::spawn(command, self.folder.path().join("other-scheduler.log"));
+        let url = eventually("the other scheduler to announce itself", || {
+            fs::read_to_string(&announce).ok().map(|line| line.trim().to_owned())
+        });
+        OtherScheduler { _process: process, url }
+    }
+
+    /// Starts another agent, on a folder of its own.
+    pub fn start_other_agent(&self, name: &str, arguments: &[&str]) -> OtherAgent {
+        let mut command = Command::new(binary());
+        command.arg("agent").arg("--data").arg(self.folder.path().join(name)).args(["--name", name]);
+        command.args(["--allow-file", "--allow-http", "--allow-local-addresses", "--allow-process"]);
+        command.args(["--resend-ms", "1000", "--enrolment-token-file"]);
+        command.arg(self.data().join("enrolment.token")).args(arguments);
+        let process = Process::spawn(command, self.folder.path().join(format!("{name}.log")));
+        eventually(&format!("agent {name} to take work"), || {
+            let agents = self.json(&["agent", "list"]);
+            let is_there = |agent: &&Value| agent["name"] == name && agent["accepting"] == true;
+            agents.as_array()?.iter().find(is_there).map(|_| ())
+        });
+        OtherAgent { process, folder: self.folder.path().join(name).join("agent") }
+    }
+
+    /// Sends a service a signal, such as `STOP`.
+    pub fn signal(&self, part: Part, signal: &str) {
+        let pid = self.pid(part).to_string();
+        let status = Command::new("kill").args(["-s", signal, &pid]).status().expect("kill can be run");
+        assert!(status.success());
     }
 
     /// Kills a service with SIGKILL: it gets no chance to put anything in order.
@@ -328,6 +364,25 @@ impl Installation {
                 eprintln!("{line}");
             }
         }
+    }
+}
+
+/// A scheduler beside the installation's own.
+pub struct OtherScheduler {
+    _process: Process,
+    pub url: String,
+}
+
+/// An agent beside the installation's own.
+pub struct OtherAgent {
+    process: Process,
+    folder: PathBuf,
+}
+
+impl Drop for OtherAgent {
+    fn drop(&mut self) {
+        self.process.kill();
+        host::remove_cgroups(&self.folder);
     }
 }
 
