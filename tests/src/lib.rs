@@ -21,6 +21,7 @@ use tempfile::TempDir;
 mod beside;
 mod certificates;
 pub mod host;
+mod line;
 mod network;
 mod pipelines;
 mod postgres;
@@ -29,6 +30,7 @@ mod sshd;
 
 pub use beside::{SmallDisk, signal};
 pub use certificates::{Certificates, outward_address};
+pub use line::{Cut, Line};
 pub use network::{Direction, Network};
 pub use pipelines::{Following, action, attempts, both, let_go};
 pub use postgres::Postgres;
@@ -131,10 +133,12 @@ impl Installation {
         installation
     }
 
-    /// Starts all four of one that was prepared.
+    /// Starts all four of one that was prepared; those that run already stay.
     pub fn start_all(&mut self) {
         for part in Part::ALL {
-            self.start_part(part);
+            if !self.processes.contains_key(&part) {
+                self.start_part(part);
+            }
         }
         self.started();
     }
@@ -270,14 +274,47 @@ impl Installation {
     fn agent_arguments(&self, name: &str) -> Vec<String> {
         let scheduler = self.agents_dial.as_ref().or(self.addresses.get(&Part::Scheduler));
         let scheduler = scheduler.cloned().unwrap_or_default();
-        let mut arguments =
-            vec!["--scheduler", &scheduler, "--name", name, "--allow-process", "--allow-fake"];
+        let mut arguments = vec!["--name", name, "--allow-process", "--allow-fake"];
+        // A list would be added to.
+        let own = self.arguments.get(&Part::Agent);
+        if !own.is_some_and(|own| own.iter().any(|argument| argument == "--scheduler")) {
+            arguments.extend(["--scheduler", &scheduler]);
+        }
         match self.periods {
             Periods::Usual => arguments.extend(["--resend-ms", "1000"]),
             Periods::Tenth => arguments.extend(["--resend-ms", "1000", "--hurry", "10"]),
             Periods::AsShipped => {}
         }
         arguments.into_iter().map(str::to_owned).collect()
+    }
+
+    /// Starts another scheduler of the same installation.
+    pub fn start_other_scheduler(&self) -> OtherScheduler {
+        let announce = self.folder.path().join("other-scheduler.address");
+        let mut command = Command::new(binary());
+        command.arg("scheduler").arg("--data").arg(self.data()).args(["--listen", "127.0.0.1:0"]);
+        command.arg("--announce").arg(&announce);
+        let process = Process::spawn(command, self.folder.path().join("other-scheduler.log"));
+        let url = eventually("the other scheduler to announce itself", || {
+            fs::read_to_string(&announce).ok().map(|line| line.trim().to_owned())
+        });
+        OtherScheduler { _process: process, url }
+    }
+
+    /// Starts another agent, on a folder of its own.
+    pub fn start_other_agent(&self, name: &str, arguments: &[&str]) -> OtherAgent {
+        let mut command = Command::new(binary());
+        command.arg("agent").arg("--data").arg(self.folder.path().join(name)).args(["--name", name]);
+        command.args(["--allow-file", "--allow-http", "--allow-local-addresses", "--allow-process"]);
+        command.args(["--resend-ms", "1000", "--enrolment-token-file"]);
+        command.arg(self.data().join("enrolment.token")).args(arguments);
+        let process = Process::spawn(command, self.folder.path().join(format!("{name}.log")));
+        eventually(&format!("agent {name} to take work"), || {
+            let agents = self.json(&["agent", "list"]);
+            let is_there = |agent: &&Value| agent["name"] == name && agent["accepting"] == true;
+            agents.as_array()?.iter().find(is_there).map(|_| ())
+        });
+        OtherAgent { process, folder: self.folder.path().join(name).join("agent") }
     }
 
     /// Kills a service with SIGKILL: it gets no chance to put anything in order.
@@ -381,6 +418,25 @@ impl Installation {
                 eprintln!("{line}");
             }
         }
+    }
+}
+
+/// A scheduler beside the installation's own.
+pub struct OtherScheduler {
+    _process: Process,
+    pub url: String,
+}
+
+/// An agent beside the installation's own.
+pub struct OtherAgent {
+    process: Process,
+    folder: PathBuf,
+}
+
+impl Drop for OtherAgent {
+    fn drop(&mut self) {
+        self.process.kill();
+        host::remove_cgroups(&self.folder);
     }
 }
 

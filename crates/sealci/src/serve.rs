@@ -231,7 +231,7 @@ const MIRRORS_BUDGET_BYTES: u64 = 20 << 30;
 
 /// Makes an agent ready to run.
 pub fn prepare_agent(args: &AgentServeArgs, shutdown: Shutdown) -> Result<Service, Failure> {
-    check_dialled("--scheduler", &args.scheduler)?;
+    args.scheduler.iter().try_for_each(|url| check_dialled("--scheduler", url))?;
     let folder = DataFolder::open(args.data.as_deref())?;
     let own = folder.path("agent");
     let trouble = |what: &str, error: &dyn std::fmt::Display| {
@@ -263,7 +263,7 @@ pub fn prepare_agent(args: &AgentServeArgs, shutdown: Shutdown) -> Result<Servic
     let mut config = sealci_agent::Config::new(
         name,
         own.clone(),
-        vec![args.scheduler.clone()],
+        args.scheduler.clone(),
         executors(&offer, &own)?,
         Arc::new(checkout),
     );

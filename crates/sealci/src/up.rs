@@ -146,7 +146,7 @@ async fn start(args: &UpArgs, folder: &DataFolder) -> Result<(Running, ClientFil
     };
     let monitor = prepare_monitor(&monitor, stop.clone()).await?;
     let agent = AgentServeArgs {
-        scheduler: scheduler.url.clone(),
+        scheduler: vec![scheduler.url.clone()],
         trust: TrustArgs::default(),
         data,
         enrolment_token_file: None,

@@ -276,9 +276,15 @@ pub struct MonitorArgs {
 
 #[derive(Debug, Args)]
 pub struct AgentServeArgs {
-    /// Where it dials
-    #[arg(long, value_name = "URL", env = "SEALCI_SCHEDULER", default_value = "http://127.0.0.1:8422")]
-    pub scheduler: String,
+    /// A scheduler that it dials; may be given several times, or as a list with commas: when one is gone, the next is tried
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "SEALCI_SCHEDULER",
+        value_delimiter = ',',
+        default_value = "http://127.0.0.1:8422"
+    )]
+    pub scheduler: Vec<String>,
     #[command(flatten)]
     pub trust: TrustArgs,
     /// The data folder; the agent's own is `agent` in it [default: $XDG_DATA_HOME/sealci]
