@@ -379,6 +379,11 @@ mod tests {
         assert_eq!(reader.read(10, u64::MAX, 100).unwrap(), Found::Damaged);
     }
 
+    /// Offsets that now and then continue one another, and those at the end of all numbers.
+    fn offset() -> impl Strategy<Value = u64> {
+        prop_oneof![8 => 4_u64..30, 1 => (u64::MAX - 20)..=u64::MAX, 1 => any::<u64>()]
+    }
+
     #[test]
     fn names_carry_the_offset() {
         let path = path(Path::new("/x"), 90_000);
@@ -414,6 +419,38 @@ mod tests {
                 prop_assert_eq!(&whole[at..at + bytes.len()], &bytes[..]);
                 at += bytes.len();
             }
+        }
+
+        /// A checksum only says that a frame is as it was written, not that it fits.
+        #[test]
+        fn whole_frames_that_lie_are_cut_and_what_stands_before_them_is_read(
+            frames in vec((0_u8..3, offset(), offset(), vec(any::<u8>(), 0..20)), 0..12),
+        ) {
+            let folder = tempfile::tempdir().unwrap();
+            let mut file = Vec::new();
+            for (kind, from, to, rest) in frames {
+                let mut payload = vec![kind];
+                payload.extend_from_slice(&from.to_le_bytes());
+                if kind == GAP {
+                    payload.extend_from_slice(&to.to_le_bytes());
+                }
+                payload.extend_from_slice(&rest);
+                file.extend_from_slice(&frame::encode(&payload));
+            }
+            std::fs::write(path(folder.path(), 5), file).unwrap();
+            let (writer, end) = SegmentWriter::recover(folder.path(), 5).unwrap();
+            let (again, same) = SegmentWriter::recover(folder.path(), 5).unwrap();
+            prop_assert_eq!((again.file_bytes, same), (writer.file_bytes, end));
+            let mut reader = SegmentReader::open(folder.path(), 5).unwrap();
+            let mut at = 5;
+            while at < end {
+                let Found::Piece(piece) = reader.read(at, writer.file_bytes, 7).unwrap() else {
+                    return Err(TestCaseError::fail(format!("nothing at {at}, the end is {end}")));
+                };
+                prop_assert!(piece.from() == at && piece.to() > at, "{piece:?} at {at}");
+                at = piece.to();
+            }
+            prop_assert_eq!(at, end);
         }
 
         #[test]
