@@ -67,7 +67,9 @@ impl Network {
         run("tc", &[&["qdisc", "add", "dev", &link], &slow[..]].concat()).expect("the line can be slowed");
         self.inside(&[&["tc", "qdisc", "add", "dev", &peer], &slow[..]].concat()).expect("and the way back");
         let lossy = ["-m", "statistic", "--mode", "random", "--probability", share, "-j", "DROP"];
-        self.filter("INPUT", &lossy);
+        for chain in ["INPUT", "OUTPUT"] {
+            self.filter(chain, &lossy);
+        }
     }
 
     fn filter(&self, chain: &str, rule: &[&str]) {

@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use sealci_tests::{Installation, Part, Periods};
 
+use serde_json::Value;
+
 use crate::oracle::{Oracle, WAIT};
 use crate::row::{Row, seconds, within};
 
@@ -32,6 +34,11 @@ fn two_hundred_run(row: &Row) -> (Installation, Oracle, String) {
 fn one_is_killed(part: Part, row: Row) {
     let (mut installation, oracle, number) = two_hundred_run(&row);
     installation.kill(part);
+    if part == Part::Scheduler {
+        within("the break to be seen", Duration::from_secs(5), || {
+            (how_many_accept(&installation) == 0).then_some(())
+        });
+    }
     installation.start_part(part);
     let restarted = Instant::now();
     // Steady: every agent is there with what it holds, and new work is done.
@@ -39,7 +46,8 @@ fn one_is_killed(part: Part, row: Row) {
         let agents = installation.json(&["agent", "list"]);
         let agents = agents.as_array()?;
         let held: u64 = agents.iter().filter_map(|agent| agent["holds"].as_u64()).sum();
-        let accepting = agents.iter().filter(|agent| agent["accepting"] == true).count();
+        let there = |agent: &&Value| agent["connected"] == true && agent["accepting"] == true;
+        let accepting = agents.iter().filter(there).count();
         (accepting == AGENTS && held == ACTIONS as u64).then_some(())
     });
     let fine = "name: fine\nactions:\n  fine:\n    configuration: {executor: fake, resources: {cpu: 0.1, memory: 1MiB}}\n    \
@@ -94,9 +102,11 @@ fn many_agents() -> std::path::PathBuf {
     test.ancestors().nth(2).unwrap().join("examples/many_agents")
 }
 
+/// Those that are connected: of others the controller shows what it knew.
 fn how_many_accept(installation: &Installation) -> usize {
     let agents = installation.json(&["agent", "list"]);
-    agents.as_array().map_or(0, |agents| agents.iter().filter(|agent| agent["accepting"] == true).count())
+    let there = |agent: &&Value| agent["connected"] == true && agent["accepting"] == true;
+    agents.as_array().map_or(0, |agents| agents.iter().filter(there).count())
 }
 
 #[test]
@@ -136,6 +146,9 @@ fn a_thousand_agents_reconnect_at_once() {
     // While actions run at half of them.
     within("actions to run", patience, || (held(&installation) > 100).then_some(()));
     installation.kill(Part::Scheduler);
+    within("the break to be seen", Duration::from_secs(5), || {
+        (how_many_accept(&installation) == 0).then_some(())
+    });
     installation.start_part(Part::Scheduler);
     let (_, steady) = within("all agents again", Duration::from_secs(60), || {
         (how_many_accept(&installation) == MANY + 1).then_some(())
