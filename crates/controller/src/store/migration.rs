@@ -1,5 +1,6 @@
 //! Makes the tables. A migration that has been released is never changed; the next one comes after it.
 
+mod logs;
 mod storage;
 
 use sea_orm::{ConnectionTrait, DbBackend, EntityTrait, Schema, StatementBuilder};
@@ -16,7 +17,7 @@ pub struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(First), Box::new(OpenLogs), Box::new(storage::Storage)]
+        vec![Box::new(First), Box::new(OpenLogs), Box::new(storage::Storage), Box::new(logs::FinishedLogs)]
     }
 }
 
