@@ -179,6 +179,10 @@ impl Controller {
         tasks.spawn(dispatch::keep_listening(store, driver.replica(), dispatch.clone(), stop.clone()));
         tasks.spawn(driver.run(stop.clone()));
         tasks.spawn(storage.clone().keep_swept(stop.clone()));
+        // What is thrown away with its process need not move.
+        if !matches!(config.database, DatabaseUrl::Scratch(_)) {
+            tasks.spawn(storage.clone().keep_moving(stop.clone()));
+        }
         tasks.spawn(dispatch::keep_link(link, dispatch, stop.clone()));
         let limits = Limits::default();
         let mut http = std::pin::pin!(listen::serve(door, router, &limits, &stop));

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use sea_orm::ConnectionTrait as _;
 use sealci_controller::storage::objects::ObjectsLocation;
-use sealci_controller::storage::{Storage, Swept};
+use sealci_controller::storage::{Storage, Sweep, Swept};
 use sealci_controller::store::Store;
 use sealci_service::database::DatabaseUrl;
 use sealci_service::testing::SmallDisk;
@@ -518,24 +518,30 @@ async fn sweeping(world: &World, keeper: &mut Keeper) {
     assert!(attempt.find(world, "one", &[]).await.is_some(), "it is used now");
     let storage = replica(world, |_| ()).await;
     let nothing = Swept::default();
-    assert_eq!(storage.sweep(now_ms()).await.unwrap(), nothing, "all of it is young");
-    let day_later = storage.sweep(now_ms() + DAY_MS + 60_000).await.unwrap();
-    assert_eq!(day_later, Swept { artifacts: 1, cache_entries: 0, blobs: 2, objects: 2 });
+    assert_eq!(storage.sweep(now_ms(), Sweep::Delete).await.unwrap(), nothing, "all of it is young");
+    let later = now_ms() + DAY_MS + 60_000;
+    let would_go = storage.sweep(later, Sweep::Dry).await.unwrap();
+    let day_later = storage.sweep(later, Sweep::Delete).await.unwrap();
+    assert_eq!(would_go, day_later, "a dry run says what goes");
+    let freed_bytes = (packed.bytes.len() + b"nobody refers to it".len()) as u64;
+    assert_eq!(day_later, Swept { artifacts: 1, blobs: 2, objects: 2, freed_bytes, ..nothing });
     assert_eq!(attempt.upload(world, &packed.bytes).await.status, 201, "it is gone, and can come again");
 
     let tight = replica(world, |config| config.cache_budget_bytes = 7000).await;
-    let fitted = tight.sweep(now_ms()).await.unwrap();
+    assert_eq!(tight.sweep(now_ms(), Sweep::Dry).await.unwrap().cache_entries, 1);
+    let fitted = tight.sweep(now_ms(), Sweep::Delete).await.unwrap();
     assert_eq!(fitted, Swept { cache_entries: 1, ..nothing });
     assert_eq!(attempt.find(world, "two", &[]).await, None, "the longest unused went");
     assert!(attempt.find(world, "one", &[]).await.is_some());
 
     let (first, second) = (replica(world, |_| ()).await, replica(world, |_| ()).await);
     let month_later = now_ms() + 32 * DAY_MS;
-    let (first, second) = tokio::join!(first.sweep(month_later), second.sweep(month_later));
+    let (first, second) =
+        tokio::join!(first.sweep(month_later, Sweep::Delete), second.sweep(month_later, Sweep::Delete));
     let (first, second) = (first.unwrap(), second.unwrap());
     assert_eq!(first.cache_entries + second.cache_entries, 2, "two replicas at once: {first:?} {second:?}");
     assert_eq!(first.blobs + second.blobs, 4);
-    storage.sweep(month_later).await.unwrap();
+    storage.sweep(month_later, Sweep::Delete).await.unwrap();
     for table in ["artifacts", "caches", "blobs", "blob_owners", "loose_objects"] {
         assert_eq!(count(world, table).await, 0, "{table}");
     }
@@ -627,8 +633,8 @@ async fn all_of_it_works_on_an_s3_server() {
     assert_eq!(attempt.keep_cache(&world, "large", &large).await.json()["stored"], true);
     assert!(attempt.get(&world, &format!("/blobs/{}", digest(&large))).await.bytes == large);
     let storage = replica(&world, |_| ()).await;
-    storage.sweep(now_ms() + 40 * DAY_MS).await.unwrap();
-    storage.sweep(now_ms() + 40 * DAY_MS).await.unwrap();
+    storage.sweep(now_ms() + 40 * DAY_MS, Sweep::Delete).await.unwrap();
+    storage.sweep(now_ms() + 40 * DAY_MS, Sweep::Delete).await.unwrap();
     assert_eq!(server.objects().await, 0);
 }
 

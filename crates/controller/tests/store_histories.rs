@@ -13,7 +13,7 @@ use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
 use sealci_controller::store::entity::{actions, attempts, commands, log_chunks, pipelines, rounds};
 use sealci_controller::store::{Batch, ListFilter, LogPiece, Store};
-use sealci_core::ids::{ActionId, AttemptId, PipelineId};
+use sealci_core::ids::{ActionId, AttemptId, PipelineId, ReplicaId};
 use sealci_service::database::{Database, DatabaseUrl};
 use sealci_service::testing;
 use uuid::Uuid;
@@ -186,6 +186,7 @@ impl Chance {
             cancel_wished: false,
             state: "queued".into(),
             outcome: None,
+            owner: Uuid::nil(),
             epoch: 1,
             created_at: self.figure(),
             finished_at: None,
@@ -202,6 +203,7 @@ impl Chance {
                 outcome: None,
                 attempts: 0,
                 attempts_in_round: 0,
+                retries_in_round: 0,
                 queued_at: self.maybe(Self::figure),
                 started_at: None,
                 finished_at: None,
@@ -330,7 +332,7 @@ async fn compare(store: &Store, model: &Model, chance: &mut Chance) {
     let mut unfinished: Vec<_> = model.pipelines.values().filter(|row| row.state != "finished").collect();
     unfinished.sort_by_key(|row| row.number);
     let unfinished: Vec<_> = unfinished.iter().map(|row| PipelineId::from_uuid(row.id)).collect();
-    assert_eq!(store.unfinished().await.unwrap(), unfinished);
+    assert_eq!(store.unfinished(ReplicaId::from_uuid(Uuid::nil())).await.unwrap(), unfinished);
     if let Some(row) = chance.one_of(model.pipelines.values().cloned()) {
         compare_pipeline(store, model, &row).await;
     }
@@ -396,11 +398,11 @@ async fn compare_attempt(store: &Store, model: &Model, key: (Uuid, i32), chance:
             LogPiece::Bytes { offset: at, bytes: bytes[skip..].to_vec().into() }
         }
     });
-    assert_eq!(store.log(id).piece(at).await.unwrap(), expected);
+    assert_eq!(store.log_chunk(id, at).await.unwrap(), expected);
     let gap =
         chunks.iter().map(|(_, (row, _))| row).find(|row| row.gap.is_some() && row.end.unsigned_abs() > at);
     let gap = gap.map(|row| (row.start.unsigned_abs(), row.end.unsigned_abs(), row.gap.clone().unwrap()));
-    assert_eq!(store.log(id).next_gap(at).await.unwrap(), gap);
+    assert_eq!(store.next_gap(id, at).await.unwrap(), gap);
 }
 
 /// One history, on all stores.

@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::{
-    agents, artifacts, caches, check, completion, doctor, exec, logs, pipelines, repos, run, serve, up,
+    agents, artifacts, caches, check, completion, doctor, exec, gc, logs, pipelines, repos, run, serve, up,
 };
 
 /// A distributed CI that runs every action sealed.
@@ -44,6 +44,8 @@ pub enum Command {
     /// What actions have kept for later ones
     #[command(subcommand)]
     Cache(CacheCommand),
+    /// Delete now what has had its time, which a server does by itself every hour
+    Gc(gc::GcArgs),
     /// Watched repositories
     #[command(subcommand)]
     Repo(RepoCommand),
@@ -167,7 +169,8 @@ mod tests {
             "artifact delete 018f0000-0000-7000-8000-00000000000a",
             "cache list --repository https://example.org/x -n 500",
             "cache delete 018f0000-0000-7000-8000-00000000000a 018f0000-0000-7000-8000-00000000000b",
-            "up --objects s3://b/p --keep-artifacts 12h --cache-budget 5GiB",
+            "gc --dry-run --json",
+            "up --objects s3://b/p --keep-artifacts 12h --cache-budget 5GiB --keep-logs 7d --logs-budget 1GiB",
             "controller --agents-url https://ci.example.org --max-upload 1GiB",
             "check --file x.yaml --json",
             "doctor",

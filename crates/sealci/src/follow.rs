@@ -178,6 +178,19 @@ async fn stream_log(
     let number = NonZeroU32::new(attempt.number)
         .ok_or_else(|| Failure::infrastructure(format!("{} named an attempt 0", server.url)))?;
     let answer = server.client.follow_log().action_id(attempt.action).number(number).from(from).send().await;
+    let answer = match answer {
+        // It has been deleted: its pipeline has an outcome all the same.
+        Err(error) if error.status().is_some_and(|status| status.as_u16() == 410) => {
+            let reason = server.failure(error).await.message;
+            for update in [Update::Gap(attempt, 0, reason), Update::LogEnd(attempt)] {
+                if updates.send(update).await.is_err() {
+                    break;
+                }
+            }
+            return Ok(());
+        }
+        answer => answer,
+    };
     let mut events = Events::open(server, answer).await?;
     loop {
         let event = events.next(patience).await?;

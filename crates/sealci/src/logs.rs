@@ -64,12 +64,14 @@ pub async fn logs(args: LogsArgs, terminal: Terminal) -> Result<Exit, Failure> {
         };
         let from =
             if args.failed && terminal.interactive { say_failure(action, attempt, terminal) } else { 0 };
-        let is_whole = copy(&server, id_of(action, attempt), from, &mut writer).await?;
-        if !is_whole && attempt.state == AttemptState::Finished && !attempt.fenced {
-            let name = one_line(&action.name);
-            eprintln!(
+        let name = one_line(&action.name);
+        match copy(&server, id_of(action, attempt), from, &mut writer).await? {
+            Copied::Part if attempt.state == AttemptState::Finished && !attempt.fenced => eprintln!(
                 "`{name}` is finished, and the end of its log is still on its way: `sealci logs -f` waits for it"
-            );
+            ),
+            Copied::Gone(failure) if chosen.len() == 1 => return Err(failure),
+            Copied::Gone(failure) => eprintln!("`{name}`: {}", failure.message),
+            Copied::Part | Copied::Whole => {}
         }
     }
     Ok(Exit::Passed)
@@ -174,8 +176,17 @@ impl Writer {
     }
 }
 
-/// Copies the log as it stands; whether that is all there will be.
-async fn copy(server: &Server, id: AttemptId, from: u64, writer: &mut Writer) -> Result<bool, Failure> {
+/// What there was of a log.
+enum Copied {
+    Whole,
+    /// There will be more of it.
+    Part,
+    /// It has been deleted, or is lost.
+    Gone(Failure),
+}
+
+/// Copies the log as it stands.
+async fn copy(server: &Server, id: AttemptId, from: u64, writer: &mut Writer) -> Result<Copied, Failure> {
     let mut request = server
         .client
         .read_log()
@@ -188,7 +199,10 @@ async fn copy(server: &Server, id: AttemptId, from: u64, writer: &mut Writer) ->
         Ok(response) => response,
         // The failing command wrote nothing: there is nothing at its offset.
         Err(error) if from > 0 && error.status().is_some_and(|status| status.as_u16() == 416) => {
-            return Ok(true);
+            return Ok(Copied::Whole);
+        }
+        Err(error) if error.status().is_some_and(|status| status.as_u16() == 410) => {
+            return Ok(Copied::Gone(server.failure(error).await));
         }
         Err(error) => return Err(server.failure(error).await),
     };
@@ -198,7 +212,7 @@ async fn copy(server: &Server, id: AttemptId, from: u64, writer: &mut Writer) ->
         writer.write(&bytes)?;
     }
     writer.finish()?;
-    Ok(is_whole)
+    Ok(if is_whole { Copied::Whole } else { Copied::Part })
 }
 
 /// Follows one action's log, without prefixes, to its end.

@@ -16,6 +16,7 @@ mod exec;
 mod exit;
 mod follow;
 mod format;
+mod gc;
 mod kept;
 mod logs;
 mod output;
@@ -88,6 +89,7 @@ async fn dispatch(command: Command, terminal: Terminal) -> Result<Exit, Failure>
         Command::Artifact(ArtifactCommand::Delete(args)) => artifacts::delete(args).await,
         Command::Cache(CacheCommand::List(args)) => caches::list(args, terminal).await,
         Command::Cache(CacheCommand::Delete(args)) => caches::delete(args).await,
+        Command::Gc(args) => gc::gc(args).await,
         Command::Repo(RepoCommand::List(args)) => repos::list(args, terminal).await,
         Command::Repo(RepoCommand::Add(args)) => repos::add(args).await,
         Command::Repo(RepoCommand::Remove(args)) => repos::remove(args).await,

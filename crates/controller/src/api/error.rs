@@ -89,7 +89,8 @@ fn of_storage(error: StorageError) -> Problem {
         | StorageError::NoContents { .. } => Problem::unprocessable(detail),
         StorageError::NotUploaded { .. } | StorageError::KeptBefore => Problem::conflict(detail),
         StorageError::NoSuchFile => Problem::not_found(detail),
-        StorageError::Lost { .. } => of(StatusCode::GONE),
+        StorageError::Lost { .. } | StorageError::LogDeleted { .. } => of(StatusCode::GONE),
+        StorageError::LogAway { source, .. } => of_objects(&source, detail),
         StorageError::ShuttingDown => of(StatusCode::SERVICE_UNAVAILABLE),
     }
 }

@@ -1,4 +1,4 @@
-//! Answers people about what is kept: artifacts and caches.
+//! Answers people about what is kept: artifacts and caches, and what has had its time.
 
 use axum::Json;
 use axum::body::Body;
@@ -7,7 +7,7 @@ use axum::http::{HeaderMap, Response, StatusCode, header};
 use axum::response::IntoResponse;
 use sealci_api::controller::types;
 use sealci_core::ids::PipelineId;
-use sealci_service::problem::{Path, Problem, Query};
+use sealci_service::problem::{self, Path, Problem, Query};
 use serde::Deserialize;
 use uuid::Uuid;
 
@@ -15,6 +15,7 @@ use super::error::ApiError;
 use super::logs::parse_range;
 use super::pipelines::{identity_of, no_such_pipeline};
 use super::{Api, view};
+use crate::storage::Sweep;
 use crate::store::counts;
 use crate::store::entity::actions;
 use crate::store::entity::storage::{artifacts, blobs};
@@ -131,6 +132,16 @@ pub async fn delete_cache(State(api): State<Api>, Path(id): Path<Uuid>) -> Resul
         true => Ok(StatusCode::NO_CONTENT),
         false => Err(Problem::not_found("there is no such cache entry").into()),
     }
+}
+
+/// Deletes now what has had its time, or says what that is.
+pub async fn collect_garbage(
+    State(api): State<Api>,
+    problem::Json(wanted): problem::Json<types::CollectGarbage>,
+) -> Answer<types::Garbage> {
+    let sweep = if wanted.dry_run { Sweep::Dry } else { Sweep::Delete };
+    let swept = api.storage.sweep(now_ms(), sweep).await?;
+    Ok(Json(view::garbage(&swept, wanted.dry_run)))
 }
 
 fn read_cursor(text: &str) -> Option<(i64, Uuid)> {

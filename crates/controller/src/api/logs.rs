@@ -20,7 +20,8 @@ use uuid::Uuid;
 
 use super::Api;
 use super::error::ApiError;
-use crate::store::{LogExtent, LogPiece, LogReader, StoreError};
+use crate::storage::{LogReader, StorageError};
+use crate::store::{LogExtent, LogPiece};
 
 /// The log so far, or a part of it.
 pub async fn read(
@@ -39,9 +40,7 @@ pub async fn read(
         let cut = cut.map(|reason| {
             Ok(Bytes::from(format!("\n[SealCI: the rest of this log is missing: {reason}]\n")))
         });
-        return finish(
-            response.body(Body::from_stream(bytes_of(log, 0, extent.end).chain(stream::iter(cut)))),
-        );
+        return finish(response.body(begun(bytes_of(log, 0, extent.end).chain(stream::iter(cut))).await?));
     };
     let refuse = |detail: String| {
         Problem::new(StatusCode::RANGE_NOT_SATISFIABLE)
@@ -63,7 +62,16 @@ pub async fn read(
         .status(StatusCode::PARTIAL_CONTENT)
         .header(header::CONTENT_RANGE, format!("bytes {}-{}/{}", range.from, to - 1, extent.end))
         .header(header::CONTENT_LENGTH, to - range.from);
-    finish(response.body(Body::from_stream(bytes_of(log, range.from, to))))
+    finish(response.body(begun(bytes_of(log, range.from, to)).await?))
+}
+
+/// A body whose beginning has been read: what cannot be read is answered with the reason, not with an end in the middle.
+async fn begun(
+    bytes: impl Stream<Item = Result<Bytes, StorageError>> + Send + 'static,
+) -> Result<Body, ApiError> {
+    let mut bytes = Box::pin(bytes);
+    let first = bytes.next().await.transpose()?;
+    Ok(Body::from_stream(stream::iter(first.map(Ok)).chain(bytes)))
 }
 
 fn finish(response: Result<Response<Body>, axum::http::Error>) -> Result<Response<Body>, ApiError> {
@@ -96,7 +104,7 @@ pub(super) fn parse_range(text: &str, end: u64) -> Option<ByteRange> {
 }
 
 /// Bytes `from..to`, piece by piece; a gap is one line that says so.
-fn bytes_of(log: LogReader, from: u64, to: u64) -> impl Stream<Item = Result<Bytes, StoreError>> {
+fn bytes_of(log: LogReader, from: u64, to: u64) -> impl Stream<Item = Result<Bytes, StorageError>> {
     futures_util::stream::try_unfold((log, from), move |(log, offset)| async move {
         if offset >= to {
             return Ok(None);
@@ -133,9 +141,14 @@ pub async fn follow(
     let id = attempt_id(id);
     let resumed = headers.get("last-event-id").and_then(|value| value.to_str().ok()?.parse().ok());
     let news = api.watchers.logs.subscribe(id);
-    let (log, _) = open(&api, id).await?;
+    let from = resumed.unwrap_or(query.from);
+    let (log, extent) = open(&api, id).await?;
+    if extent.is_whole() {
+        // What cannot be read is answered with the reason.
+        log.piece(from).await?;
+    }
     let follower = Follower { log, news, api, told_of_cut: false };
-    let start = Some((follower, resumed.unwrap_or(query.from)));
+    let start = Some((follower, from));
     let stream = futures_util::stream::unfold(start, |state| async move {
         let (mut follower, offset) = state?;
         let (event, next) = follower.next(offset).await?;
@@ -198,7 +211,7 @@ fn signed(value: u64) -> i64 {
 }
 
 async fn open(api: &Api, id: AttemptId) -> Result<(LogReader, LogExtent), ApiError> {
-    let log = api.store.log(id);
+    let log = api.storage.log(id);
     match log.extent().await? {
         Some(extent) => Ok((log, extent)),
         None => Err(Problem::not_found("there is no such attempt").into()),

@@ -91,6 +91,7 @@ pub fn routes() -> Vec<Route> {
         get("/api/v1/artifacts/{artifact_id}/files/{*path}", self::get(kept::file)),
         get("/api/v1/caches", self::get(kept::caches)),
         remove("/api/v1/caches/{cache_id}", delete(kept::delete_cache)),
+        post("/api/v1/gc", Role::Admin, self::post(kept::collect_garbage)),
         ticket("put", "/api/v1/attempts/{attempt}/blobs/{digest}", put(attempts::upload)),
         ticket("get", "/api/v1/attempts/{attempt}/blobs/{digest}", self::get(attempts::download)),
         ticket("post", "/api/v1/attempts/{attempt}/artifacts", self::post(attempts::keep_artifact)),

@@ -10,6 +10,7 @@ use sealci_core::plan::PlannedAction;
 use uuid::Uuid;
 
 use crate::dispatch::AgentView;
+use crate::storage::Swept;
 use crate::store::entity::storage::{artifacts, caches, test_reports};
 use crate::store::entity::{actions, attempts, commands, pipelines};
 use crate::store::{PipelineStory, StoreError, counts, outcome_of_json};
@@ -262,6 +263,19 @@ pub fn cache(row: &caches::Model) -> types::Cache {
         files: row.files,
         created_at: time(row.created_at),
         last_used_at: time(row.last_used_at),
+    }
+}
+
+/// What a sweep deleted, or would delete.
+pub fn garbage(swept: &Swept, dry_run: bool) -> types::Garbage {
+    types::Garbage {
+        dry_run,
+        artifacts: big(swept.artifacts),
+        cache_entries: big(swept.cache_entries),
+        logs: big(swept.logs),
+        blobs: big(swept.blobs),
+        objects: big(swept.objects),
+        freed_bytes: big(swept.freed_bytes),
     }
 }
 

@@ -142,6 +142,17 @@ impl Driver {
                 self.drop_live(*id);
             }
         }
-        transaction.logs.iter().for_each(|id| self.watchers.logs.wake(id));
+        for id in transaction.logs {
+            self.watchers.logs.wake(&id);
+            if has_whole_log(&transaction.batch, id) {
+                self.config.storage.log_is_whole(id);
+            }
+        }
     }
+}
+
+/// Whether a batch makes an attempt's log whole, and there is something in it.
+fn has_whole_log(batch: &Batch, id: AttemptId) -> bool {
+    let key = (id.action.as_uuid(), i32::try_from(id.number).unwrap_or(i32::MAX));
+    batch.attempts.get(&key).is_some_and(|row| row.log_end > 0 && row.log_length == Some(row.log_end))
 }

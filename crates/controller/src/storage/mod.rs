@@ -1,5 +1,5 @@
-//! Keeps what actions leave: artifacts, caches and reports. The bytes are in the object store ([`objects`]), what they are in
-//! the database.
+//! Keeps what actions leave: artifacts, caches, reports and finished logs. The bytes are in the object store ([`objects`]), what
+//! they are in the database.
 //!
 //! Invariants:
 //! - a blob's row appears after its object is whole, and goes before its object does: nothing refers to what is not there;
@@ -7,8 +7,10 @@
 //!   upload of its bytes;
 //! - every object's name is its own, and stands in the database before the object is begun: whatever is killed at whatever
 //!   moment, what it leaves is found by [`sweep`](Storage::sweep) and deleted a day later;
+//! - a log is where its row says: in the database until its object is whole ([`logs`]), and said to be deleted once it is;
 //! - a digest opens nothing: who refers to a blob has brought its bytes ([`Visitor::owner`]), and who reads one was told of it.
 
+pub mod logs;
 pub mod objects;
 mod read;
 mod sweep;
@@ -26,10 +28,12 @@ use tokio_util::task::TaskTracker;
 
 use crate::store::{Store, StoreError};
 use crate::ticket::{KEY_BYTES, TicketKey};
+use logs::WholeLogs;
 use objects::{Objects, ObjectsConfig, ObjectsError};
 
+pub use logs::LogReader;
 pub use read::Contents;
-pub use sweep::Swept;
+pub use sweep::{Sweep, Swept};
 pub use upload::{BlobDigest, Brought, InvalidDigest};
 pub use visitor::{NotAdmitted, Visitor};
 
@@ -53,6 +57,10 @@ pub struct StorageConfig {
     pub keep_caches: Duration,
     /// All entries of all caches together; the longest unused go first.
     pub cache_budget_bytes: u64,
+    /// How long a finished log is kept.
+    pub keep_logs: Duration,
+    /// All finished logs together, packed; those that finished first go first.
+    pub logs_budget_bytes: u64,
     /// What nothing refers to is deleted so long after it was last touched. A day, but in tests.
     pub delete_after: Duration,
 }
@@ -67,6 +75,8 @@ impl StorageConfig {
             keep_artifacts: 30 * DAY,
             keep_caches: 30 * DAY,
             cache_budget_bytes: 20 << 30,
+            keep_logs: 90 * DAY,
+            logs_budget_bytes: 10 << 30,
             delete_after: DAY,
         }
     }
@@ -106,15 +116,21 @@ pub enum StorageError {
          one it was; put them back, or run what made them again (`sealci rerun`)"
     )]
     Lost { how: &'static str, object: String, place: objects::ObjectsLocation },
+    #[error("this log was deleted on {day}: {why}")]
+    LogDeleted { day: String, why: String },
+    #[error("the log is finished and kept in {place} (object {object}), which cannot be read now")]
+    LogAway { place: objects::ObjectsLocation, object: String, source: ObjectsError },
     #[error("the controller is shutting down")]
     ShuttingDown,
 }
 
-/// What lets an attempt reach the storage, handed over with its claim.
+/// What the driver has of the storage: what lets an attempt reach it, handed over with its claim, and whom it tells of whole
+/// logs.
 #[derive(Debug, Clone)]
 pub struct StorageDoor {
     key: TicketKey,
     url: Option<String>,
+    whole_logs: WholeLogs,
 }
 
 impl StorageDoor {
@@ -127,6 +143,11 @@ impl StorageDoor {
                 interface, which artifacts, caches and reports need: start it with --agents-url"})
             }
         }
+    }
+
+    /// It is committed that an attempt's log is whole: it moves soon.
+    pub fn log_is_whole(&self, log: AttemptId) {
+        self.whole_logs.add(log);
     }
 }
 
@@ -148,6 +169,10 @@ struct Inner {
     stop: CancellationToken,
     /// A cache has grown.
     grown: Notify,
+    whole_logs: WholeLogs,
+    /// Finished logs have grown by much.
+    logs_grown: Notify,
+    log_places: Semaphore,
 }
 
 impl Storage {
@@ -169,12 +194,19 @@ impl Storage {
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             grown: Notify::new(),
+            whole_logs: WholeLogs::default(),
+            logs_grown: Notify::new(),
+            log_places: Semaphore::new(logs::WRITES_AT_ONCE),
         })))
     }
 
     /// What the driver hands to agents.
     pub fn door(&self) -> StorageDoor {
-        StorageDoor { key: self.0.key.clone(), url: self.0.config.agents_url.clone() }
+        StorageDoor {
+            key: self.0.key.clone(),
+            url: self.0.config.agents_url.clone(),
+            whole_logs: self.0.whole_logs.clone(),
+        }
     }
 
     /// Ends the uploads under way, whose connections have ended.

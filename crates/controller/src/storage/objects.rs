@@ -203,7 +203,7 @@ impl Objects {
         name.split('/').fold(self.prefix.clone(), |path, part| path.join(part))
     }
 
-    /// Begins an object of this many bytes.
+    /// Begins an object of at most this many bytes.
     pub async fn begin(&self, name: &str, size_bytes: u64) -> Result<Upload, ObjectsError> {
         let path = self.path(name);
         let part_bytes =
@@ -221,9 +221,14 @@ impl Objects {
 
     /// Whether the object is there. One that nobody but us deletes may be gone all the same.
     pub async fn has(&self, name: &str) -> Result<bool, ObjectsError> {
+        Ok(self.size(name).await?.is_some())
+    }
+
+    /// How many bytes the object has; none if it is not there.
+    pub async fn size(&self, name: &str) -> Result<Option<u64>, ObjectsError> {
         match timely(self.store.head(&self.path(name))).await {
-            Ok(_) => Ok(true),
-            Err(ObjectsError::Missing(_)) => Ok(false),
+            Ok(meta) => Ok(Some(meta.size)),
+            Err(ObjectsError::Missing(_)) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -239,7 +244,17 @@ impl Objects {
             return Ok(Bytestream { stream: futures_util::stream::empty().boxed() });
         }
         let options = GetOptions { range: Some(GetRange::Bounded(range)), ..GetOptions::default() };
-        let got = self.store.get_opts(&self.path(name), options).await?;
+        let got = match self.store.get_opts(&self.path(name), options).await.map_err(ObjectsError::from) {
+            // A range behind the end of what was cut is refused in words only.
+            Err(ObjectsError::Down(error)) => {
+                let size = self.size(name).await;
+                return Err(match size {
+                    Ok(Some(size)) if size != size_bytes => ObjectsError::Damaged { object: name.to_owned() },
+                    _ => ObjectsError::Down(error),
+                });
+            }
+            got => got?,
+        };
         if got.meta.size != size_bytes {
             return Err(ObjectsError::Damaged { object: name.to_owned() });
         }

@@ -17,7 +17,7 @@ use crate::store::entity::storage::blobs;
 /// An upload from which nothing comes for so long has broken off.
 const SILENCE: Duration = Duration::from_secs(60);
 /// An upload ends before what it has written could be taken for a broken one's, which is after a day.
-const LONGEST: Duration = Duration::from_secs(6 * 60 * 60);
+pub(super) const LONGEST: Duration = Duration::from_secs(6 * 60 * 60);
 /// A body that is not needed is read up to here, so that its sender comes to read the answer.
 const READ_UNUSED_BYTES: u64 = 64 << 20;
 
@@ -212,7 +212,7 @@ impl Inner {
     }
 
     /// Deletes what is of no use. What cannot be deleted now is found later.
-    async fn clear(&self, object: &str, multipart: Option<&str>) {
+    pub(super) async fn clear(&self, object: &str, multipart: Option<&str>) {
         // A commit whose answer was lost may have kept it after all.
         let is_loose = self.store.is_loose(object).await;
         let cleared = match is_loose {

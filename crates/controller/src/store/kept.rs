@@ -1,10 +1,10 @@
 //! Reads and writes the rows of what is kept of actions: blobs, artifacts, caches, reports.
 //!
-//! A blob is deleted only by [`Store::release_blob`], whose one statement finds it untouched for long and unreferred to. Who
+//! A blob is deleted only by [`Store::release_blob`] (`due`), whose one statement finds it untouched for long and unreferred to. Who
 //! refers to a blob touches it first, in the transaction that writes the reference: either that waits for the deletion and
 //! finds no blob, or the deletion waits for it and finds a blob that was just touched.
 
-use sea_orm::sea_query::{Alias, Expr, Func, OnConflict, Query, SelectStatement};
+use sea_orm::sea_query::{Alias, Expr, Func, OnConflict};
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait, DatabaseTransaction, EntityTrait, ExprTrait,
     IntoActiveModel, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, TransactionTrait,
@@ -378,82 +378,6 @@ impl Store {
         let deleting = caches::Entity::delete_many().filter(caches::Column::Digest.eq(digest));
         Ok(deleting.exec(&self.writer).await?.rows_affected)
     }
-
-    /// Deletes what has expired; how many artifacts and cache entries that were.
-    pub async fn delete_expired(&self, now_ms: i64, caches_before_ms: i64) -> Result<(u64, u64), StoreError> {
-        let artifacts = artifacts::Entity::delete_many()
-            .filter(artifacts::Column::ExpiresAt.lte(now_ms))
-            .exec(&self.writer)
-            .await?;
-        let caches = caches::Entity::delete_many()
-            .filter(caches::Column::LastUsedAt.lt(caches_before_ms))
-            .exec(&self.writer)
-            .await?;
-        Ok((artifacts.rows_affected, caches.rows_affected))
-    }
-
-    /// Blobs that nothing refers to, untouched since `before_ms`.
-    pub async fn unreferenced_blobs(&self, before_ms: i64, limit: u64) -> Result<Vec<String>, StoreError> {
-        let query = blobs::Entity::find()
-            .filter(blobs::Column::TouchedAt.lt(before_ms))
-            .filter(
-                blobs::Column::Digest
-                    .not_in_subquery(digests::<artifacts::Entity>(artifacts::Column::Digest)),
-            )
-            .filter(blobs::Column::Digest.not_in_subquery(digests::<caches::Entity>(caches::Column::Digest)))
-            .limit(limit);
-        Ok(query.all(&self.readers).await?.into_iter().map(|row| row.digest).collect())
-    }
-
-    /// Forgets a blob, if nothing refers to it and it is untouched since `before_ms`; its object is loose then.
-    pub async fn release_blob(&self, digest: &str, before_ms: i64) -> Result<bool, StoreError> {
-        let Some(blob) = self.blob(digest).await? else { return Ok(false) };
-        let transaction = self.writer.begin().await?;
-        let of_artifacts = digests::<artifacts::Entity>(artifacts::Column::Digest)
-            .and_where(artifacts::Column::Digest.eq(digest))
-            .to_owned();
-        let of_caches = digests::<caches::Entity>(caches::Column::Digest)
-            .and_where(caches::Column::Digest.eq(digest))
-            .to_owned();
-        let deleted = blobs::Entity::delete_many()
-            .filter(blobs::Column::Digest.eq(digest))
-            .filter(blobs::Column::Object.eq(blob.object.as_str()))
-            .filter(blobs::Column::TouchedAt.lt(before_ms))
-            .filter(blobs::Column::Digest.not_in_subquery(of_artifacts))
-            .filter(blobs::Column::Digest.not_in_subquery(of_caches))
-            .exec(&transaction)
-            .await?;
-        if deleted.rows_affected == 0 {
-            return Ok(false);
-        }
-        blob_owners::Entity::delete_many()
-            .filter(blob_owners::Column::Digest.eq(digest))
-            .exec(&transaction)
-            .await?;
-        // No upload is under way under this name: it can be deleted at once.
-        let loose = loose_objects::Model { object: blob.object, multipart: None, since: 0 };
-        let loose = insertable::<_, loose_objects::ActiveModel>(loose);
-        loose_objects::Entity::insert(loose).exec_without_returning(&transaction).await?;
-        transaction.commit().await?;
-        Ok(true)
-    }
-
-    /// Objects that nothing stands for since `before_ms`.
-    pub async fn loose_objects(
-        &self,
-        before_ms: i64,
-        limit: u64,
-    ) -> Result<Vec<loose_objects::Model>, StoreError> {
-        let query = loose_objects::Entity::find()
-            .filter(loose_objects::Column::Since.lt(before_ms))
-            .order_by_asc(loose_objects::Column::Since)
-            .limit(limit);
-        Ok(query.all(&self.readers).await?)
-    }
-}
-
-fn digests<E: EntityTrait>(column: impl ColumnTrait) -> SelectStatement {
-    Query::select().column(column).from(E::default()).to_owned()
 }
 
 /// Touches a blob; false if there is none.

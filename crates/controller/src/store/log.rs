@@ -1,9 +1,9 @@
-//! Reads the log of an attempt, by offset, in bounded pieces.
+//! Reads what the database has of an attempt's log, by offset, in bounded pieces.
 
 use bytes::Bytes;
 use sea_orm::sea_query::Expr;
 use sea_orm::{ColumnTrait, Condition, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect};
-use sealci_core::ids::AttemptId;
+use sealci_core::ids::{ActionId, AttemptId};
 
 use super::entity::{attempts, log_chunks};
 use super::{Malformed, Store, StoreError, rows};
@@ -16,13 +16,6 @@ const MAX_CHUNK_BYTES: usize = 1 << 20;
 pub enum LogPiece {
     Bytes { offset: u64, bytes: Bytes },
     Gap { from: u64, to: u64, reason: String },
-}
-
-/// Reads one attempt's log from an offset on.
-#[derive(Debug, Clone)]
-pub struct LogReader {
-    store: Store,
-    attempt: AttemptId,
 }
 
 /// How far a log is.
@@ -50,11 +43,6 @@ pub(super) fn log_is_open() -> Condition {
 }
 
 impl Store {
-    /// A reader of an attempt's log.
-    pub fn log(&self, attempt: AttemptId) -> LogReader {
-        LogReader { store: self.clone(), attempt }
-    }
-
     /// Attempts that finished before `finished_before_ms` and whose log is not whole, oldest first.
     pub async fn unfinished_logs(
         &self,
@@ -69,67 +57,106 @@ impl Store {
             .limit(limit);
         Ok(query.all(&self.writer).await?)
     }
-}
 
-impl LogReader {
     /// Why a log that was closed without its end has none: the reason of the empty gap at `end`.
-    pub async fn closed_because(&self, end: u64) -> Result<Option<String>, StoreError> {
+    pub async fn log_closed_because(&self, log: AttemptId, end: u64) -> Result<Option<String>, StoreError> {
         let start = i64::try_from(end).unwrap_or(i64::MAX);
-        let key = (self.attempt.action.as_uuid(), rows::number(self.attempt.number), start);
-        let row = log_chunks::Entity::find_by_id(key).one(&self.store.readers).await?;
+        let key = (log.action.as_uuid(), rows::number(log.number), start);
+        let row = log_chunks::Entity::find_by_id(key).one(&self.readers).await?;
         Ok(row.filter(|row| row.end == row.start).and_then(|row| row.gap))
     }
 
     /// How far the log is now; none if there is no such attempt.
-    pub async fn extent(&self) -> Result<Option<LogExtent>, StoreError> {
-        let key = (self.attempt.action.as_uuid(), rows::number(self.attempt.number));
-        let row = attempts::Entity::find_by_id(key).one(&self.store.readers).await?;
-        Ok(row.map(|row| LogExtent {
-            end: row.log_end.unsigned_abs(),
-            length: row.log_length.map(i64::unsigned_abs),
-        }))
+    pub async fn log_extent(&self, log: AttemptId) -> Result<Option<LogExtent>, StoreError> {
+        let key = (log.action.as_uuid(), rows::number(log.number));
+        let row = attempts::Entity::find_by_id(key).one(&self.readers).await?;
+        Ok(row.as_ref().map(extent_of))
+    }
+
+    /// How far these logs are, of those attempts that there are.
+    pub async fn extents_of(&self, logs: &[AttemptId]) -> Result<Vec<(AttemptId, LogExtent)>, StoreError> {
+        use attempts::Column;
+        let any = logs.iter().fold(Condition::any(), |any, log| {
+            let number = rows::number(log.number);
+            any.add(
+                Condition::all()
+                    .add(Column::ActionId.eq(log.action.as_uuid()))
+                    .add(Column::Number.eq(number)),
+            )
+        });
+        let rows = attempts::Entity::find().filter(any).all(&self.readers).await?;
+        let of = |row: attempts::Model| {
+            let (action, number) = (ActionId::from_uuid(row.action_id), row.number.unsigned_abs());
+            (AttemptId { action, number }, extent_of(&row))
+        };
+        Ok(rows.into_iter().map(of).collect())
     }
 
     /// The first gap that ends after `offset`: its bounds and its reason.
-    pub async fn next_gap(&self, offset: u64) -> Result<Option<(u64, u64, String)>, StoreError> {
+    pub async fn next_gap(
+        &self,
+        log: AttemptId,
+        offset: u64,
+    ) -> Result<Option<(u64, u64, String)>, StoreError> {
         use log_chunks::Column;
         let row = log_chunks::Entity::find()
-            .filter(Column::ActionId.eq(self.attempt.action.as_uuid()))
-            .filter(Column::Number.eq(rows::number(self.attempt.number)))
+            .filter(Column::ActionId.eq(log.action.as_uuid()))
+            .filter(Column::Number.eq(rows::number(log.number)))
             .filter(Column::End.gt(i64::try_from(offset).unwrap_or(i64::MAX)))
             .filter(Column::Gap.is_not_null())
             .order_by_asc(Column::Start)
             .limit(1)
-            .one(&self.store.readers)
+            .one(&self.readers)
             .await?;
         Ok(row.map(|row| (row.start.unsigned_abs(), row.end.unsigned_abs(), row.gap.unwrap_or_default())))
     }
 
-    /// The piece that holds `offset`, cut to begin there; none where nothing is stored yet.
-    pub async fn piece(&self, offset: u64) -> Result<Option<LogPiece>, StoreError> {
+    /// The chunk or gap that holds `offset`, cut to begin there; none where the database has nothing.
+    pub async fn log_chunk(&self, log: AttemptId, offset: u64) -> Result<Option<LogPiece>, StoreError> {
         use log_chunks::Column;
         let at = i64::try_from(offset).unwrap_or(i64::MAX);
         let row = log_chunks::Entity::find()
-            .filter(Column::ActionId.eq(self.attempt.action.as_uuid()))
-            .filter(Column::Number.eq(rows::number(self.attempt.number)))
+            .filter(Column::ActionId.eq(log.action.as_uuid()))
+            .filter(Column::Number.eq(rows::number(log.number)))
             .filter(Column::Start.lte(at))
             .order_by_desc(Column::Start)
             .limit(1)
-            .one(&self.store.readers)
+            .one(&self.readers)
             .await?;
         let Some(row) = row.filter(|row| row.end > at) else { return Ok(None) };
-        let malformed =
-            |what: String| Malformed::new("log_chunks", format!("{}:{}", self.attempt, row.start), what);
-        if let Some(reason) = row.gap {
-            return Ok(Some(LogPiece::Gap { from: offset, to: row.end.unsigned_abs(), reason }));
-        }
-        let data = row.data.as_deref().unwrap_or_default();
-        let bytes =
-            zstd::bulk::decompress(data, MAX_CHUNK_BYTES).map_err(|error| malformed(error.to_string()))?;
-        if bytes.len() as u64 != row.end.abs_diff(row.start) {
-            return Err(malformed(format!("{} bytes instead of {}", bytes.len(), row.end - row.start)).into());
-        }
-        let skip = usize::try_from(at - row.start).unwrap_or(bytes.len());
-        Ok(Some(LogPiece::Bytes { offset, bytes: Bytes::from(bytes).slice(skip..) }))
+        let (to, skip) = (row.end.unsigned_abs(), usize::try_from(at - row.start).unwrap_or(usize::MAX));
+        Ok(Some(match contents_of(row)? {
+            Contents::Gap(reason) => LogPiece::Gap { from: offset, to, reason },
+            Contents::Bytes(bytes) => LogPiece::Bytes { offset, bytes: Bytes::from(bytes).slice(skip..) },
+        }))
     }
+}
+
+fn extent_of(row: &attempts::Model) -> LogExtent {
+    LogExtent { end: row.log_end.unsigned_abs(), length: row.log_length.map(i64::unsigned_abs) }
+}
+
+/// What a row of `log_chunks` holds.
+#[derive(Debug)]
+pub enum Contents {
+    Bytes(Vec<u8>),
+    /// The reason of a gap.
+    Gap(String),
+}
+
+/// Unpacks a row, and holds it against its bounds.
+pub fn contents_of(row: log_chunks::Model) -> Result<Contents, Malformed> {
+    if let Some(reason) = row.gap {
+        return Ok(Contents::Gap(reason));
+    }
+    let malformed = |what: String| {
+        Malformed::new("log_chunks", format!("{}.{}:{}", row.action_id, row.number, row.start), what)
+    };
+    let data = row.data.as_deref().unwrap_or_default();
+    let bytes =
+        zstd::bulk::decompress(data, MAX_CHUNK_BYTES).map_err(|error| malformed(error.to_string()))?;
+    if bytes.len() as u64 != row.end.abs_diff(row.start) {
+        return Err(malformed(format!("{} bytes instead of {}", bytes.len(), row.end - row.start)));
+    }
+    Ok(Contents::Bytes(bytes))
 }

@@ -1,6 +1,7 @@
 //! Makes the tables. A migration that has been released is never changed; the next one comes after it.
 
 mod leases;
+mod logs;
 mod retries;
 mod storage;
 
@@ -24,6 +25,7 @@ impl MigratorTrait for Migrator {
             Box::new(First),
             Box::new(OpenLogs),
             Box::new(storage::Storage),
+            Box::new(logs::FinishedLogs),
             Box::new(leases::Leases),
             Box::new(retries::Retries),
         ]

@@ -1,11 +1,13 @@
 //! Keeps the truth: the tables, one commit for many changes, and what is read of them.
 //!
 //! Of pipelines there is one writer, the dispatch driver, through [`Batch`]; what is kept of actions is written by whoever
-//! keeps it (`kept`), in short transactions. Readers have connections of their own. Nothing here decides anything: what may
-//! happen is the core's business, when it happens the driver's.
+//! keeps it (`kept`, `finished`, `due`), in short transactions. Readers have connections of their own. Nothing here decides
+//! anything: what may happen is the core's business, when it happens the driver's.
 
 mod batch;
+mod due;
 pub mod entity;
+mod finished;
 mod kept;
 mod lease;
 mod list;
@@ -22,10 +24,12 @@ use sea_orm::{
 use sealci_core::ids::{ActionId, AttemptId, PipelineId};
 
 pub use batch::Batch;
+pub use due::Due;
+pub use finished::{FinishedCursor, finished_id};
 pub use kept::{AttemptRows, CacheCursor, Referred, counts};
 pub use lease::{Held, Ownership};
 pub use list::{ListFilter, Page};
-pub use log::{LogExtent, LogPiece, LogReader};
+pub use log::{Contents, LogExtent, LogPiece, contents_of};
 pub use news::{News, NewsListener};
 pub use rows::{Malformed, aggregate, attempt_of_row, outcome_of_json, outcome_to_json, row_of_attempt};
 

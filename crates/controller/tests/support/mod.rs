@@ -2,7 +2,10 @@
 
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
+pub mod emitted;
+pub mod inside;
 pub mod keeping;
+pub mod proxy;
 pub mod s3;
 
 use std::collections::BTreeMap;
@@ -18,7 +21,7 @@ use sealci_controller::storage::objects::{ObjectsConfig, ObjectsLocation};
 use sealci_controller::{Config, serve};
 use sealci_git::AllowedTransports;
 use sealci_proto::agent::{
-    AttemptRef, Claim, Event, Finished, LogChunk, Outcome, Running, claim_answer, event, outcome,
+    AttemptRef, Claim, Event, Finished, LogChunk, LogGap, Outcome, Running, claim_answer, event, outcome,
 };
 use sealci_proto::scheduler::scheduler_service_server::{SchedulerService, SchedulerServiceServer};
 use sealci_proto::scheduler::{
@@ -96,6 +99,11 @@ pub async fn databases(folder: &std::path::Path) -> Vec<DatabaseUrl> {
 impl World {
     /// A controller on a database, and the scheduler it connects to.
     pub async fn on(database: DatabaseUrl, lost_after: Duration) -> Self {
+        Self::with(database, lost_after, |_| ()).await
+    }
+
+    /// The same, configured otherwise than usual.
+    pub async fn with(database: DatabaseUrl, lost_after: Duration, change: impl FnOnce(&mut Config)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (door, lines) = mpsc::channel(4);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -106,7 +114,7 @@ impl World {
             .serve_with_incoming(TcpListenerStream::new(listener));
         let (token, read_token, enrolment) = (token(), token(), token());
         let objects = ObjectsLocation::Folder(folder.path().join("objects"));
-        let config = Config {
+        let mut config = Config {
             database,
             data: folder.path().join("controller"),
             tokens: Tokens::default().with(&token, Role::Admin).with(&read_token, Role::Read),
@@ -126,6 +134,7 @@ impl World {
             grace: Duration::from_secs(10),
             storage: StorageConfig::new(ObjectsConfig { location: objects, aws: BTreeMap::new() }),
         };
+        change(&mut config);
         let mut world = Self {
             url: String::new(),
             http: reqwest::Client::new(),
@@ -368,6 +377,17 @@ impl ScriptedAgent<'_> {
             offset,
             data: bytes::Bytes::copy_from_slice(bytes),
             gap: None,
+        };
+        self.line.forward(from_agent::Body::LogChunk(chunk)).await;
+    }
+
+    pub async fn gap(&mut self, offset: u64, to: u64, reason: &str) {
+        let chunk = LogChunk {
+            attempt: Some(self.attempt.clone()),
+            token: self.token,
+            offset,
+            data: bytes::Bytes::new(),
+            gap: Some(LogGap { to, reason: reason.to_owned() }),
         };
         self.line.forward(from_agent::Body::LogChunk(chunk)).await;
     }

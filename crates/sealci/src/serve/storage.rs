@@ -28,6 +28,12 @@ pub struct StorageArgs {
     /// All caches together; what was not used for longest goes first
     #[arg(long, value_name = "BYTES", default_value = "20GiB", value_parser = size)]
     pub cache_budget: u64,
+    /// How long logs are kept after their action's end
+    #[arg(long, value_name = "TIME", default_value = "90d", value_parser = age)]
+    pub keep_logs: Duration,
+    /// All logs of ended actions together, packed; the oldest go first
+    #[arg(long, value_name = "BYTES", default_value = "10GiB", value_parser = size)]
+    pub logs_budget: u64,
 }
 
 impl StorageArgs {
@@ -46,6 +52,8 @@ impl StorageArgs {
         config.keep_artifacts = self.keep_artifacts;
         config.keep_caches = self.keep_caches;
         config.cache_budget_bytes = self.cache_budget;
+        config.keep_logs = self.keep_logs;
+        config.logs_budget_bytes = self.logs_budget;
         Ok(config)
     }
 }

@@ -24,7 +24,8 @@ pub mod shared_keys {
     impl ActiveModelBehavior for ActiveModel {}
 }
 
-/// Objects for which no blob stands: being written, or to be deleted. Every object has a row here or in `blobs`.
+/// Objects for which nothing stands: being written, or to be deleted. Every object has a row here, in `blobs`, or in
+/// `finished_logs`.
 pub mod loose_objects {
     use sea_orm::entity::prelude::*;
 
@@ -166,6 +167,38 @@ pub mod test_reports {
         /// The API's `TestReport`, as JSON, bounded.
         #[sea_orm(column_type = "Text")]
         pub report: String,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// Logs that are whole and have moved out of `log_chunks`, where only their gaps stay. A row here decides: from then on the
+/// object is the log, whatever chunks are still to be deleted.
+pub mod finished_logs {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "finished_logs")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub action_id: Uuid,
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub number: i32,
+        /// Its name in the object store.
+        pub object: String,
+        /// The object's.
+        pub size_bytes: i64,
+        /// Of the log, those in its gaps: they are not in the object.
+        pub missing_bytes: i64,
+        /// When the controller moved it: an agent's clock does not say how long it is kept.
+        pub moved_at: i64,
+        pub deleted_at: Option<i64>,
+        /// Why it was deleted, for people.
+        #[sea_orm(column_type = "Text", nullable)]
+        pub deleted_because: Option<String>,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
