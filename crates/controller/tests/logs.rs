@@ -10,6 +10,8 @@ use futures_util::StreamExt;
 use sealci_proto::agent::{AttemptRef, outcome};
 use sealci_proto::scheduler::to_agent;
 use support::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 const MANIFEST: &str = "name: logs\nactions:\n  one:\n    commands: [echo a]\n";
 
@@ -92,4 +94,73 @@ async fn a_log_that_nobody_delivers_to_its_end_is_closed() {
         };
         assert!(line.until(closed).await.fenced);
     }
+}
+
+/// The most memory that this process has had so far.
+fn peak_memory_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
+}
+
+/// Ten who follow a log and read one byte of it: neither the action nor another reader waits for them, and what they have not read
+/// is not kept in memory.
+#[tokio::test(flavor = "multi_thread")]
+async fn followers_that_hardly_read_hold_up_nobody() {
+    const PIECE: u64 = 1 << 20;
+    const PIECES: u64 = 48;
+    const SLOW: usize = 10;
+    let (_folder, database) = sqlite();
+    let world = World::on(database, Duration::from_secs(600)).await;
+    let mut line = world.line().await;
+    world.create(MANIFEST).await;
+    let one = line.queued().await;
+    let mut agent = line.granted(&one).await;
+    agent.running().await;
+    agent.line.acknowledged(1, 0).await;
+    agent.log(0, &vec![b'x'; PIECE as usize]).await;
+    agent.line.acknowledged(1, PIECE).await;
+
+    let path = format!("/api/v1/actions/{}/attempts/1/log/follow", one.action_id);
+    let mut slow = Vec::new();
+    for _ in 0..SLOW {
+        let mut stream = TcpStream::connect(world.url.trim_start_matches("http://")).await.unwrap();
+        let token = world.token.expose();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        within(stream.read_exact(&mut [0])).await.unwrap();
+        slow.push(stream);
+    }
+    let request = world.http.get(format!("{}{path}", world.url)).bearer_auth(world.token.expose());
+    let mut events = request.send().await.unwrap().bytes_stream();
+    let reading = tokio::spawn(async move {
+        let mut read_bytes = 0;
+        while let Some(part) = events.next().await {
+            read_bytes += part.unwrap().len() as u64;
+        }
+        read_bytes
+    });
+    let before = peak_memory_bytes();
+    for piece in 1..PIECES {
+        agent.log(piece * PIECE, &vec![b'x'; PIECE as usize]).await;
+        agent.line.acknowledged(1, (piece + 1) * PIECE).await;
+    }
+    agent.finished(outcome::Kind::Succeeded(outcome::Succeeded {}), PIECES * PIECE).await;
+    agent.line.acknowledged(2, PIECES * PIECE).await;
+    let read_bytes = tokio::time::timeout(Duration::from_secs(60), reading).await.unwrap().unwrap();
+    assert!(read_bytes > PIECES * PIECE, "another reader has all of it");
+    let grown = peak_memory_bytes() - before;
+    println!("{SLOW} slow followers of {PIECES} MiB: memory grew by {} MiB", grown >> 20);
+    assert!(grown < SLOW as u64 * PIECES * PIECE / 4, "what is not read is not kept: {grown}");
+    // Who reads on at last finds everything.
+    let mut rest = slow.swap_remove(0);
+    let (mut part, mut read_bytes, mut tail) = (vec![0; 1 << 20], 0_u64, Vec::new());
+    while !tail.windows(10).any(|window| window == b"event: end") {
+        let count = within(rest.read(&mut part)).await.unwrap();
+        assert!(count > 0, "the stream ended without its end");
+        read_bytes += count as u64;
+        tail.extend_from_slice(&part[..count]);
+        tail.drain(..tail.len().saturating_sub(4096));
+    }
+    assert!(read_bytes > PIECES * PIECE);
 }

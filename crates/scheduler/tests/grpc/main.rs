@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod peers;
+mod thousand;
 mod tls;
 
 use std::time::Duration;

@@ -62,8 +62,9 @@ impl Scheduler {
     }
 }
 
-async fn channel(address: SocketAddr) -> Channel {
-    Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap()
+async fn channel(address: SocketAddr) -> Result<Channel, Status> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+    endpoint.connect().await.map_err(|error| Status::unavailable(error.to_string()))
 }
 
 // ---- names
@@ -101,7 +102,7 @@ pub struct Identity {
 pub fn identity(agent: u64, instance: u64) -> Identity {
     Identity {
         agent: agent_id(agent).to_string(),
-        credential: format!("{agent:02x}").repeat(32),
+        credential: format!("{:02x}", agent as u8).repeat(32),
         hello: agent::Hello {
             protocol_min: 1,
             protocol_max: 1,
@@ -120,7 +121,7 @@ pub fn identity(agent: u64, instance: u64) -> Identity {
 
 pub async fn enrol(address: SocketAddr) -> Result<(), Status> {
     let enrol = agent::EnrolRequest { token: "token".into(), name: "a".into(), ..Default::default() };
-    AgentServiceClient::new(channel(address).await).enrol(enrol).await.map(drop)
+    AgentServiceClient::new(channel(address).await?).enrol(enrol).await.map(drop)
 }
 
 pub struct Agent {
@@ -165,7 +166,7 @@ impl Agent {
         let metadata = request.metadata_mut();
         metadata.insert("authorization", format!("Bearer {credential}").parse().unwrap());
         metadata.insert("sealci-agent-id", agent.parse().unwrap());
-        let mut client = AgentServiceClient::new(channel(address).await);
+        let mut client = AgentServiceClient::new(channel(address).await?);
         let mut from = client.session(request).await?.into_inner();
         let Some(SchedulerMessage { body: Some(scheduler_message::Body::Welcome(welcome)) }) =
             from.message().await?
@@ -229,6 +230,11 @@ impl Agent {
         }
     }
 
+    /// Hears, and lets everything pass, until the scheduler is gone.
+    pub async fn ended(&mut self) {
+        while let Ok(Some(_)) = self.from.message().await {}
+    }
+
     /// Waits until it has been given so much credit in all.
     pub async fn credit_of(&mut self, bytes: u64) {
         while self.credit < bytes {
@@ -273,7 +279,7 @@ impl Controller {
         to.send(ControllerMessage { body: Some(first) }).await.unwrap();
         let mut request = Request::new(ReceiverStream::new(messages));
         request.metadata_mut().insert("authorization", format!("Bearer {secret}").parse().unwrap());
-        let mut client = SchedulerServiceClient::new(channel(address).await);
+        let mut client = SchedulerServiceClient::new(channel(address).await?);
         let mut from = client.control(request).await?.into_inner();
         let Some(scheduler::SchedulerMessage { body: Some(to_controller::Body::Welcome(welcome)) }) =
             from.message().await?
@@ -319,6 +325,11 @@ impl Controller {
         let wants =
             scheduler::Wants { pipeline_id: pipeline_id(1).to_string(), epoch: 1, complete, attempts };
         self.say(controller_message::Body::Wants(wants)).await;
+    }
+
+    /// Hears, and lets everything pass, until the scheduler is gone.
+    pub async fn ended(&mut self) {
+        while let Ok(Some(_)) = self.from.message().await {}
     }
 
     pub async fn to_agent(&self, session: u64, body: to_agent::Body) {
