@@ -55,7 +55,7 @@ const LOOK_AFTER_BYTES: u64 = 256 << 20;
 
 /// Pauses after a failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
 /// A log that is whole.
 struct Whole {

@@ -64,9 +64,11 @@ impl LogReader {
         if let Some(deleted) = deletion_of(finished) {
             return Err(deleted);
         }
+        // For a gap as well: a log that cannot be read is said to be so at its beginning, not after it.
+        let object = self.object.get_or_try_init(|| self.object_of(finished)).await?;
         match chunk {
             Some(gap) => Ok(Some(gap)),
-            None => self.piece_of(finished, offset).await,
+            None => self.piece_of(finished, object, offset).await,
         }
     }
 
@@ -82,13 +84,13 @@ impl LogReader {
     async fn piece_of(
         &self,
         finished: &finished_logs::Model,
+        object: &Object,
         offset: u64,
     ) -> Result<Option<LogPiece>, StorageError> {
         let store = &self.storage.0.store;
         let has_gaps = finished.missing_bytes > 0;
         let missing = if has_gaps { store.missing_below(self.log, offset).await? } else { 0 };
         let byte = offset.saturating_sub(missing);
-        let object = self.object.get_or_try_init(|| self.object_of(finished)).await?;
         let Some(frame) = object.table.frame_at(byte) else { return Ok(None) };
         let packed = match frame.packed.start.checked_sub(object.tail_start) {
             Some(start) => {
