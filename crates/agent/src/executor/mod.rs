@@ -403,7 +403,11 @@ fn standby() -> (Standby, Backstage) {
 
 /// Has all of them done, whatever becomes of one: what will not go is no reason to leave the others. Tells the first error.
 fn all_of<E>(done: impl IntoIterator<Item = Result<(), E>>) -> Result<(), E> {
-    done.into_iter().fold(Ok(()), |first, next| first.and(next))
+    let mut told = Ok(());
+    for each in done {
+        told = told.and(each);
+    }
+    told
 }
 
 /// Why an action's environment could not be made.
