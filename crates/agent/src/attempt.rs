@@ -307,7 +307,7 @@ impl AttemptTask {
                         // What was to be kept is not.
                         outcome = if handle.is_ended() { Outcome::Cancelled } else { broke_off() };
                     }
-                    if matches!(outcome, Outcome::Failed { limit: None, .. }) && stopped.is_none() {
+                    if matches!(outcome, Outcome::Failed { limit: None, .. }) {
                         outcome = place.full_disk().unwrap_or(outcome);
                     }
                     // An end that came first stands.
