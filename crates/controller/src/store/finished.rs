@@ -103,10 +103,12 @@ impl Store {
     /// `light` ones, which are few, go with it.
     pub async fn keep_logs(
         &self,
-        moved: Vec<finished_logs::Model>,
+        mut moved: Vec<finished_logs::Model>,
         light: &HashSet<AttemptId>,
     ) -> Result<HashSet<String>, StoreError> {
         use finished_logs::Column;
+        // Replicas that move the same logs wait for each other's rows: in one order, or two would wait for ever.
+        moved.sort_by_key(|row| (row.action_id, row.number));
         let objects: HashSet<String> = moved.iter().map(|row| row.object.clone()).collect();
         let keys: Vec<(Uuid, i32)> = moved.iter().map(|row| (row.action_id, row.number)).collect();
         let transaction = self.writer.begin().await?;

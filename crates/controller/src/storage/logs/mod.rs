@@ -144,18 +144,17 @@ impl Mover {
         inner.store.add_all_loose(&objects, now_ms()).await?;
         let mut written = Vec::new();
         let mut failed = None;
+        // Nothing is awaited between two of them: the others would stand still meanwhile, with the connections that they have.
         let mut writing = futures_util::stream::iter(wholes)
-            .map(async |whole| (inner.write_log(&whole).await, whole))
+            .map(|whole| inner.try_log(whole))
             .buffer_unordered(WRITES_AT_ONCE);
-        while let Some((log, whole)) = writing.next().await {
+        while let Some(log) = writing.next().await {
             match log {
-                Ok(log) => written.push(log),
+                Ok(log) => written.extend(log),
+                // The others of them would fail as well, each after its own tries.
                 Err(error) => {
-                    if let Some(error) = inner.must_wait(&whole, error).await {
-                        // The others of them would fail as well, each after its own tries.
-                        failed = Some(error);
-                        break;
-                    }
+                    failed = Some(error);
+                    break;
                 }
             }
         }
@@ -191,6 +190,14 @@ impl Inner {
             }
         }
         Ok(wholes)
+    }
+
+    /// Writes the object of a log; none where the failure is this log's alone.
+    async fn try_log(&self, whole: Whole) -> Result<Option<Written>, StorageError> {
+        match self.write_log(&whole).await {
+            Ok(written) => Ok(Some(written)),
+            Err(error) => self.must_wait(&whole, error).await.map_or(Ok(None), Err),
+        }
     }
 
     /// Writes the object of a log. What a failure leaves of it is deleted, now or later.
