@@ -209,7 +209,7 @@ fn what_is_wrong_with_a_manifest_is_shown_where_it_is() {
         ("actions:\n  a:\n    commands: x\n", ":4:15"),
         ("actions:\n  a:\n    needs: [b]\n    commands: [x]\n", ":4:13"),
         ("actions:\n  a:\n    timeout: soon\n    commands: [x]\n", ":4:14"),
-        ("actions:\n  a:\n    retry: {times: 2}\n    commands: [x]\n", ":4:5"),
+        ("actions:\n  a:\n    secrets: [TOKEN]\n    commands: [x]\n", ":4:5"),
         ("actions:\n  a:\n\tcommands: [x]\n", ":4:"),
         ("actions: {}\n", ":2:"),
     ] {

@@ -304,3 +304,33 @@ async fn one_event_makes_one_pipeline_at_all_replicas() {
         assert!(answers.iter().all(|(_, id)| *id == answers[0].1), "{answers:?}");
     }
 }
+
+/// Wishes at both replicas in turn: each takes the pipeline over while it hears that the other did.
+#[tokio::test]
+async fn a_pipeline_that_goes_to_and_fro_is_driven_by_whoever_has_it() {
+    let Some([(one, mut line), (other, _others_line)]) = two().await else { return };
+    let id = created(&one, 1).await;
+    line.queued().await;
+    let cancel = format!("/api/v1/pipelines/{id}/cancel");
+    for round in 1..=5 {
+        for (number, world) in [(1, &other), (2, &one), (3, &other), (4, &one)] {
+            assert!((200..300).contains(&world.post(&cancel, json!({})).await.0));
+            let rerun = json!({"request_id": format!("{round}-{number}"), "scope": "all"});
+            let (status, body) = world.post(&format!("/api/v1/pipelines/{id}/rerun"), rerun).await;
+            assert!((200..300).contains(&status), "{status} {body}");
+        }
+    }
+    // The first one has it now.
+    let attempt = line
+        .until(|body| match body {
+            controller_message::Body::Wants(wants) if wants.pipeline_id == id && wants.epoch >= 20 => {
+                wants.attempts.into_iter().find(|want| matches!(want.state, Some(want::State::Queued(_))))
+            }
+            _ => None,
+        })
+        .await
+        .attempt
+        .unwrap();
+    line.granted(&attempt).await.succeed().await;
+    assert_eq!(other.get(&format!("/api/v1/pipelines/{id}")).await["outcome"], "succeeded");
+}

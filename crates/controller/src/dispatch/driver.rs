@@ -281,7 +281,11 @@ impl Driver {
             match one {
                 News::Pipeline(id) => self.watchers.pipelines.wake(&id),
                 News::Log(id) => self.watchers.logs.wake(&id),
-                News::Taken(id) => self.taken(id),
+                News::Taken(id) => {
+                    self.taken(id);
+                    // This replica may have taken it back since: the next tick looks.
+                    self.forgotten.insert(id);
+                }
                 News::Agents => has_agents = true,
             }
         }
