@@ -334,3 +334,40 @@ async fn a_pipeline_that_goes_to_and_fro_is_driven_by_whoever_has_it() {
     line.granted(&attempt).await.succeed().await;
     assert_eq!(other.get(&format!("/api/v1/pipelines/{id}")).await["outcome"], "succeeded");
 }
+
+/// What is written of a pipeline while it is taken over is whole, or is not written: the next owner goes on where it ends.
+#[tokio::test]
+async fn a_log_that_grows_while_its_pipeline_is_taken_over_has_no_flaw() {
+    const CHUNKS: u64 = 40;
+    for _ in 0..8 {
+        let Some([(one, mut line), (other, mut others_line)]) = two().await else { return };
+        let id = created(&one, 1).await;
+        let attempt = line.queued().await;
+        let mut agent = line.granted(&attempt).await;
+        agent.running().await;
+        agent.line.acknowledged(1, 0).await;
+        let token = agent.token;
+        let cancel = format!("/api/v1/pipelines/{id}/cancel");
+        let growing = async {
+            for number in 0..CHUNKS {
+                agent.log(number * 10, b"123456789\n").await;
+            }
+        };
+        let (_, (status, _)) = tokio::join!(growing, other.post(&cancel, json!({})));
+        assert!((200..300).contains(&status), "{status}");
+        others_line.stated(&id).await;
+        let mut agent =
+            ScriptedAgent { line: &mut others_line, attempt: attempt.clone(), token, sequence: 1 };
+        // One that is ahead is told where it ends.
+        agent.log(CHUNKS * 10 + 10, b"ahead").await;
+        let end = agent.line.acknowledged(1, 0).await.next_offset;
+        for number in end / 10..CHUNKS {
+            agent.log(number * 10, b"123456789\n").await;
+        }
+        agent.finished(outcome::Kind::Cancelled(outcome::Cancelled {}), CHUNKS * 10).await;
+        agent.line.acknowledged(2, CHUNKS * 10).await;
+        let log = format!("{}/api/v1/actions/{}/attempts/1/log", other.url, attempt.action_id);
+        let log = other.http.get(log).bearer_auth(other.token.expose()).send().await.unwrap();
+        assert_eq!(log.text().await.unwrap(), "123456789\n".repeat(CHUNKS as usize));
+    }
+}

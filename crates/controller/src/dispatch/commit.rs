@@ -22,6 +22,8 @@ pub(super) struct Transaction {
     pub dirty: HashMap<PipelineId, Dirty>,
     /// Pipelines whose wants are stated whole after the commit.
     pub restated: HashSet<PipelineId>,
+    /// Pipelines that are said to be another replica's by now.
+    pub taken: HashSet<PipelineId>,
     /// Pipelines made by this commit, by their identities.
     pub created: HashMap<String, PipelineId>,
     logs: HashSet<AttemptId>,
@@ -82,6 +84,16 @@ impl Transaction {
 impl Driver {
     /// Commits, then answers; or, if the commit failed, forgets what it changed in memory.
     pub(super) async fn finish(&mut self, mut transaction: Transaction) {
+        let taken = std::mem::take(&mut transaction.taken);
+        self.commit(transaction).await;
+        for id in taken {
+            self.taken(id);
+            // This replica may have taken it back since: the next tick looks.
+            self.forgotten.insert(id);
+        }
+    }
+
+    async fn commit(&mut self, mut transaction: Transaction) {
         let mut moved = Vec::new();
         for (id, dirty) in &transaction.dirty {
             if let Some(live) = self.live.get_mut(id) {

@@ -281,11 +281,8 @@ impl Driver {
             match one {
                 News::Pipeline(id) => self.watchers.pipelines.wake(&id),
                 News::Log(id) => self.watchers.logs.wake(&id),
-                News::Taken(id) => {
-                    self.taken(id);
-                    // This replica may have taken it back since: the next tick looks.
-                    self.forgotten.insert(id);
-                }
+                // Not before the commit: what it writes of the pipeline is to be held, or refused, with the rest.
+                News::Taken(id) => drop(transaction.taken.insert(id)),
                 News::Agents => has_agents = true,
             }
         }

@@ -130,7 +130,12 @@ impl Driver {
         if self.has_lost_lease || (owns_something && !self.store.renew_lease(self.replica.id()).await?) {
             self.begin_anew().await?;
         }
-        let (leases, owners) = (self.store.leases().await?, self.store.owners().await?);
+        let mut leases = self.store.leases().await?;
+        if !leases.contains_key(&self.replica.id()) {
+            self.begin_anew().await?;
+            leases = self.store.leases().await?;
+        }
+        let owners = self.store.owners().await?;
         let dead = self.leases.look(now, self.replica.id(), &leases, &owners);
         let anyone_died = !dead.is_empty();
         for (former, counter) in dead {
