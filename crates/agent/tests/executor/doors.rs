@@ -305,8 +305,7 @@ pub async fn programs_beside_end_with_the_commands(lab: &Lab) {
     let mut execution = lab.start(request).await;
     let record = until_output(&mut execution, "up").await;
     let door = execution.door();
-    let late =
-        door.exec(ExecRequest::line("echo late; sleep 1000", Duration::from_millis(200))).await.unwrap();
+    let late = door.exec(ExecRequest::line("echo late; sleep 1000", Duration::from_secs(2))).await.unwrap();
     assert_eq!((late.end, &late.output[..]), (ExecEnd::TimedOut, &b"late\n"[..]));
     let mut missing = ExecRequest::line("", PATIENCE);
     missing.program = vec!["nosuch".to_owned()];
