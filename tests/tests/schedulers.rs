@@ -18,7 +18,7 @@ fn an_agent_goes_on_with_the_next_scheduler_of_its_list() {
     installation.start_part(Part::Scheduler);
     let second = installation.start_other_scheduler();
     let list = format!("{},{}", installation.url(Part::Scheduler), second.url);
-    installation.arguments.insert(Part::Controller, vec!["--scheduler".into(), second.url.clone()]);
+    installation.controller_dials = Some(list.clone());
     installation.arguments.insert(Part::Agent, vec!["--scheduler".into(), list]);
     installation.start_all();
     let number = installation.submit_manifest("repository", WAITING);

@@ -41,8 +41,8 @@ impl Closing {
         Self { after, last_look: None, seen: HashMap::new() }
     }
 
-    /// Nothing could be heard since the last look: it counts for nothing.
-    pub fn line_is_down(&mut self) {
+    /// Nothing can be heard from here on: the last look counts for nothing.
+    pub fn is_deaf(&mut self) {
         self.seen.clear();
     }
 
@@ -63,7 +63,7 @@ impl Closing {
 impl Driver {
     /// Closes what is to be closed, if it is time to look.
     pub(super) async fn close_silent_logs(&mut self, now: Instant, transaction: &mut Transaction) {
-        if self.line.is_none() || !self.closing.is_due(now) {
+        if self.lines.is_empty() || !self.closing.is_due(now) {
             return;
         }
         if let Err(error) = self.look_for_silent_logs(now, transaction).await {
@@ -130,7 +130,7 @@ mod tests {
         assert!(!closing.is_due(start + Duration::from_secs(3599)));
         assert!(closing.is_due(start + Duration::from_secs(3600)));
         assert!(closing.silent(&[open(4)], start).is_empty(), "it grew");
-        closing.line_is_down();
+        closing.is_deaf();
         assert!(closing.silent(&[open(4)], start).is_empty(), "nothing could be heard");
         assert_eq!(closing.silent(&[open(4)], start), [id_of_row(&open(4))]);
     }

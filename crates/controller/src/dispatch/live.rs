@@ -43,7 +43,7 @@ pub struct Dirty {
 
 impl Live {
     /// Takes a pipeline over from its rows.
-    pub fn of_rows(rows: PipelineRows) -> Result<Self, Malformed> {
+    pub fn of_rows(rows: PipelineRows, now: Instant) -> Result<Self, Malformed> {
         let (state, plans) = aggregate(&rows)?;
         let attempts = rows.attempts.into_iter().map(|row| (id_of_row(&row), row)).collect();
         let commands = rows.commands.into_iter().map(|row| (key_of_command(&row), row)).collect();
@@ -56,7 +56,7 @@ impl Live {
             stale: HashMap::new(),
             commands,
             placed: HashMap::new(),
-            touched: Instant::now(),
+            touched: now,
         })
     }
 

@@ -1,7 +1,5 @@
 //! Takes what agents say: claims, events and log chunks. Each is answered after the commit, whatever became of it.
 
-use std::time::Instant;
-
 use sealci_core::attempt::{Attempt, AttemptState, Claimant, JournalEntry, Recorded};
 use sealci_core::ids::{AgentId, AttemptId, ClaimId, FencingToken, InstanceId};
 use sealci_core::pipeline::{Granted, ReportRefusal};
@@ -13,18 +11,20 @@ use sealci_proto::scheduler::{FromAgent, from_agent, to_agent};
 use sealci_proto::{Malformed, attempt_id};
 
 use super::commit::Transaction;
-use super::driver::{Driver, Place};
+use super::driver::Driver;
+use super::lines::{AgentStream, LineId};
 use super::live::{Live, row_of_new_attempt};
+use super::places::Place;
 use super::sealing;
 use crate::store::StoreError;
 use crate::store::entity::{commands, log_chunks};
 
-/// An agent's stream: where answers go.
+/// Who sent something.
 #[derive(Debug, Clone, Copy)]
-pub struct Sender {
-    pub session: u64,
-    pub agent: AgentId,
-    pub instance: InstanceId,
+struct Sender {
+    stream: AgentStream,
+    agent: AgentId,
+    instance: InstanceId,
 }
 
 /// Why a report was not taken.
@@ -40,12 +40,13 @@ impl Driver {
     /// Takes one message of an agent.
     pub(super) async fn report(
         &mut self,
+        line: LineId,
         from: FromAgent,
         packed: Option<Vec<u8>>,
         transaction: &mut Transaction,
     ) -> Result<(), ReportError> {
         let sender = Sender {
-            session: from.session,
+            stream: AgentStream { line, session: from.session },
             agent: from.agent_id.parse().map_err(Malformed::from)?,
             instance: from.instance_id.parse().map_err(Malformed::from)?,
         };
@@ -54,7 +55,7 @@ impl Driver {
             from_agent::Body::Renew(renew) => self.renew(sender, renew, transaction).await,
             from_agent::Body::Event(event) => self.event(sender, event, transaction).await,
             from_agent::Body::LogChunk(chunk) => {
-                transaction.release(sender.session, chunk.data.len());
+                transaction.release(sender.stream, chunk.data.len());
                 self.log_chunk(sender, chunk, packed, transaction).await
             }
         }
@@ -87,7 +88,7 @@ impl Driver {
                     transaction.touch(live.id(), touched);
                     transaction.touch_attempt(live.id(), id);
                     self.token_is_used();
-                    self.presence.heard(id, Instant::now());
+                    self.presence.heard(id, sender.stream.line, self.now);
                     Ok((token, source, keeps))
                 }
                 Ok(Granted::Before { token }) => {
@@ -105,7 +106,7 @@ impl Driver {
         };
         let answer =
             ClaimAnswer { attempt: claim.attempt, claim_id: claim_id.to_string(), answer: Some(answer) };
-        transaction.answer(sender.session, to_agent::Body::ClaimAnswer(answer));
+        transaction.post.for_agent(sender.stream, to_agent::Body::ClaimAnswer(answer));
         Ok(())
     }
 
@@ -150,9 +151,9 @@ impl Driver {
             live.current(id).is_some_and(|attempt| attempt.token == token && attempt.outcome().is_none());
         if is_current && is_claimants(live, id, sender) {
             transaction.dirty.entry(live.id()).or_default();
-            self.presence.heard(id, Instant::now());
+            self.presence.heard(id, sender.stream.line, self.now);
             let renewed = Renewed { attempt: renew.attempt, token: renew.token, number: renew.number };
-            transaction.answer(sender.session, to_agent::Body::Renewed(renewed));
+            transaction.post.for_agent(sender.stream, to_agent::Body::Renewed(renewed));
         }
         Ok(())
     }
@@ -170,7 +171,7 @@ impl Driver {
             Place::Here(live) => live,
             Place::Elsewhere => return Ok(()),
             Place::Nowhere => {
-                transaction.answer(sender.session, unknown(id, token));
+                transaction.post.for_agent(sender.stream, unknown(id, token));
                 return Ok(());
             }
         };
@@ -194,13 +195,13 @@ impl Driver {
                 if is_over {
                     self.presence.forget(id);
                 } else {
-                    self.presence.heard(id, Instant::now());
+                    self.presence.heard(id, sender.stream.line, self.now);
                 }
             }
             Ok(Recorded::Before) => {}
             Err(refusal) => note_refusal(sender, id, &refusal),
         }
-        transaction.acknowledge(sender.session, id, token);
+        transaction.acknowledge(sender.stream, id, token);
         Ok(())
     }
 
@@ -224,7 +225,7 @@ impl Driver {
             Place::Here(live) => live,
             Place::Elsewhere => return Ok(()),
             Place::Nowhere => {
-                transaction.answer(sender.session, unknown(id, token));
+                transaction.post.for_agent(sender.stream, unknown(id, token));
                 return Ok(());
             }
         };
@@ -248,13 +249,13 @@ impl Driver {
                     gap: chunk.gap.map(|gap| gap.reason),
                 });
                 if live.attempt(id).is_some_and(|attempt| attempt.outcome().is_none()) {
-                    self.presence.heard(id, Instant::now());
+                    self.presence.heard(id, sender.stream.line, self.now);
                 }
             }
             Ok(Recorded::Before) => {}
             Err(refusal) => note_refusal(sender, id, &refusal),
         }
-        transaction.acknowledge(sender.session, id, token);
+        transaction.acknowledge(sender.stream, id, token);
         Ok(())
     }
 }
