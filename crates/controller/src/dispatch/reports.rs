@@ -13,7 +13,7 @@ use sealci_proto::{Malformed, attempt_id};
 use super::commit::Transaction;
 use super::driver::Driver;
 use super::lines::{AgentStream, LineId};
-use super::live::{Live, row_of_new_attempt};
+use super::live::Live;
 use super::places::Place;
 use super::sealing;
 use crate::store::StoreError;
@@ -75,14 +75,8 @@ impl Driver {
             // Its owner answers; the agent asks again.
             Place::Elsewhere => return Ok(()),
             Place::Nowhere => Err("there is no such action".to_owned()),
-            Place::Here(live) => match live.state.claim(id.action, id.number, claimant, token) {
+            Place::Here(live) => match live.claim(id, claimant, token, transaction.now_ms) {
                 Ok(Granted::Now { token, touched }) => {
-                    let now_ms = transaction.now_ms;
-                    if let Some(attempt) = live.current(id) {
-                        let row = row_of_new_attempt(id.action.as_uuid(), attempt, now_ms);
-                        live.attempts.insert(id, row);
-                    }
-                    live.placed.remove(&id);
                     let source = source_to_fetch(live, id);
                     let keeps = uses_storage(live, id);
                     transaction.touch(live.id(), touched);
