@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::commit::Transaction;
 use super::driver::Driver;
 use super::lines::{AgentStream, LineId};
-use super::places::Place;
+use super::places::{Place, Take};
 use super::reports::ReportError;
 use super::{AgentView, Answer, Refusal};
 use crate::store::StoreError;
@@ -233,7 +233,7 @@ impl Driver {
         }
         let id = attempt_id(&held.attempt)?;
         let token = FencingToken(held.token);
-        let is_wanted = match self.place_of_attempt(id).await? {
+        let is_wanted = match self.place_of_attempt(id, Take::Never).await? {
             Place::Here(live) => {
                 live.current(id).is_some_and(|attempt| attempt.token == token && attempt.outcome().is_none())
             }

@@ -13,6 +13,7 @@ use sealci_service::problem::chain;
 use super::commit::Transaction;
 use super::driver::Driver;
 use super::live::id_of_row;
+use super::places::Take;
 use crate::store::StoreError;
 use crate::store::entity::{attempts, log_chunks};
 
@@ -80,7 +81,7 @@ impl Driver {
         let finished_before_ms = transaction.now_ms.saturating_sub(after_ms);
         let open = self.store.unfinished_logs(finished_before_ms, LOGS_PER_LOOK).await?;
         for id in self.closing.silent(&open, now) {
-            let Some(live) = self.place_of_attempt(id).await?.here() else { continue };
+            let Some(live) = self.place_of_attempt(id, Take::IfDue).await?.here() else { continue };
             let gap = match live.stale.get_mut(&id) {
                 Some(stale) => stale.close_log(),
                 None => live.state.close_log(id.action, id.number),

@@ -20,7 +20,7 @@ use super::leases::LeaseWatch;
 use super::lines::{Line, LineId, Lines, Post};
 use super::link::{FromLink, Incoming};
 use super::live::Live;
-use super::places::Place;
+use super::places::{Place, Take};
 use super::presence::Presence;
 use super::reports::ReportError;
 use super::wants::{self, ActionLimits};
@@ -131,7 +131,7 @@ impl Driver {
             store,
         };
         for id in driver.store.unfinished(driver.replica.id()).await? {
-            driver.place(id).await?;
+            driver.place(id, Take::Never).await?;
         }
         Ok((driver, Dispatch { inbox: sender, linked: is_linked }))
     }
@@ -243,7 +243,7 @@ impl Driver {
     ) -> Result<(), ReportError> {
         let id = sealci_proto::attempt_id(&absent.attempt)?;
         let agent: AgentId = absent.agent_id.parse().map_err(sealci_proto::Malformed::from)?;
-        let Some(live) = self.place_of_action(id.action).await?.here() else { return Ok(()) };
+        let Some(live) = self.place_of_action(id.action, Take::IfDue).await?.here() else { return Ok(()) };
         let is_theirs = live.current(id).is_some_and(|attempt| {
             attempt.claimant.agent == agent && attempt.claimant.instance.to_string() == absent.instance_id
         });
@@ -257,7 +257,7 @@ impl Driver {
     async fn placed(&mut self, placed: &sealci_proto::scheduler::Placed) -> Result<(), ReportError> {
         let id = sealci_proto::attempt_id(&placed.attempt)?;
         let agent = placed.agent_id.parse().map_err(sealci_proto::Malformed::from)?;
-        if let Some(live) = self.place_of_action(id.action).await?.here() {
+        if let Some(live) = self.place_of_action(id.action, Take::Never).await?.here() {
             live.placed.insert(id, agent);
         }
         Ok(())
@@ -310,7 +310,7 @@ impl Driver {
 
     async fn remember_forgotten(&mut self, transaction: &mut Transaction) {
         for id in std::mem::take(&mut self.forgotten) {
-            match self.place(id).await {
+            match self.place(id, Take::Never).await {
                 Ok(Place::Here(_)) => {
                     transaction.dirty.entry(id).or_default();
                     transaction.restated.insert(id);

@@ -15,6 +15,16 @@ pub(super) enum Place<'a> {
     Here(&'a mut Live),
 }
 
+/// Whether looking for a pipeline may make it this replica's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Take {
+    /// What is to be recorded of it comes here: it is taken over if its owner is done with it, or does not come by what is sent
+    /// here instead.
+    IfDue,
+    /// Every replica hears this: its owner does, too.
+    Never,
+}
+
 impl<'a> Place<'a> {
     /// The pipeline, if it is this replica's.
     pub fn here(self) -> Option<&'a mut Live> {
@@ -27,12 +37,12 @@ impl<'a> Place<'a> {
 
 impl Driver {
     /// Finds a pipeline, for what is reported of it: in memory, or in the database if it is this replica's or nobody's.
-    pub(super) async fn place(&mut self, id: PipelineId) -> Result<Place<'_>, StoreError> {
+    pub(super) async fn place(&mut self, id: PipelineId, take: Take) -> Result<Place<'_>, StoreError> {
         if !self.live.contains_key(&id) {
             if self.store.is_shared() {
                 let Some(ownership) = self.store.ownership(id).await? else { return Ok(Place::Nowhere) };
                 if ownership.owner != self.replica.id() {
-                    if !self.may_take_over(id, ownership, self.now) {
+                    if take == Take::Never || !self.may_take_over(id, ownership, self.now) {
                         return Ok(Place::Elsewhere);
                     }
                     self.store.take_over(id, self.replica.id()).await?;
@@ -74,7 +84,11 @@ impl Driver {
         Ok(self.live.get_mut(&id).map_or(Place::Nowhere, Place::Here))
     }
 
-    pub(super) async fn place_of_action(&mut self, action: ActionId) -> Result<Place<'_>, StoreError> {
+    pub(super) async fn place_of_action(
+        &mut self,
+        action: ActionId,
+        take: Take,
+    ) -> Result<Place<'_>, StoreError> {
         let id = match self.by_action.get(&action) {
             Some(id) => *id,
             None => match self.store.pipeline_of_action(action).await? {
@@ -82,12 +96,16 @@ impl Driver {
                 None => return Ok(Place::Nowhere),
             },
         };
-        self.place(id).await
+        self.place(id, take).await
     }
 
     /// The place of the pipeline with this attempt in memory, also if it is an older one; nowhere if it never was claimed.
-    pub(super) async fn place_of_attempt(&mut self, id: AttemptId) -> Result<Place<'_>, StoreError> {
-        let pipeline = match self.place_of_action(id.action).await? {
+    pub(super) async fn place_of_attempt(
+        &mut self,
+        id: AttemptId,
+        take: Take,
+    ) -> Result<Place<'_>, StoreError> {
+        let pipeline = match self.place_of_action(id.action, take).await? {
             Place::Here(live) if live.attempt(id).is_some() => live.id(),
             Place::Here(live) => {
                 let pipeline = live.id();

@@ -14,7 +14,7 @@ use super::commit::Transaction;
 use super::driver::Driver;
 use super::lines::{AgentStream, LineId};
 use super::live::Live;
-use super::places::Place;
+use super::places::{Place, Take};
 use super::sealing;
 use crate::store::StoreError;
 use crate::store::entity::{commands, log_chunks};
@@ -71,7 +71,7 @@ impl Driver {
         let claim_id: ClaimId = claim.claim_id.parse().map_err(Malformed::from)?;
         let claimant = Claimant { claim: claim_id, agent: sender.agent, instance: sender.instance };
         let token = self.next_token().await?;
-        let granted = match self.place_of_action(id.action).await? {
+        let granted = match self.place_of_action(id.action, Take::IfDue).await? {
             // Its owner answers; the agent asks again.
             Place::Elsewhere => return Ok(()),
             Place::Nowhere => Err("there is no such action".to_owned()),
@@ -140,7 +140,7 @@ impl Driver {
     ) -> Result<(), ReportError> {
         let id = attempt_id(&renew.attempt)?;
         let token = FencingToken(renew.token);
-        let Some(live) = self.place_of_attempt(id).await?.here() else { return Ok(()) };
+        let Some(live) = self.place_of_attempt(id, Take::IfDue).await?.here() else { return Ok(()) };
         let is_current =
             live.current(id).is_some_and(|attempt| attempt.token == token && attempt.outcome().is_none());
         if is_current && is_claimants(live, id, sender) {
@@ -161,7 +161,7 @@ impl Driver {
         let id = attempt_id(&event.attempt)?;
         let token = FencingToken(event.token);
         let entry = JournalEntry::try_from(&event)?;
-        let live = match self.place_of_attempt(id).await? {
+        let live = match self.place_of_attempt(id, Take::IfDue).await? {
             Place::Here(live) => live,
             Place::Elsewhere => return Ok(()),
             Place::Nowhere => {
@@ -215,7 +215,7 @@ impl Driver {
         if to <= chunk.offset {
             return Err(Malformed(format!("a log chunk from {} to {to}", chunk.offset)).into());
         }
-        let live = match self.place_of_attempt(id).await? {
+        let live = match self.place_of_attempt(id, Take::IfDue).await? {
             Place::Here(live) => live,
             Place::Elsewhere => return Ok(()),
             Place::Nowhere => {
