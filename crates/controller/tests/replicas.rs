@@ -199,7 +199,7 @@ async fn what_is_reported_at_the_wrong_replica_is_its_owners() {
 /// Of what an agent holds every replica hears: it is taken over by nobody for that, running or finished.
 #[tokio::test]
 async fn replicas_do_not_fight_for_what_an_agent_holds() {
-    let Some([(one, mut line), (_other, mut others_line)]) = two().await else { return };
+    let Some([(one, mut line), (other, mut others_line)]) = two().await else { return };
     let (running, finished) = (created(&one, 1).await, created(&one, 2).await);
     let attempts = [line.queued().await, line.queued().await];
     let mut agent = line.granted(&attempts[0]).await;
@@ -253,7 +253,11 @@ async fn replicas_do_not_fight_for_what_an_agent_holds() {
     let (status, _) = one.post(&format!("/api/v1/pipelines/{running}/cancel"), json!({})).await;
     assert!((200..300).contains(&status), "{status}");
     assert_eq!(line.stated(&running).await.epoch, 1);
-    assert_eq!(one.get(&format!("/api/v1/pipelines/{finished}")).await["outcome"], "succeeded");
+    let rerun = json!({"request_id": "again", "scope": "all"});
+    let (status, _) = other.post(&format!("/api/v1/pipelines/{finished}/rerun"), rerun).await;
+    assert!((200..300).contains(&status), "{status}");
+    let epoch = others_line.stated(&finished).await.epoch;
+    assert!(epoch <= 3, "taken over for the log, and for the wish: epoch {epoch}");
 }
 
 #[tokio::test]
