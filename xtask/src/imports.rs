@@ -62,6 +62,18 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "sealci-release-agent",
         ],
     ),
+    // Plays the services together, in one process, for tests; nothing imports it.
+    (
+        "sealci-simulation",
+        &[
+            "sealci-core",
+            "sealci-proto",
+            "sealci-service",
+            "sealci-agent",
+            "sealci-controller",
+            "sealci-scheduler",
+        ],
+    ),
     ("xtask", &[]),
 ];
 

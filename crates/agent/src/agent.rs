@@ -136,23 +136,23 @@ impl Agent {
     }
 
     /// Looks again whether what kept it from taking anything new is over.
-    pub fn look_for_room(&mut self) {
+    pub fn look_for_room(&mut self, now: Instant) {
         self.disk.look();
-        self.trouble.take_if(|(since, _)| since.elapsed() >= AFTER_TROUBLE);
+        self.trouble.take_if(|(since, _)| now.saturating_duration_since(*since) >= AFTER_TROUBLE);
     }
 
     /// Whether a new attempt would be taken on now.
-    pub fn takes_new(&mut self, superseded: Option<&str>) -> bool {
-        self.look_for_room();
+    pub fn takes_new(&mut self, superseded: Option<&str>, now: Instant) -> bool {
+        self.look_for_room(now);
         self.refusal(superseded).is_none()
     }
 
     /// Takes an attempt on: its claim id is spooled, and it prepares. If that fails it is not held, which the
     /// scheduler learns from the next `Held`.
-    pub fn take_on(&mut self, id: AttemptId, run: &agent::Run) {
+    pub fn take_on(&mut self, id: AttemptId, run: &agent::Run, now: Instant) {
         if let Err(error) = self.try_to_take_on(id, run) {
             tracing::warn!(attempt.id = %id, %error, "cannot take the attempt on");
-            self.trouble = Some((Instant::now(), error.to_string()));
+            self.trouble = Some((now, error.to_string()));
         }
     }
 

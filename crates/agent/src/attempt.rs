@@ -225,8 +225,10 @@ impl AttemptTask {
                 };
             }
             tokio::select! {
-                result = &mut preparing, if prepared.is_none() => prepared = Some(result),
+                // Orders are few, and count before whatever comes at the same time.
+                biased;
                 () = changed(&mut self.orders) => {}
+                result = &mut preparing, if prepared.is_none() => prepared = Some(result),
                 // Before the grant there is no log; what is said waits where it is.
                 Some(line) = said.next(), if granted => self.take_output(line).await,
             }
@@ -256,7 +258,20 @@ impl AttemptTask {
         self.orders.mark_changed();
         loop {
             let event = tokio::select! {
-                event = execution.next() => event,
+                // As above; what the action prints without end comes last.
+                biased;
+                () = changed(&mut self.orders) => {
+                    let orders = self.orders.borrow_and_update();
+                    if let Some(lease) = orders.lease {
+                        beside.iter().chain([&handle]).for_each(|handle| handle.hold_until(lease));
+                    }
+                    if orders.kill || orders.forget {
+                        handle.kill();
+                    } else if let Some(grace) = orders.cancel {
+                        handle.cancel(grace);
+                    }
+                    continue;
+                }
                 Some(line) = said.next() => {
                     self.take_output(line).await;
                     continue;
@@ -275,18 +290,7 @@ impl AttemptTask {
                     handle.kill();
                     continue;
                 }
-                () = changed(&mut self.orders) => {
-                    let orders = self.orders.borrow_and_update();
-                    if let Some(lease) = orders.lease {
-                        beside.iter().chain([&handle]).for_each(|handle| handle.hold_until(lease));
-                    }
-                    if orders.kill || orders.forget {
-                        handle.kill();
-                    } else if let Some(grace) = orders.cancel {
-                        handle.cancel(grace);
-                    }
-                    continue;
-                }
+                event = execution.next() => event,
             };
             let forgotten = self.orders.borrow().forget;
             match event {

@@ -117,13 +117,7 @@ impl Schedulers {
         token: &SecretString,
     ) -> Result<(), ConnectError> {
         let (channel, url) = self.connect().await?;
-        let request = EnrolRequest {
-            token: token.expose_secret().to_owned(),
-            agent_id: identity.agent.to_string(),
-            name: name.to_owned(),
-            credential: identity.credential.bytes().to_vec(),
-            public_key: identity.public_key().to_vec(),
-        };
+        let request = enrol_request(identity, name, token);
         match AgentServiceClient::new(channel.clone()).enrol(request).await {
             Ok(_) => {
                 self.idle = Some(channel);
@@ -148,6 +142,17 @@ impl Schedulers {
             Ok(response) => Ok((response.into_inner(), url)),
             Err(status) => Err(ConnectError::Refused { url, status: Box::new(status) }),
         }
+    }
+}
+
+/// Asks to be made known.
+pub fn enrol_request(identity: &Identity, name: &str, token: &SecretString) -> EnrolRequest {
+    EnrolRequest {
+        token: token.expose_secret().to_owned(),
+        agent_id: identity.agent.to_string(),
+        name: name.to_owned(),
+        credential: identity.credential.bytes().to_vec(),
+        public_key: identity.public_key().to_vec(),
     }
 }
 

@@ -118,6 +118,15 @@ impl Identity {
         }
     }
 
+    /// Makes an identity of numbers that are given, where none is yet.
+    #[cfg(feature = "testing")]
+    pub fn make_of(data_folder: &Path, agent: AgentId, bytes: [u8; 32]) -> Result<(), IdentityError> {
+        let path = data_folder.join("identity.json");
+        let (credential, secret_key) = (Credential(bytes), SecretKey::from(bytes));
+        Self { path, persistence: Persistence::Scratch, agent, credential, secret_key, enrolled: false }
+            .store()
+    }
+
     fn read(path: PathBuf, persistence: Persistence, text: &[u8]) -> Result<Self, IdentityError> {
         let malformed = |why: String| IdentityError::Malformed { path: path.clone(), why };
         // The parser's own message could repeat what it read.

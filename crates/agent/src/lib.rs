@@ -37,6 +37,8 @@ mod session;
 mod spool;
 mod storage;
 mod stream;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod workspace;
 
 use std::collections::BTreeMap;
@@ -298,16 +300,37 @@ impl Opened {
     }
 
     /// Runs it until it has drained or is stopped.
-    pub async fn run(self, shutdown: Shutdown) -> Result<(), AgentError> {
-        let Self { config, mut schedulers, spool, left, mut identity, work, capacity } = self;
-        if !identity.is_enrolled() && !enrol(&config, &mut identity, &mut schedulers, &shutdown).await? {
+    pub async fn run(mut self, shutdown: Shutdown) -> Result<(), AgentError> {
+        let is_known = self.identity.is_enrolled()
+            || enrol(&self.config, &mut self.identity, &mut self.schedulers, &shutdown).await?;
+        if !is_known {
             return Ok(());
         }
+        let data_folder = self.config.data_folder.clone();
+        let executors = self.config.executors.clone();
+        let Parts { mut agent, session, room, entries } = self.assemble(shutdown);
+        tokio::select! {
+            () = session.run(&mut agent) => {}
+            never = room.watch() => match never {},
+            never = entry::serve(&data_folder, entries) => match never {},
+        }
+        agent.stop().await;
+        for executor in executors {
+            // What does not die is found by the next start's sweep.
+            if tokio::time::timeout(CLOSING, executor.close()).await.is_err() {
+                tracing::error!(executor = executor.kind().as_str(), "something of an action is still there");
+            }
+        }
+        Ok(())
+    }
+
+    fn assemble(self, shutdown: Shutdown) -> Parts {
+        let Self { config, schedulers, spool, left, identity, work, capacity } = self;
+        let times = config.periods.session();
         let identity = Arc::new(identity);
         let names = config.executors.iter().map(|executor| executor.kind().as_str().to_owned()).collect();
         let offering = Offering::new(capacity, config.labels, names, config.slots);
         let disk = Disk::new(work.clone(), config.min_free_disk_bytes, config.disk_probe);
-        let executors = config.executors.clone();
         let room = Arc::new(Room::new(work.clone(), config.room));
         let entries = Entries::default();
         let means = Means {
@@ -320,30 +343,26 @@ impl Opened {
             storage_patience: config.periods.storage(),
             entries: entries.clone(),
         };
-        let mut agent = Agent::new(spool, left, offering, disk, Arc::new(means));
+        let agent = Agent::new(spool, left, offering, disk, Arc::new(means));
         let session = Session {
             schedulers,
             identity,
             name: config.name,
             enrolment_token: config.enrolment_token,
             version: config.version,
-            times: config.periods.session(),
+            times,
             shutdown,
         };
-        tokio::select! {
-            () = session.run(&mut agent) => {}
-            never = room.watch() => match never {},
-            never = entry::serve(&config.data_folder, entries) => match never {},
-        }
-        agent.stop().await;
-        for executor in executors {
-            // What does not die is found by the next start's sweep.
-            if tokio::time::timeout(CLOSING, executor.close()).await.is_err() {
-                tracing::error!(executor = executor.kind().as_str(), "something of an action is still there");
-            }
-        }
-        Ok(())
+        Parts { agent, session, room, entries }
     }
+}
+
+/// What an agent consists of, once it is known who it is.
+struct Parts {
+    agent: Agent,
+    session: Session,
+    room: Arc<Room>,
+    entries: Entries,
 }
 
 /// Makes the agent known, however long it takes to reach someone who can; false if it is told to leave before.

@@ -12,8 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand::Rng;
-use sealci_proto::PROTOCOLS;
-use sealci_proto::agent::{AgentMessage, Hello, SchedulerMessage, agent_message};
+use sealci_proto::agent::{AgentMessage, SchedulerMessage};
 use secrecy::SecretString;
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
@@ -168,25 +167,10 @@ impl Session {
 
     /// Opens one stream and keeps to it until it is over.
     async fn stream(&mut self, agent: &mut Agent) -> Result<Over, ConnectError> {
-        agent.look_for_room();
-        let refusal = agent.refusal(None);
-        let hello = Hello {
-            protocol_min: PROTOCOLS.min,
-            protocol_max: PROTOCOLS.max,
-            instance_id: agent.spool.instance().to_string(),
-            version: self.version.clone(),
-            offer: Some(agent.offering.offer(refusal.as_deref())),
-        };
-        let now = Instant::now();
-        let mut stream = Stream::new(agent, self.times.rhythm, refusal, now);
+        let (stream, first) = Stream::open(agent, self.times.rhythm, &self.version, Instant::now());
         let (outbound, receiver) = mpsc::channel(OUTBOUND_MESSAGES);
-        // Both are there before the request is made: a scheduler may answer nothing until it has them. The channel has
-        // room for more than these two.
-        let first = [
-            Some(AgentMessage { body: Some(agent_message::Body::Hello(hello)) }),
-            stream.next_message(agent, now),
-        ];
-        for message in first.into_iter().flatten() {
+        // They are there before the request is made, and the channel has room for more than these two.
+        for message in first {
             let _ = outbound.try_send(message);
         }
         let are_several = self.schedulers.are_several();

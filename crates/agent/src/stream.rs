@@ -20,7 +20,7 @@ use crate::agent::Agent;
 use crate::delivery::{Cursor, ResendRules};
 use crate::lease::{self, Leases};
 use crate::reconcile::{self, Decision};
-use crate::spool::{AttemptSpool, Piece, ReadPlace};
+use crate::spool::{AttemptSpool, Piece, ReadPlace, failpoint};
 
 /// As much log as one message carries.
 const MESSAGE_LOG_BYTES: usize = 256 << 10;
@@ -70,8 +70,24 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Begins a stream whose `Hello` has told this refusal; its first word after that is `Held`.
-    pub fn new(agent: &Agent, rhythm: Rhythm, refusal_told: Option<String>, now: Instant) -> Self {
+    /// Begins a stream. Its first words are `Hello` and `Held`: a scheduler may answer nothing until it has both.
+    pub fn open(agent: &mut Agent, rhythm: Rhythm, version: &str, now: Instant) -> (Self, Vec<AgentMessage>) {
+        agent.look_for_room(now);
+        let refusal = agent.refusal(None);
+        let hello = agent::Hello {
+            protocol_min: PROTOCOLS.min,
+            protocol_max: PROTOCOLS.max,
+            instance_id: agent.spool.instance().to_string(),
+            version: version.to_owned(),
+            offer: Some(agent.offering.offer(refusal.as_deref())),
+        };
+        let mut stream = Self::new(agent, rhythm, refusal, now);
+        let hello = AgentMessage { body: Some(agent_message::Body::Hello(hello)) };
+        let first = std::iter::once(hello).chain(stream.next_message(agent, now)).collect();
+        (stream, first)
+    }
+
+    fn new(agent: &Agent, rhythm: Rhythm, refusal_told: Option<String>, now: Instant) -> Self {
         let mut stream = Self {
             rhythm,
             welcomed: false,
@@ -169,7 +185,7 @@ impl Stream {
             tracing::debug!(attempt.id = %id, "unacknowledged; sending again");
             self.noticed(agent, id, now);
         }
-        agent.look_for_room();
+        agent.look_for_room(now);
     }
 
     // ---- what is said --------------------------------------------------------------------------------------------
@@ -310,6 +326,11 @@ impl Stream {
         self.cursors.get(&id).is_some_and(|cursor| cursor.next_offset() == piece.from())
     }
 
+    /// Whether a read from disk is under way.
+    pub fn is_reading(&self) -> bool {
+        !self.reads.is_empty()
+    }
+
     /// Waits for a read from disk. Never comes back while there is none.
     pub async fn read(&mut self) {
         match self.reads.join_next().await {
@@ -383,11 +404,11 @@ impl Stream {
                 tracing::warn!("a desired entry cannot be understood and is left out");
                 continue;
             };
-            let takes_new = agent.takes_new(self.superseded.as_deref());
+            let takes_new = agent.takes_new(self.superseded.as_deref(), now);
             match reconcile::decide(&wish, agent.state(id), takes_new) {
                 Decision::TakeOn => {
                     if let agent::desired_entry::Wish::Run(run) = &wish {
-                        agent.take_on(id, run);
+                        agent.take_on(id, run, now);
                     }
                 }
                 Decision::AskAgain => {
@@ -506,5 +527,6 @@ fn remove(files: Vec<std::path::PathBuf>) {
         {
             tracing::warn!(file = %file.display(), %error, "cannot remove a delivered part of a log");
         }
+        failpoint::reached(&file);
     }
 }

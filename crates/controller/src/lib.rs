@@ -15,7 +15,7 @@ pub mod watchers;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sealci_git::{AllowedTransports, CredentialBook, Git, Mirrors, Options};
 use sealci_service::auth::{Token, Tokens};
@@ -139,7 +139,8 @@ impl Controller {
         } else {
             (Replica::alone(), None)
         };
-        let (driver, dispatch) = Driver::open(store.clone(), driver, watchers.clone(), identity).await?;
+        let (driver, dispatch) =
+            Driver::open(store.clone(), driver, watchers.clone(), identity, Instant::now()).await?;
         let mut options = Options::new(config.data.join("git-home"));
         options.allow_local_addresses = config.allow_local_addresses;
         options.tls_ca = config.git_ca.clone();

@@ -41,12 +41,20 @@ pub struct FakeExecutor {
     uses_workspace: bool,
     tasks: TaskTracker,
     running: Arc<Mutex<HashSet<AttemptId>>>,
+    /// Every attempt whose first command began, once for each time.
+    begun: Option<Arc<Mutex<Vec<AttemptId>>>>,
 }
 
 impl FakeExecutor {
     /// No instruction reads a file, so nothing is checked out for it.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Notes there which attempts' commands began, once for each time.
+    pub fn noting(mut self, begun: Arc<Mutex<Vec<AttemptId>>>) -> Self {
+        self.begun = Some(begun);
+        self
     }
 
     /// Has a workspace filled all the same.
@@ -73,13 +81,18 @@ impl Executor for FakeExecutor {
             return Err(ExecutorError::AlreadyRunning(attempt));
         }
         let (standby, backstage) = standby();
-        let running = Arc::clone(&self.running);
+        let (running, begun) = (Arc::clone(&self.running), self.begun.clone());
         self.tasks.spawn(async move {
             let Backstage { go, events, wishes, leases: _, mut requests, leave } = backstage;
             let mut stage = Stage { events, wishes, log_offset: 0, deadline: None };
             let stays = request.stays;
             let outcome = match serve(&mut requests, go).await {
-                Ok(()) => serve(&mut requests, stage.play(&request)).await,
+                Ok(()) => {
+                    if let Some(begun) = begun {
+                        begun.lock().unwrap_or_else(PoisonError::into_inner).push(attempt);
+                    }
+                    serve(&mut requests, stage.play(&request)).await
+                }
                 Err(_) => Outcome::Cancelled,
             };
             if stays && outcome != Outcome::Cancelled {

@@ -13,7 +13,7 @@ use sealci_proto::agent::{self, HeldState, event};
 use super::doorbell::Doorbell;
 use super::journal::{Claim, JournalFile, Record};
 use super::log::{Bounds, Log};
-use super::{SpoolError, journal_path};
+use super::{SpoolError, failpoint, journal_path};
 
 /// One attempt in the spool. The attempt's task writes, the session reads and acknowledges.
 #[derive(Debug)]
@@ -226,8 +226,12 @@ impl AttemptSpool {
     /// [`Leftover::remove`].
     pub fn forget(&self) -> Leftover {
         let gone = super::gone_path(&self.folder);
+        failpoint::reached(&self.folder);
         match std::fs::rename(&self.folder, &gone) {
-            Ok(()) => Leftover(gone),
+            Ok(()) => {
+                failpoint::reached(&self.folder);
+                Leftover(gone)
+            }
             Err(error) => {
                 tracing::warn!(attempt.id = %self.id, %error, "cannot move the spooled attempt away");
                 Leftover(self.folder.clone())
@@ -262,7 +266,11 @@ impl Journal {
     }
 
     fn append(&mut self, folder: &std::path::Path, record: &Record) -> Result<(), SpoolError> {
-        self.file.append(record).map_err(|source| SpoolError::Write { path: journal_path(folder), source })
+        failpoint::reached(folder);
+        self.file
+            .append(record)
+            .map_err(|source| SpoolError::Write { path: journal_path(folder), source })
+            .inspect(|()| failpoint::reached(folder))
     }
 
     fn push(&mut self, event: agent::Event) {

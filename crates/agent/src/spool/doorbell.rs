@@ -21,10 +21,15 @@ impl Doorbell {
         }
     }
 
+    /// Takes all that have rung so far.
+    pub fn rung(&self) -> BTreeSet<AttemptId> {
+        std::mem::take(&mut *self.rung.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Waits until an attempt has rung; takes all that have. Cancel-safe: what is not returned stays rung.
     pub async fn answered(&self) -> BTreeSet<AttemptId> {
         loop {
-            let rung = std::mem::take(&mut *self.rung.lock().unwrap_or_else(PoisonError::into_inner));
+            let rung = self.rung();
             if !rung.is_empty() {
                 return rung;
             }

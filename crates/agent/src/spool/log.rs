@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 
+use super::failpoint;
 use super::room::Room;
 use super::segment::{
     self, FRAME_OVERHEAD_BYTES, Found, MAX_PIECE_BYTES, Piece, SegmentReader, SegmentWriter,
@@ -175,7 +176,10 @@ impl Log {
 
     fn write(&self, writer: &mut Option<SegmentWriter>, piece: &Bytes) -> io::Result<()> {
         let offset = self.state().end;
-        self.segment(writer)?.append(offset, piece)
+        failpoint::reached(&self.folder);
+        self.segment(writer)?.append(offset, piece)?;
+        failpoint::reached(&self.folder);
+        Ok(())
     }
 
     /// The segment to write to: a new one where there is none, or the last is full or done with.
@@ -193,6 +197,7 @@ impl Log {
         }
         if writer.is_none() {
             let segment = SegmentWriter::create(&self.folder, end)?;
+            failpoint::reached(&self.folder);
             self.state().segments.push_back(Segment { base: end, file_bytes: 0 });
             *writer = Some(segment);
         }
@@ -242,10 +247,12 @@ impl Log {
             self.state().segments.push_back(Segment { base: from, file_bytes: 0 });
             *writer = Some(segment);
         }
-        match writer {
-            Some(segment) => segment.append_gap(from, to, reason),
-            None => Ok(()),
+        failpoint::reached(&self.folder);
+        if let Some(segment) = writer {
+            segment.append_gap(from, to, reason)?;
         }
+        failpoint::reached(&self.folder);
+        Ok(())
     }
 
     /// Ends the open gap, if it can be written; from then on it may be sent.

@@ -15,6 +15,7 @@
 
 mod attempt;
 mod doorbell;
+pub mod failpoint;
 pub mod frame;
 mod journal;
 pub mod log;
@@ -231,10 +232,14 @@ impl Spool {
 
 /// Makes an attempt's folder, with its claim in the journal.
 fn make_folder(folder: &Path, claim: &Claim, journal_bytes: u64) -> Result<JournalFile, SpoolError> {
+    failpoint::reached(folder);
     fs::create_dir(folder).map_err(write_error(folder))?;
+    failpoint::reached(folder);
     let path = journal_path(folder);
     let mut file = JournalFile::create(&path, journal_bytes).map_err(write_error(&path))?;
+    failpoint::reached(folder);
     file.append(&Record::Claim(claim.clone())).map_err(write_error(&path))?;
+    failpoint::reached(folder);
     Ok(file)
 }
 

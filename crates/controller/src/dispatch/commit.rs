@@ -1,6 +1,6 @@
 //! Commits what a round of inputs decided, and answers after it.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use sealci_core::ids::{AttemptId, FencingToken, PipelineId};
 use sealci_core::pipeline::Touched;
@@ -19,15 +19,15 @@ use crate::store::{Batch, StoreError};
 pub(super) struct Transaction {
     pub now_ms: i64,
     pub batch: Batch,
-    pub dirty: HashMap<PipelineId, Dirty>,
+    pub dirty: BTreeMap<PipelineId, Dirty>,
     /// Pipelines whose wants are stated whole after the commit.
-    pub restated: HashSet<PipelineId>,
+    pub restated: BTreeSet<PipelineId>,
     /// Pipelines that are said to be another replica's by now.
-    pub taken: HashSet<PipelineId>,
+    pub taken: BTreeSet<PipelineId>,
     /// Pipelines made by this commit, by their identities.
     pub created: HashMap<String, PipelineId>,
-    logs: HashSet<AttemptId>,
-    acknowledgements: HashSet<(AgentStream, AttemptId, u64)>,
+    logs: BTreeSet<AttemptId>,
+    acknowledgements: BTreeSet<(AgentStream, AttemptId, u64)>,
     released: BTreeMap<AgentStream, u64>,
     /// What is said to schedulers, and through them to agents, besides what is wanted.
     pub post: Post,

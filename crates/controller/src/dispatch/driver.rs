@@ -1,6 +1,6 @@
 //! The task that owns every unfinished pipeline: rounds of inputs, each with one time and one commit.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -68,10 +68,11 @@ pub struct Driver {
     /// Pipelines of other replicas that something was reported of here, and since when.
     pub(super) elsewhere: HashMap<PipelineId, Instant>,
     pub(super) config: Config,
-    inbox: mpsc::Receiver<Input>,
+    pub(super) inbox: mpsc::Receiver<Input>,
     pub(super) watchers: Watchers,
     linked: watch::Sender<bool>,
-    pub(super) live: HashMap<PipelineId, Live>,
+    /// In one order, as all that is walked through here: the same inputs are then answered by the same words.
+    pub(super) live: BTreeMap<PipelineId, Live>,
     pub(super) by_action: HashMap<ActionId, PipelineId>,
     pub(super) agents: AgentBook,
     pub(super) presence: Presence,
@@ -85,7 +86,7 @@ pub struct Driver {
     /// When the round under way began.
     pub(super) now: Instant,
     /// Pipelines that a failed commit made unknown, or that were taken over; read (again) and stated at the next tick.
-    pub(super) forgotten: HashSet<PipelineId>,
+    pub(super) forgotten: BTreeSet<PipelineId>,
 }
 
 impl Driver {
@@ -96,6 +97,7 @@ impl Driver {
         config: Config,
         watchers: Watchers,
         (replica, former): (Replica, Option<ReplicaId>),
+        now: Instant,
     ) -> Result<(Self, Dispatch), StoreError> {
         if store.is_shared() {
             store.begin_lease(replica.id()).await?;
@@ -120,14 +122,14 @@ impl Driver {
             inbox,
             watchers,
             linked,
-            live: HashMap::new(),
+            live: BTreeMap::new(),
             by_action: HashMap::new(),
             lines: Lines::default(),
             questions: HashMap::new(),
             next_question: 1,
             tokens: 0..0,
-            now: Instant::now(),
-            forgotten: HashSet::new(),
+            now,
+            forgotten: BTreeSet::new(),
             store,
         };
         for id in driver.store.unfinished(driver.replica.id()).await? {
@@ -154,15 +156,20 @@ impl Driver {
                     None => break,
                 },
             };
-            self.now = Instant::now();
-            let mut transaction = Transaction::at(now_ms());
-            match first {
-                Some(input) => self.take_all(input, &mut transaction).await,
-                None => self.tick(&mut transaction).await,
-            }
-            self.finish(transaction).await;
+            self.round(first, Instant::now(), now_ms()).await;
         }
         self.give_lease_back().await;
+    }
+
+    /// One round: takes an input and those behind it, or looks for what is due, commits, and answers.
+    pub(super) async fn round(&mut self, first: Option<Input>, now: Instant, now_ms: i64) {
+        self.now = now;
+        let mut transaction = Transaction::at(now_ms);
+        match first {
+            Some(input) => self.take_all(input, &mut transaction).await,
+            None => self.tick(&mut transaction).await,
+        }
+        self.finish(transaction).await;
     }
 
     async fn take_all(&mut self, first: Input, transaction: &mut Transaction) {
@@ -294,7 +301,7 @@ impl Driver {
         idle.into_iter().for_each(|id| self.drop_live(id));
         let active =
             self.live.values().flat_map(|live| live.active_attempts().map(|(id, _)| (id, live.id())));
-        let pipelines: HashMap<AttemptId, PipelineId> = active.collect();
+        let pipelines: BTreeMap<AttemptId, PipelineId> = active.collect();
         let lost = self.presence.lost(pipelines.keys().copied(), now, self.leases.tick());
         for id in lost {
             let seconds = self.config.lost_after.as_secs_f32();

@@ -206,7 +206,7 @@ fn async_stream(
 }
 
 /// Packs a log chunk here, beside the driver, which has the commits to do.
-fn packed(message: &scheduler_message::Body) -> Option<Vec<u8>> {
+pub(super) fn packed(message: &scheduler_message::Body) -> Option<Vec<u8>> {
     let scheduler_message::Body::FromAgent(from) = message else { return None };
     let Some(from_agent::Body::LogChunk(LogChunk { data, gap: None, .. })) = &from.body else { return None };
     zstd::bulk::compress(data, 1).ok()

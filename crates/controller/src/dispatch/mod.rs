@@ -21,6 +21,8 @@ mod places;
 mod presence;
 mod reports;
 mod sealing;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod wants;
 mod why;
 mod wishes;

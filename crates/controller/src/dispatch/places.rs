@@ -60,6 +60,8 @@ impl Driver {
         if !self.live.contains_key(&id) {
             if self.store.is_shared() {
                 self.store.take_over(id, self.replica.id()).await?;
+                // The schedulers are to hear all of it from here now, also where nothing comes of the wish.
+                self.forgotten.insert(id);
             }
             return Ok(self.load(id).await?.here());
         }

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sea_orm::sea_query::{Expr, OnConflict};
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr,
-    EntityTrait, ExprTrait, IntoActiveModel, Iterable, PrimaryKeyToColumn, QueryFilter, TransactionTrait,
+    ActiveModelTrait, ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, ExprTrait,
+    IntoActiveModel, Iterable, PrimaryKeyToColumn, QueryFilter, TransactionTrait,
 };
 use sealci_core::ids::{ActionId, AttemptId, PipelineId};
 use uuid::Uuid;
@@ -16,7 +16,7 @@ use super::entity::{
 };
 use super::lease::Held;
 use super::news::{self, News};
-use super::{Malformed, StoreError};
+use super::{Malformed, Store, StoreError};
 
 /// Databases bound the number of parameters of one statement (SQLite: 32,766); so many rows stay below it.
 const ROWS_PER_STATEMENT: usize = 500;
@@ -59,12 +59,12 @@ impl Batch {
         self.new_agents.is_empty() && self.agent_instances.is_empty() && self.drained.is_empty()
     }
 
-    pub(super) async fn commit(&mut self, writer: &DatabaseConnection) -> Result<(), StoreError> {
+    pub(super) async fn commit(&mut self, store: &Store) -> Result<(), StoreError> {
         let holds_nothing = self.held.as_ref().is_none_or(|held| held.epochs.is_empty());
         if self.is_empty() && holds_nothing {
             return Ok(());
         }
-        let transaction = writer.begin().await?;
+        let transaction = store.writer.begin().await?;
         if let Some(held) = &self.held {
             held.lock(&transaction).await?;
         }
@@ -79,7 +79,7 @@ impl Batch {
         if let Some(held) = self.held.as_ref().filter(|held| held.has_others) {
             news::tell(&transaction, held.replica, self.news()).await?;
         }
-        transaction.commit().await?;
+        store.write(transaction.commit()).await?;
         Ok(())
     }
 

@@ -95,7 +95,7 @@ impl Store {
     /// Notes objects that are about to be written.
     pub async fn add_all_loose(&self, objects: &[String], now_ms: i64) -> Result<(), StoreError> {
         let rows = objects.iter().map(|object| loose(object.clone(), now_ms));
-        loose_objects::Entity::insert_many(rows).exec_without_returning(&self.writer).await?;
+        self.write(loose_objects::Entity::insert_many(rows).exec_without_returning(&self.writer)).await?;
         Ok(())
     }
 
@@ -127,7 +127,7 @@ impl Store {
         for log in stand.iter().map(finished_id).filter(|log| light.contains(log)) {
             delete_chunks(&transaction, log, i64::MAX, Which::Bytes).await?;
         }
-        transaction.commit().await?;
+        self.write(transaction.commit()).await?;
         Ok(kept)
     }
 
@@ -149,7 +149,7 @@ impl Store {
             let Some((first, _)) = bounds.first() else { return Ok(()) };
             let within = bounds.iter().rev().find(|(_, end)| end - first <= BYTES_AT_ONCE);
             let last = within.map_or(*first, |(start, _)| *start);
-            delete_chunks(&self.writer, log, last, which).await?;
+            self.write(delete_chunks(&self.writer, log, last, which)).await?;
         }
     }
 
@@ -212,7 +212,7 @@ impl Store {
         // Nobody writes under these names: they can be deleted at once.
         let rows = deleted.iter().map(|row| loose(row.object.clone(), 0));
         loose_objects::Entity::insert_many(rows).exec_without_returning(&transaction).await?;
-        transaction.commit().await?;
+        self.write(transaction.commit()).await?;
         Ok(deleted)
     }
 }

@@ -75,23 +75,21 @@ impl Store {
     /// Begins the lease of a replica that never had one.
     pub async fn begin_lease(&self, replica: ReplicaId) -> Result<(), StoreError> {
         let row = leases::ActiveModel { owner: Set(replica.as_uuid()), counter: Set(0) };
-        leases::Entity::insert(row).exec_without_returning(&self.writer).await?;
+        self.write(leases::Entity::insert(row).exec_without_returning(&self.writer)).await?;
         Ok(())
     }
 
     /// Raises the lease's counter. False: it is lost.
     pub async fn renew_lease(&self, replica: ReplicaId) -> Result<bool, StoreError> {
-        let renewed = leases::Entity::update_many()
+        let renewing = leases::Entity::update_many()
             .col_expr(leases::Column::Counter, Expr::col(leases::Column::Counter).add(1))
-            .filter(leases::Column::Owner.eq(replica.as_uuid()))
-            .exec(&self.writer)
-            .await?;
-        Ok(renewed.rows_affected > 0)
+            .filter(leases::Column::Owner.eq(replica.as_uuid()));
+        Ok(self.write(renewing.exec(&self.writer)).await?.rows_affected > 0)
     }
 
     /// Gives a lease back: what its replica owns is everybody's.
     pub async fn end_lease(&self, replica: ReplicaId) -> Result<(), StoreError> {
-        leases::Entity::delete_by_id(replica.as_uuid()).exec(&self.writer).await?;
+        self.write(leases::Entity::delete_by_id(replica.as_uuid()).exec(&self.writer)).await?;
         Ok(())
     }
 
@@ -159,7 +157,7 @@ impl Store {
     pub async fn take_over_all(&self, replica: ReplicaId) -> Result<(), StoreError> {
         let transaction = self.writer.begin().await?;
         change_owner(&transaction, replica, pipelines::Column::Owner.ne(replica.as_uuid())).await?;
-        transaction.commit().await?;
+        self.write(transaction.commit()).await?;
         Ok(())
     }
 
@@ -181,7 +179,7 @@ impl Store {
         }
         leases::Entity::delete_by_id(former.as_uuid()).exec(&transaction).await?;
         change_owner(&transaction, replica, pipelines::Column::Owner.eq(former.as_uuid())).await?;
-        transaction.commit().await?;
+        self.write(transaction.commit()).await?;
         Ok(true)
     }
 
@@ -196,7 +194,7 @@ impl Store {
             .exec(&transaction)
             .await?;
         news::tell(&transaction, replica, [News::Taken(id)]).await?;
-        transaction.commit().await?;
+        self.write(transaction.commit()).await?;
         Ok(taken.rows_affected > 0)
     }
 }

@@ -6,6 +6,7 @@
 
 mod batch;
 mod due;
+mod edge;
 pub mod entity;
 mod finished;
 mod kept;
@@ -25,6 +26,8 @@ use sealci_core::ids::{ActionId, AttemptId, PipelineId};
 
 pub use batch::Batch;
 pub use due::Due;
+#[cfg(feature = "testing")]
+pub use edge::Edges;
 pub use finished::{FinishedCursor, finished_id};
 pub use kept::{AttemptRows, CacheCursor, Referred, counts};
 pub use lease::{Held, Ownership};
@@ -53,6 +56,9 @@ pub enum StoreError {
 pub struct Store {
     writer: DatabaseConnection,
     readers: DatabaseConnection,
+    is_shared: bool,
+    #[cfg(feature = "testing")]
+    edges: Edges,
 }
 
 /// A pipeline's rows, as the driver needs them.
@@ -80,22 +86,41 @@ impl Store {
     /// Takes the database over and brings its tables up to date.
     pub async fn open(writer: DatabaseConnection, readers: DatabaseConnection) -> Result<Self, StoreError> {
         migration::bring_up(&writer).await?;
-        Ok(Self { writer, readers })
+        let is_shared = writer.get_database_backend() == DbBackend::Postgres;
+        Ok(Self {
+            writer,
+            readers,
+            is_shared,
+            #[cfg(feature = "testing")]
+            edges: Edges::default(),
+        })
+    }
+
+    /// For several replicas within one test's process, on whatever database; and where this one's commits end.
+    #[cfg(feature = "testing")]
+    pub fn of_replica(&self, edges: Edges) -> Self {
+        Self { is_shared: true, edges, ..self.clone() }
+    }
+
+    /// For a process that has the database alone; and where its commits end.
+    #[cfg(feature = "testing")]
+    pub fn with_edges(&self, edges: Edges) -> Self {
+        Self { edges, ..self.clone() }
     }
 
     /// Whether other processes may have the database open, too.
     pub fn is_shared(&self) -> bool {
-        self.writer.get_database_backend() == DbBackend::Postgres
+        self.is_shared
     }
 
     /// Commits a batch: all of it, or nothing. New pipelines have their number afterwards.
     pub async fn commit(&self, batch: &mut Batch) -> Result<(), StoreError> {
-        batch.commit(&self.writer).await
+        batch.commit(self).await
     }
 
     /// Takes `count` numbers of a sequence; returns the first. What is taken and not used is never given again.
     pub async fn take_numbers(&self, counter: &str, count: i64) -> Result<i64, StoreError> {
-        batch::take_numbers(&self.writer, counter, count).await
+        self.write(batch::take_numbers(&self.writer, counter, count)).await
     }
 
     /// One pipeline as the driver needs it. It reads through the writer: it sees every commit.

@@ -113,6 +113,15 @@ impl Storage {
     }
 }
 
+#[cfg(feature = "testing")]
+impl Storage {
+    /// Moves every log that is whole, once.
+    pub async fn move_once(&self) -> Result<(), StorageError> {
+        self.0.whole_logs.look();
+        Mover { storage: self.clone(), grown_bytes: 0, at_once: LOGS_AT_ONCE }.move_all().await
+    }
+}
+
 impl Mover {
     /// Moves all that is known to be whole.
     async fn move_all(&mut self) -> Result<(), StorageError> {
