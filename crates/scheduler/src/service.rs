@@ -268,7 +268,7 @@ fn status(ended: &Ended) -> Status {
         Ended::Unauthenticated { .. } | Ended::Removed { .. } => Status::unauthenticated(text),
         Ended::Overspent { .. } | Ended::TooManyWaiting { .. } => Status::resource_exhausted(text),
         Ended::Malformed(_) => Status::invalid_argument(text),
-        Ended::Replaced => Status::aborted(text),
+        Ended::Replaced | Ended::CurrentAgain => Status::aborted(text),
         Ended::NoDirectory { .. }
         | Ended::Deserted { .. }
         | Ended::Silent { .. }

@@ -129,6 +129,11 @@ impl Scheduler {
         if is_current == is_pooled {
             return is_pooled;
         }
+        if is_current && session.superseded {
+            // It takes nothing new on this stream any more.
+            self.end_session(now, id, Some(Ended::CurrentAgain));
+            return false;
+        }
         if is_current {
             let mut pool_agent =
                 PoolAgent::new(known.name.clone(), session.offer.clone().into(), known.drained);

@@ -162,8 +162,11 @@ impl Scheduler {
         }
         for entry in entries {
             match entry {
-                Entry::Known(agent, known) => {
+                Entry::Known(agent, mut known) => {
                     left_out.remove(&agent);
+                    // A replica that has not read of an instance yet, or whose word is late, knows of no other one.
+                    let current = self.directory.agent(agent).and_then(|before| before.current);
+                    known.current = known.current.or(current);
                     let before = self.directory.set(agent, known.clone());
                     if before.as_ref() != Some(&known) {
                         let another =

@@ -25,6 +25,8 @@ pub enum Ended {
     TooManyWaiting { waiting: usize },
     #[error("a newer stream of the same instance took the place of this one")]
     Replaced,
+    #[error("this instance gets the new work again: connect again")]
+    CurrentAgain,
     #[error("sent {sent_bytes} bytes of log with credit for {credit_bytes}")]
     Overspent { sent_bytes: u64, credit_bytes: u64 },
     #[error(transparent)]

@@ -287,6 +287,17 @@ fn after_a_restart_placement_does_not_wait_for_the_silent() {
 }
 
 #[test]
+fn a_late_word_of_a_replica_keeps_no_instance_from_work() {
+    let (mut bench, here, _) = one_placed();
+    bench.directory(1, false, vec![entry(1, None)]);
+    assert_eq!((bench.told(here), bench.ended(here)), (vec![], None), "no other one was ever seen");
+    bench.directory(1, false, vec![entry(1, Some(9))]);
+    assert!(bench.told(here).contains(&Told::Superseded));
+    bench.directory(1, false, vec![entry(1, Some(1))]);
+    assert_eq!(bench.ended(here), Some(Ended::CurrentAgain), "on this stream it takes nothing new any more");
+}
+
+#[test]
 fn the_instance_seen_last_gets_the_work_and_the_older_keeps_what_it_claimed() {
     let (mut bench, _, _) = one_placed();
     bench.change(1, vec![claimed(1, 1, 1, None)]);

@@ -32,7 +32,8 @@ fn histories_end_as_they_must() {
 
 #[test]
 fn a_seed_plays_the_same_each_time() {
-    for seed in 0..8 {
+    // With those that have found something.
+    for seed in (0..8).chain([1075]) {
         assert_eq!(play(seed, false), play(seed, false), "seed {seed}");
     }
 }
