@@ -98,10 +98,8 @@ fn measure_queue(bench: &Bench, queued: usize, table: &mut Table) -> Result<()> 
     let name = |what: &str| format!("{queued} queued: {what}");
     let output = Command::new(bench.programs.path("placement_bench")?).arg(queued.to_string()).output()?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let line = text
-        .lines()
-        .find(|line| line.starts_with("decisions afterwards"))
-        .context("no decisions were timed")?;
+    let line =
+        text.lines().rfind(|line| line.starts_with("decisions ")).context("no decisions were timed")?;
     for part in ["p50", "p99"] {
         let target = (part == "p99").then_some(Target::AtMost(1000.0));
         push(
