@@ -26,6 +26,7 @@ mod network;
 mod pipelines;
 mod postgres;
 mod proxy;
+mod s3;
 mod sshd;
 
 pub use beside::{SmallDisk, signal};
@@ -34,7 +35,8 @@ pub use line::{Cut, Line};
 pub use network::{Direction, Network};
 pub use pipelines::{Following, action, attempts, both, let_go};
 pub use postgres::Postgres;
-pub use proxy::SlowWay;
+pub use proxy::{LosingWay, SlowWay};
+pub use s3::S3;
 pub use sshd::Sshd;
 
 /// How long anything may take that is expected to happen at all.
@@ -101,6 +103,8 @@ pub struct Installation {
     pub periods: Periods,
     /// Where agents dial, when it is not the scheduler itself.
     pub agents_dial: Option<String>,
+    /// Where the controller dials, when it is not the scheduler itself.
+    pub controller_dials: Option<String>,
     /// Agents beside the one of [`Part::Agent`], by their names.
     beside: BTreeMap<String, Process>,
 }
@@ -179,6 +183,7 @@ impl Installation {
             environment: BTreeMap::new(),
             periods: Periods::Usual,
             agents_dial: None,
+            controller_dials: None,
             beside: BTreeMap::new(),
         }
     }
@@ -221,7 +226,8 @@ impl Installation {
                 }
             }
             Part::Controller => {
-                command.args(["--listen", &listen, "--scheduler", &address(Part::Scheduler)]);
+                let scheduler = self.controller_dials.clone().unwrap_or_else(|| address(Part::Scheduler));
+                command.args(["--listen", &listen, "--scheduler", &scheduler]);
                 // A tenth of the usual, as for every period in quick tests.
                 if self.periods != Periods::AsShipped {
                     command.args(["--grace-ms", "1000"]);
