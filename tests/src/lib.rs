@@ -103,7 +103,7 @@ pub struct Installation {
     pub periods: Periods,
     /// Where agents dial, when it is not the scheduler itself.
     pub agents_dial: Option<String>,
-    /// Where the controller dials, when it is not the scheduler itself.
+    /// Where controllers dial, when it is not the scheduler itself or alone: a list with commas.
     pub controller_dials: Option<String>,
     /// Agents beside the one of [`Part::Agent`], by their names.
     beside: BTreeMap<String, Process>,
@@ -226,7 +226,7 @@ impl Installation {
                 }
             }
             Part::Controller => {
-                let scheduler = self.controller_dials.clone().unwrap_or_else(|| address(Part::Scheduler));
+                let scheduler = self.controller_dials.clone().unwrap_or(address(Part::Scheduler));
                 command.args(["--listen", &listen, "--scheduler", &scheduler]);
                 // A tenth of the usual, as for every period in quick tests.
                 if self.periods != Periods::AsShipped {
@@ -299,6 +299,9 @@ impl Installation {
         let announce = self.folder.path().join("other-scheduler.address");
         let mut command = Command::new(binary());
         command.arg("scheduler").arg("--data").arg(self.data()).args(["--listen", "127.0.0.1:0"]);
+        if self.periods == Periods::Tenth {
+            command.args(["--hurry", "10"]);
+        }
         command.arg("--announce").arg(&announce);
         let process = Process::spawn(command, self.folder.path().join("other-scheduler.log"));
         let url = eventually("the other scheduler to announce itself", || {

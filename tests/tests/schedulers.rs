@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use sealci_tests::host::is_root;
-use sealci_tests::{Cut, Installation, Line, Part, action, attempts, eventually, let_go, skip};
+use sealci_tests::{Cut, Installation, Line, Part, action, attempts, both, eventually, let_go, skip};
 
 const WAITING: &str = "name: waiting\nactions:\n  long:\n    configuration: {executor: process}\n    commands:\n      \
                        - touch begun; while ! test -e go; do sleep 0.05; done\n";
@@ -18,7 +18,7 @@ fn an_agent_goes_on_with_the_next_scheduler_of_its_list() {
     installation.start_part(Part::Scheduler);
     let second = installation.start_other_scheduler();
     let list = format!("{},{}", installation.url(Part::Scheduler), second.url);
-    installation.arguments.insert(Part::Controller, vec!["--scheduler".into(), second.url.clone()]);
+    installation.controller_dials = Some(list.clone());
     installation.arguments.insert(Part::Agent, vec!["--scheduler".into(), list]);
     installation.start_all();
     let number = installation.submit_manifest("repository", WAITING);
@@ -39,6 +39,21 @@ fn an_agent_goes_on_with_the_next_scheduler_of_its_list() {
     assert_eq!(attempts(action(&pipeline, "long")), ["succeeded"], "what ran went on");
     let next = installation.submit_manifest("next", "name: n\nactions: {a: {commands: [echo there]}}");
     assert_eq!(installation.text(&next, "a"), "there\n");
+}
+
+#[test]
+fn all_schedulers_say_why_an_action_waits() {
+    let mut installation = Installation::none();
+    installation.start_part(Part::Scheduler);
+    let second = installation.start_other_scheduler();
+    let first = installation.url(Part::Scheduler).to_owned();
+    installation.controller_dials = Some(format!("{first},{}", second.url));
+    installation.start_all();
+    let manifest = "name: n\nactions: {a: {configuration: {labels: {gpu: \"true\"}}, commands: [x]}}";
+    let number = installation.submit_manifest("waiting", manifest);
+    let why = both(&installation.sealci(&["why", &number, "a"]));
+    assert!(why.contains(&format!("{first}: 0 of 1 agents have label gpu=true")), "{why}");
+    assert!(why.contains(&format!("{}: no agent is connected", second.url)), "{why}");
 }
 
 #[test]

@@ -183,12 +183,12 @@ impl Controller {
         if !matches!(config.database, DatabaseUrl::Scratch(_)) {
             tasks.spawn(storage.clone().keep_moving(stop.clone()));
         }
-        tasks.spawn(dispatch::keep_link(link, dispatch, stop.clone()));
+        tasks.spawn(dispatch::keep_links(link, dispatch, stop.clone()));
         let limits = Limits::default();
         let mut http = std::pin::pin!(listen::serve(door, router, &limits, &stop));
         tokio::select! {
             () = &mut http => {}
-            // Without its driver or its line the controller is none.
+            // Without its driver or its lines the controller is none.
             _ = tasks.join_next() => {
                 stop.cancel();
                 http.await;

@@ -316,6 +316,28 @@ async fn each_request_to_the_store_may_fail() {
 }
 
 #[tokio::test]
+async fn a_long_log_is_read_in_few_requests() {
+    let mut random = seeded();
+    let Some(server) = s3::Server::start().await else { return };
+    let proxy = Proxy::before(&server.url).await;
+    let (_folder, database) = sqlite();
+    let world = world_with(database, Some(s3::config(&proxy.url))).await;
+    let mut line = world.line().await;
+    let inside = Inside::of(&world).await;
+    let line_of =
+        |_| format!("{:08x} a line that is much like the others of this log\n", random.random::<u32>());
+    let text: String = (0..400_000).map(line_of).collect();
+    let pieces = text.as_bytes().chunks(1 << 20).map(|piece| Part::Bytes(piece.to_vec())).collect();
+    let emitted = Emitted::of(pieces);
+    let attempt = deliver(&world, &mut line, &emitted).await;
+    within(inside.moved(1)).await;
+    // It has 24 frames of a MiB, of which each takes a sixth: the table's end, the first, and some windows.
+    proxy.refuse_after(9);
+    reads_as(&world, &attempt, &emitted).await;
+    assert!(!proxy.has_refused());
+}
+
+#[tokio::test]
 async fn a_store_that_is_away_gets_the_logs_later() {
     let mut random = seeded();
     let Some(server) = s3::Server::start().await else { return };

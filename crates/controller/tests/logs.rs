@@ -7,8 +7,8 @@ mod support;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use sealci_proto::agent::{AttemptRef, outcome};
-use sealci_proto::scheduler::to_agent;
+use sealci_proto::agent::{AttemptRef, Claim, LogChunk, outcome};
+use sealci_proto::scheduler::{controller_message, from_agent, to_agent};
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -190,4 +190,53 @@ async fn followers_that_hardly_read_hold_up_nobody() {
         tail.drain(..tail.len().saturating_sub(4096));
     }
     assert!(read_bytes > PIECES * PIECE);
+}
+
+/// An attempt may owe the rest of its log when the next one is claimed: both may come at once, in one commit.
+#[tokio::test]
+async fn an_attempts_last_words_may_come_with_its_successors_claim() {
+    const ACTIONS: usize = 40;
+    let folder = tempfile::tempdir().unwrap();
+    for database in databases(folder.path()).await {
+        let world = World::on(database, Duration::from_secs(600)).await;
+        let mut line = world.line().await;
+        let actions: String =
+            (0..ACTIONS).map(|n| format!("  a{n}: {{needs: [], commands: [x]}}\n")).collect();
+        world.create(&format!("name: logs\nactions:\n{actions}")).await;
+        let wants = |body| match body {
+            controller_message::Body::Wants(wants) if wants.attempts.len() == ACTIONS => Some(wants.attempts),
+            _ => None,
+        };
+        let firsts: Vec<AttemptRef> =
+            line.until(wants).await.into_iter().filter_map(|want| want.attempt).collect();
+        let mut tokens = Vec::new();
+        for first in &firsts {
+            let mut agent = line.granted(first).await;
+            agent.running().await;
+            let (cause, message) = ("agent_restarted".into(), String::new());
+            agent.finished(outcome::Kind::Errored(outcome::Errored { cause, message }), 4).await;
+            tokens.push(agent.token);
+            let next = line.queued().await;
+            assert_eq!((&next.action_id, next.number), (&first.action_id, 2));
+        }
+        for (first, token) in firsts.iter().zip(tokens) {
+            let attempt = Some(first.clone());
+            let data = bytes::Bytes::from_static(b"last");
+            line.forward(from_agent::Body::LogChunk(LogChunk { attempt, token, offset: 0, data, gap: None }))
+                .await;
+            let attempt = Some(AttemptRef { number: 2, ..first.clone() });
+            line.forward(from_agent::Body::Claim(Claim { attempt, claim_id: CLAIM.into() })).await;
+        }
+        for first in &firsts {
+            line.until(|body| match to_agent_body(body)? {
+                to_agent::Body::Ack(ack) => {
+                    (ack.attempt.as_ref() == Some(first) && ack.next_offset == 4).then_some(())
+                }
+                _ => None,
+            })
+            .await;
+            let path = format!("/api/v1/actions/{}/attempts/1/log", first.action_id);
+            assert_eq!(world.get(&path).await, "last");
+        }
+    }
 }

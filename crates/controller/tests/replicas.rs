@@ -4,13 +4,15 @@
 
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
-use sealci_proto::agent::{AttemptRef, Claim, EnrolRequest, LogChunk, claim_answer, outcome};
+use sealci_proto::agent::{
+    AttemptRef, Claim, EnrolRequest, HeldAttempt, HeldState, LogChunk, claim_answer, outcome,
+};
 use sealci_proto::scheduler::{
-    DirectoryEntry, EnrolQuestion, FromAgent, SchedulerMessage, Wants, controller_message, from_agent,
-    scheduler_message, to_agent, want,
+    AgentState, DirectoryEntry, EnrolQuestion, FromAgent, SchedulerMessage, Wants, controller_message,
+    from_agent, scheduler_message, to_agent, want,
 };
 use serde_json::{Value, json};
 use support::*;
@@ -192,6 +194,70 @@ async fn what_is_reported_at_the_wrong_replica_is_its_owners() {
     };
     assert!(matches!(answer, Some(claim_answer::Answer::Granted(_))), "{answer:?}");
     assert_eq!(others_line.stated(&id).await.epoch, 2);
+}
+
+/// Of what an agent holds every replica hears: it is taken over by nobody for that, running or finished.
+#[tokio::test]
+async fn replicas_do_not_fight_for_what_an_agent_holds() {
+    let Some([(one, mut line), (other, mut others_line)]) = two().await else { return };
+    let (running, finished) = (created(&one, 1).await, created(&one, 2).await);
+    let attempts = [line.queued().await, line.queued().await];
+    let mut agent = line.granted(&attempts[0]).await;
+    agent.running().await;
+    let mut tokens = vec![agent.token];
+    let mut agent = line.granted(&attempts[1]).await;
+    agent.running().await;
+    agent.finished(outcome::Kind::Succeeded(outcome::Succeeded {}), 4).await;
+    agent.line.acknowledged(2, 0).await;
+    tokens.push(agent.token);
+    let states = [HeldState::Running, HeldState::Finished];
+    let held = attempts.iter().zip(&tokens).zip(states).map(|((attempt, token), state)| HeldAttempt {
+        attempt: Some(attempt.clone()),
+        token: *token,
+        state: state.into(),
+        ..HeldAttempt::default()
+    });
+    let state = AgentState {
+        session: 7,
+        agent_id: AGENT.into(),
+        instance_id: INSTANCE.into(),
+        connected: true,
+        held: held.collect(),
+        ..AgentState::default()
+    };
+    // For as long as an owner that does not come by its pipelines may take; a line would end with a take-over.
+    let begun = Instant::now();
+    while begun.elapsed() < one.config.lease {
+        for line in [&mut line, &mut others_line] {
+            line.say(scheduler_message::Body::AgentState(state.clone())).await;
+            line.claims_in_vain(&AttemptRef { action_id: CLAIM.into(), number: 2 }).await;
+        }
+    }
+    // What comes of the finished one at the other is that one's from then on, and of no interest to the first.
+    let chunk = LogChunk {
+        attempt: Some(attempts[1].clone()),
+        token: tokens[1],
+        offset: 0,
+        data: bytes::Bytes::from_static(b"last"),
+        gap: None,
+    };
+    others_line.forward(from_agent::Body::LogChunk(chunk)).await;
+    assert!(others_line.acknowledged(2, 4).await.closed);
+    let begun = Instant::now();
+    while begun.elapsed() < one.config.lease {
+        for line in [&mut line, &mut others_line] {
+            line.say(scheduler_message::Body::AgentState(state.clone())).await;
+            line.claims_in_vain(&AttemptRef { action_id: CLAIM.into(), number: 2 }).await;
+        }
+    }
+    let (status, _) = one.post(&format!("/api/v1/pipelines/{running}/cancel"), json!({})).await;
+    assert!((200..300).contains(&status), "{status}");
+    assert_eq!(line.stated(&running).await.epoch, 1);
+    let rerun = json!({"request_id": "again", "scope": "all"});
+    let (status, _) = other.post(&format!("/api/v1/pipelines/{finished}/rerun"), rerun).await;
+    assert!((200..300).contains(&status), "{status}");
+    let epoch = others_line.stated(&finished).await.epoch;
+    assert!(epoch <= 3, "taken over for the log, and for the wish: epoch {epoch}");
 }
 
 #[tokio::test]

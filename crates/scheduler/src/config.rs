@@ -52,6 +52,7 @@ impl Config {
             &mut self.settings.held_interval,
             &mut self.settings.silence,
             &mut self.settings.directory_wait,
+            &mut self.settings.deserted_after,
             &mut self.settings.supersede_after,
         ] {
             *period /= factor;

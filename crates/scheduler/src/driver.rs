@@ -205,10 +205,23 @@ impl Driver {
 
     fn cut_off_controller(&mut self, now: Duration, controller: ControllerId) {
         if let Some(mailbox) = self.controllers.remove(&controller) {
-            warn!(controller.stream = controller.0, "a controller does not read: its stream is ended");
+            // Whoever is gone does not read either, which its stream will say by itself.
+            if !mailbox.messages.is_closed() {
+                warn!(controller.stream = controller.0, "a controller does not read: its stream is ended");
+            }
             mailbox.end(Ended::Unread);
         }
         self.scheduler.handle(now, Input::ControllerGone { controller });
+    }
+
+    fn cut_off_agent(&mut self, now: Duration, session: SessionId) {
+        if let Some(mailbox) = self.agents.remove(&session) {
+            if !mailbox.messages.is_closed() {
+                warn!(session = session.0, "an agent does not read: its stream is ended");
+            }
+            mailbox.end(Ended::Unread);
+        }
+        self.scheduler.handle(now, Input::AgentGone { session });
     }
 
     fn now(&self) -> Duration {
@@ -264,11 +277,7 @@ impl Driver {
                 if mailbox.post(message) {
                     return false;
                 }
-                if let Some(mailbox) = self.agents.remove(&session) {
-                    warn!(session = session.0, "an agent does not read: its stream is ended");
-                    mailbox.end(Ended::Unread);
-                }
-                self.scheduler.handle(now, Input::AgentGone { session });
+                self.cut_off_agent(now, session);
                 return true;
             }
             Output::ToController { controller, message } => {
@@ -276,14 +285,7 @@ impl Driver {
                 if mailbox.post(message) {
                     return false;
                 }
-                if let Some(mailbox) = self.controllers.remove(&controller) {
-                    warn!(
-                        controller.stream = controller.0,
-                        "a controller does not read: its stream is ended"
-                    );
-                    mailbox.end(Ended::Unread);
-                }
-                self.scheduler.handle(now, Input::ControllerGone { controller });
+                self.cut_off_controller(now, controller);
                 return true;
             }
             Output::EndAgent { session, ended } => {

@@ -269,9 +269,11 @@ fn status(ended: &Ended) -> Status {
         Ended::Overspent { .. } | Ended::TooManyWaiting { .. } => Status::resource_exhausted(text),
         Ended::Malformed(_) => Status::invalid_argument(text),
         Ended::Replaced => Status::aborted(text),
-        Ended::NoDirectory { .. } | Ended::Silent { .. } | Ended::Unread | Ended::ShuttingDown => {
-            Status::unavailable(text)
-        }
+        Ended::NoDirectory { .. }
+        | Ended::Deserted { .. }
+        | Ended::Silent { .. }
+        | Ended::Unread
+        | Ended::ShuttingDown => Status::unavailable(text),
     }
 }
 

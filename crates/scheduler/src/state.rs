@@ -22,7 +22,7 @@
 //! - what no controller speaks of is neither dropped nor cancelled;
 //! - an absence is concluded only from an answer to a number of the same stream;
 //! - of an exclusive action nothing is placed while a connected agent holds a former attempt of it;
-//! - nothing is placed while no controller is connected.
+//! - nothing is placed while no controller is connected, and no agent is kept for long by a scheduler without one.
 
 mod agents;
 mod controllers;
@@ -140,6 +140,9 @@ pub struct Settings {
     pub silence: Duration,
     /// So long an agent waits for a controller that knows it.
     pub directory_wait: Duration,
+    /// So long agents are kept while no controller is connected; after it they may find one by another scheduler, before what
+    /// they run is taken for lost.
+    pub deserted_after: Duration,
     /// So long a controller has to make a newly seen instance the current one, before that instance is told that
     /// another one is.
     pub supersede_after: Duration,
@@ -162,6 +165,7 @@ impl Default for Settings {
             held_interval: Duration::from_secs(10),
             silence: Duration::from_secs(35),
             directory_wait: Duration::from_secs(30),
+            deserted_after: Duration::from_secs(10),
             supersede_after: Duration::from_secs(5),
             enrol_timeout: Duration::from_secs(10),
             settle_at_most: Duration::from_secs(2),
@@ -204,6 +208,8 @@ pub struct Scheduler {
     /// Queued attempts of exclusive actions of which a former attempt is held.
     held_back: BTreeSet<AttemptId>,
     controllers: BTreeMap<ControllerId, Controller>,
+    /// When the last controller went, while none is connected.
+    deserted_at: Option<Duration>,
     wants: Wants,
     credit: CreditPool,
     enrols: BTreeMap<EnrolId, ControllerId>,
@@ -231,6 +237,7 @@ impl Scheduler {
             holders: HashMap::new(),
             held_back: BTreeSet::new(),
             controllers: BTreeMap::new(),
+            deserted_at: None,
             wants: Wants::default(),
             credit: CreditPool::new(settings.credit),
             enrols: BTreeMap::new(),
@@ -252,9 +259,9 @@ impl Scheduler {
             }
             Input::FromAgent { session, message } => self.agent_said(now, session, message),
             Input::AgentGone { session } => self.end_session(now, session, None),
-            Input::ControllerArrived { controller, hello } => self.controller_arrived(controller, hello),
+            Input::ControllerArrived { controller, hello } => self.controller_arrived(now, controller, hello),
             Input::FromController { controller, message } => self.controller_said(now, controller, message),
-            Input::ControllerGone { controller } => self.controller_gone(controller),
+            Input::ControllerGone { controller } => self.controller_gone(now, controller),
             Input::Enrol { request, enrol } => self.enrol(now, request, enrol),
         }
     }
@@ -298,6 +305,7 @@ impl Scheduler {
             Timer::Silence(session) => self.silence_due(now, session),
             Timer::Supersede(session) => self.supersede_due(session),
             Timer::Enrol(request) => self.enrol_due(request),
+            Timer::Deserted => self.deserted_due(now),
             Timer::Retry(attempt) => self.seek_agent(now, attempt),
             // Placement, which follows, waited for this.
             Timer::Settled => {}

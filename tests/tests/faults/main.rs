@@ -17,4 +17,5 @@ mod oracle;
 mod replicas;
 mod rooms;
 mod row;
+mod schedulers;
 mod services;

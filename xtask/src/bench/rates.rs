@@ -106,7 +106,7 @@ pub fn measure_fake(bench: &Bench, table: &mut Table) -> Result<()> {
         name: "1,000 fake actions, 20 agents".to_owned(),
         value: median_of(rates),
         unit: "/s",
-        target: Some(Target::AtLeast(500.0)),
+        target: Some(Target::AtLeast(1000.0)),
         floor: None,
     });
     Ok(())
@@ -144,7 +144,7 @@ pub fn measure_log(bench: &Bench, table: &mut Table) -> Result<()> {
     let pipe = Floor { what: "the same through one pipe", value: median_of(pipes) };
     let disk = Floor { what: "written to a file, synced", value: median_of(disks) };
     let rate = median_of(rates);
-    table.push(row(rate, "MB/s", name.clone(), Target::AtLeast(100.0), Some(pipe)));
+    table.push(row(rate, "MB/s", name.clone(), Target::AtLeast(150.0), Some(pipe)));
     table.push(Row { name, value: rate, unit: "MB/s", target: None, floor: Some(disk) });
     for (who, peak) in [("controller", controller), ("agent", agent)] {
         let (name, mib) = (format!("… its {who}'s peak memory"), (1 << 20) as f64);

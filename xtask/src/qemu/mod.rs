@@ -40,29 +40,38 @@ struct Part {
     required: &'static str,
 }
 
-/// Left out of the core: what a shell and the init do by themselves, on any kernel; what judges times, which emulation
-/// stretches; and what the cases that stay reach, too.
+/// Left out of the core: what a shell, the init and the reader of an image's configuration do by themselves, on any kernel;
+/// what judges times, which emulation stretches; and what the cases that stay reach, too.
 const NOT_CORE: &[&str] = &[
     "::a_broken_command",
     "::a_cancel_between",
     "::a_failure_stops",
     "::a_hundred_megabytes",
     "::a_missing_shell",
+    "::a_put_may_be_given_up",
     "::a_reader_that_stops",
     "::a_thousand_commands",
     "::a_timeout_counts",
     "::an_attempt_runs_once",
+    "::an_entrypoint",
+    "::an_image_says",
+    "::an_image_that_is_not",
     "::bash_runs",
     "::both_outputs",
     "::bytes_arrive",
+    "::everything_has_its_time",
     "::exit_codes",
+    "::files_go_in",
     "::ignoring_term",
     "::meddling",
     "::odd_commands",
     "::output_belongs",
+    "::programs_beside_are_talked_with",
     "::resource_use",
     "::the_environment",
+    "::what_cannot_be_read",
     "::what_forks_while",
+    "::who_takes_slowly",
     // Each of its many rows is an environment of its own, and a container is sealed by the sandbox's code.
     "container_sealed::there_are_no_privileges",
 ];

@@ -1,7 +1,6 @@
 //! Knows the agents that exist: enrols them, tells the scheduler of them, and hears from it what they hold.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
 
 use sealci_core::ids::{AgentId, FencingToken, InstanceId};
 use sealci_proto::agent::{HeldAttempt, HeldState};
@@ -13,7 +12,9 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::commit::Transaction;
-use super::driver::{Driver, Place};
+use super::driver::Driver;
+use super::lines::{AgentStream, LineId};
+use super::places::{Place, Take};
 use super::reports::ReportError;
 use super::{AgentView, Answer, Refusal};
 use crate::store::StoreError;
@@ -82,7 +83,7 @@ impl AgentBook {
 
     fn change(&mut self, row: agents::Model, change: Change, transaction: &mut Transaction) {
         let directory = Directory { complete: false, agents: vec![entry(&row)] };
-        transaction.messages.push(controller_message::Body::Directory(directory));
+        transaction.post.for_all(controller_message::Body::Directory(directory));
         match change {
             Change::New => drop(transaction.batch.new_agents.insert(row.id, row.clone())),
             Change::Drained => drop(transaction.batch.drained.insert(row.id, row.drained)),
@@ -106,7 +107,7 @@ fn entry(row: &agents::Model) -> DirectoryEntry {
 
 impl Driver {
     /// Lets an agent in, or says why not. A repeat is answered the same.
-    pub(super) fn enrol(&mut self, question: EnrolQuestion, transaction: &mut Transaction) {
+    pub(super) fn enrol(&mut self, line: LineId, question: EnrolQuestion, transaction: &mut Transaction) {
         let refused = match self.enrolled_row(&question, transaction.now_ms) {
             Ok(Some(row)) => {
                 tracing::info!(agent.id = %row.id, agent.name = row.name, "an agent is enrolled");
@@ -122,7 +123,7 @@ impl Driver {
             refused_because: reason.to_owned(),
             refusal: refusal.into(),
         };
-        transaction.messages.push(controller_message::Body::EnrolAnswer(answer));
+        transaction.post.for_one(line, controller_message::Body::EnrolAnswer(answer));
     }
 
     /// The row to be written; none if it stands already.
@@ -166,30 +167,32 @@ impl Driver {
         }
     }
 
-    /// Takes the scheduler's word on an agent: who it is, what it holds.
+    /// Takes a scheduler's word on an agent: who it is, what it holds.
     pub(super) async fn agent_state(
         &mut self,
+        line: LineId,
         state: AgentState,
         transaction: &mut Transaction,
     ) -> Result<(), ReportError> {
         let id: AgentId = state.agent_id.parse().map_err(Malformed::from)?;
         let instance: InstanceId = state.instance_id.parse().map_err(Malformed::from)?;
+        let stream = AgentStream { line, session: state.session };
         if state.connected {
             self.note_instance(id, instance.as_uuid(), transaction).await?;
             // What it said while no controller was there is lost: it hears where each attempt stands, and says the rest again.
-            let is_first_word = self.presence.is_first_word(id, state.session);
+            let is_first_word = self.presence.is_first_word(id, stream);
             for held in &state.held {
-                self.note_held(&state, held, is_first_word, transaction).await?;
+                self.note_held(stream, held, is_first_word, transaction).await?;
             }
         }
-        self.presence.agent_state(id, state);
+        self.presence.agent_state(id, stream, state);
         Ok(())
     }
 
     /// Takes up what other replicas have changed.
     pub(super) async fn read_agents(&mut self, transaction: &mut Transaction) -> Result<(), StoreError> {
         let news = self.agents.replace(self.store.agents().await?);
-        transaction.messages.extend(news.map(controller_message::Body::Directory));
+        news.into_iter().for_each(|news| transaction.post.for_all(controller_message::Body::Directory(news)));
         Ok(())
     }
 
@@ -220,7 +223,7 @@ impl Driver {
     /// far each is recorded.
     async fn note_held(
         &mut self,
-        state: &AgentState,
+        stream: AgentStream,
         held: &HeldAttempt,
         is_first_word: bool,
         transaction: &mut Transaction,
@@ -230,7 +233,7 @@ impl Driver {
         }
         let id = attempt_id(&held.attempt)?;
         let token = FencingToken(held.token);
-        let is_wanted = match self.place_of_attempt(id).await? {
+        let is_wanted = match self.place_of_attempt(id, Take::Never).await? {
             Place::Here(live) => {
                 live.current(id).is_some_and(|attempt| attempt.token == token && attempt.outcome().is_none())
             }
@@ -238,11 +241,11 @@ impl Driver {
             Place::Nowhere => false,
         };
         if is_wanted {
-            self.presence.heard(id, Instant::now());
+            self.presence.heard(id, stream.line, self.now);
         }
         let is_held_in_vain = !is_wanted && held.state() != HeldState::Finished;
         if is_first_word || is_held_in_vain {
-            transaction.acknowledge(state.session, id, token);
+            transaction.acknowledge(stream, id, token);
         }
         Ok(())
     }

@@ -13,6 +13,7 @@ use sealci_service::problem::chain;
 use super::commit::Transaction;
 use super::driver::Driver;
 use super::live::id_of_row;
+use super::places::Take;
 use crate::store::StoreError;
 use crate::store::entity::{attempts, log_chunks};
 
@@ -41,8 +42,8 @@ impl Closing {
         Self { after, last_look: None, seen: HashMap::new() }
     }
 
-    /// Nothing could be heard since the last look: it counts for nothing.
-    pub fn line_is_down(&mut self) {
+    /// Nothing can be heard from here on: the last look counts for nothing.
+    pub fn is_deaf(&mut self) {
         self.seen.clear();
     }
 
@@ -63,7 +64,7 @@ impl Closing {
 impl Driver {
     /// Closes what is to be closed, if it is time to look.
     pub(super) async fn close_silent_logs(&mut self, now: Instant, transaction: &mut Transaction) {
-        if self.line.is_none() || !self.closing.is_due(now) {
+        if self.lines.is_empty() || !self.closing.is_due(now) {
             return;
         }
         if let Err(error) = self.look_for_silent_logs(now, transaction).await {
@@ -80,7 +81,7 @@ impl Driver {
         let finished_before_ms = transaction.now_ms.saturating_sub(after_ms);
         let open = self.store.unfinished_logs(finished_before_ms, LOGS_PER_LOOK).await?;
         for id in self.closing.silent(&open, now) {
-            let Some(live) = self.place_of_attempt(id).await?.here() else { continue };
+            let Some(live) = self.place_of_attempt(id, Take::IfDue).await?.here() else { continue };
             let gap = match live.stale.get_mut(&id) {
                 Some(stale) => stale.close_log(),
                 None => live.state.close_log(id.action, id.number),
@@ -130,7 +131,7 @@ mod tests {
         assert!(!closing.is_due(start + Duration::from_secs(3599)));
         assert!(closing.is_due(start + Duration::from_secs(3600)));
         assert!(closing.silent(&[open(4)], start).is_empty(), "it grew");
-        closing.line_is_down();
+        closing.is_deaf();
         assert!(closing.silent(&[open(4)], start).is_empty(), "nothing could be heard");
         assert_eq!(closing.silent(&[open(4)], start), [id_of_row(&open(4))]);
     }

@@ -1,14 +1,14 @@
 //! Commits what a round of inputs decided, and answers after it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::time::Instant;
 
 use sealci_core::ids::{AttemptId, FencingToken, PipelineId};
 use sealci_core::pipeline::Touched;
-use sealci_proto::scheduler::{ToAgent, controller_message, to_agent};
+use sealci_proto::scheduler::{controller_message, to_agent};
 use sealci_service::problem::chain;
 
 use super::driver::Driver;
+use super::lines::{AgentStream, Post};
 use super::live::{Dirty, Live};
 use super::reports::acknowledgement;
 use super::{Answer, Refusal, wants};
@@ -27,10 +27,10 @@ pub(super) struct Transaction {
     /// Pipelines made by this commit, by their identities.
     pub created: HashMap<String, PipelineId>,
     logs: HashSet<AttemptId>,
-    answers: Vec<(u64, to_agent::Body)>,
-    acknowledgements: HashSet<(u64, AttemptId, u64)>,
-    released: BTreeMap<u64, u64>,
-    pub messages: Vec<controller_message::Body>,
+    acknowledgements: HashSet<(AgentStream, AttemptId, u64)>,
+    released: BTreeMap<AgentStream, u64>,
+    /// What is said to schedulers, and through them to agents, besides what is wanted.
+    pub post: Post,
     /// Told whether the commit succeeded.
     after: Vec<Box<dyn FnOnce(bool) + Send>>,
 }
@@ -59,17 +59,13 @@ impl Transaction {
         self.logs.insert(attempt);
     }
 
-    pub fn answer(&mut self, session: u64, body: to_agent::Body) {
-        self.answers.push((session, body));
-    }
-
     /// Asks for one cumulative acknowledgement after the commit, however many writes it covers.
-    pub fn acknowledge(&mut self, session: u64, attempt: AttemptId, token: FencingToken) {
-        self.acknowledgements.insert((session, attempt, token.0));
+    pub fn acknowledge(&mut self, stream: AgentStream, attempt: AttemptId, token: FencingToken) {
+        self.acknowledgements.insert((stream, attempt, token.0));
     }
 
-    pub fn release(&mut self, session: u64, bytes: usize) {
-        *self.released.entry(session).or_default() += bytes as u64;
+    pub fn release(&mut self, stream: AgentStream, bytes: usize) {
+        *self.released.entry(stream).or_default() += bytes as u64;
     }
 
     /// Answers after the commit, or says that it failed.
@@ -97,7 +93,7 @@ impl Driver {
         let mut moved = Vec::new();
         for (id, dirty) in &transaction.dirty {
             if let Some(live) = self.live.get_mut(id) {
-                live.touched = Instant::now();
+                live.touched = self.now;
                 moved.push((*id, live.write(dirty, transaction.now_ms, &mut transaction.batch)));
             }
         }
@@ -111,8 +107,8 @@ impl Driver {
                 _ => tracing::error!(error = %chain(&error), "a commit failed; nothing of it was answered"),
             }
             self.forget(transaction.dirty.keys().copied().collect());
-            // The scheduler may have been told of what is not: a new line starts with what is.
-            self.line_is_down();
+            // Schedulers may have been told of what is not: a new line starts with what is.
+            self.give_lines_up();
             self.agents.forget_changes();
             transaction.after.into_iter().for_each(|after| after(false));
             return;
@@ -127,26 +123,23 @@ impl Driver {
     }
 
     fn answer(&mut self, transaction: Transaction, moved: Vec<(PipelineId, Vec<usize>)>) {
-        let mut bodies = transaction.messages;
+        let mut post = transaction.post;
         for (id, actions) in moved {
             let Some(live) = self.live.get(&id) else { continue };
             if transaction.restated.contains(&id) {
-                bodies.push(controller_message::Body::Wants(wants::complete(live, &self.config)));
+                post.for_all(controller_message::Body::Wants(wants::complete(live, &self.config)));
             } else if !actions.is_empty() {
-                bodies.push(controller_message::Body::Wants(wants::changed(live, actions, &self.config)));
+                post.for_all(controller_message::Body::Wants(wants::changed(live, actions, &self.config)));
             }
         }
-        let to_agent =
-            |session, body| controller_message::Body::ToAgent(ToAgent { session, body: Some(body) });
-        bodies.extend(transaction.answers.into_iter().map(|(session, body)| to_agent(session, body)));
-        for (session, id, token) in transaction.acknowledgements {
+        for (stream, id, token) in transaction.acknowledgements {
             let live = self.by_action.get(&id.action).and_then(|pipeline| self.live.get(pipeline));
-            bodies.push(to_agent(session, acknowledgement(live, id, FencingToken(token))));
+            post.for_agent(stream, acknowledgement(live, id, FencingToken(token)));
         }
-        for (session, bytes) in transaction.released {
-            bodies.push(to_agent(session, to_agent::Body::ReleasedBytes(bytes)));
+        for (stream, bytes) in transaction.released {
+            post.for_agent(stream, to_agent::Body::ReleasedBytes(bytes));
         }
-        self.send(bodies);
+        self.send(post);
         transaction.after.into_iter().for_each(|after| after(true));
         for id in transaction.dirty.keys() {
             self.watchers.pipelines.wake(id);

@@ -1,4 +1,4 @@
-//! The task that owns every unfinished pipeline.
+//! The task that owns every unfinished pipeline: rounds of inputs, each with one time and one commit.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -7,9 +7,7 @@ use std::time::{Duration, Instant};
 use sealci_core::ids::{ActionId, AgentId, AttemptId, FencingToken, PipelineId, ReplicaId};
 use sealci_core::outcome::Cause;
 use sealci_git::CredentialBook;
-use sealci_proto::scheduler::{
-    ControllerMessage, PipelineEpoch, Snapshot, controller_message, scheduler_message,
-};
+use sealci_proto::scheduler::{PipelineEpoch, Snapshot, controller_message, scheduler_message};
 use sealci_service::problem::chain;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
@@ -19,8 +17,10 @@ use super::agents::AgentBook;
 use super::closing::Closing;
 use super::commit::Transaction;
 use super::leases::LeaseWatch;
-use super::link::{FromLink, Incoming, Line};
+use super::lines::{Line, LineId, Lines, Post};
+use super::link::{FromLink, Incoming};
 use super::live::Live;
+use super::places::{Place, Take};
 use super::presence::Presence;
 use super::reports::ReportError;
 use super::wants::{self, ActionLimits};
@@ -28,7 +28,7 @@ use super::why::Question;
 use super::{Dispatch, INBOX, Input, Refusal};
 use crate::replica::Replica;
 use crate::storage::StorageDoor;
-use crate::store::{Held, News, Store, StoreError};
+use crate::store::{News, Store, StoreError};
 use crate::watchers::Watchers;
 
 /// One commit takes at most so many inputs, so that the first of them is not kept waiting.
@@ -76,33 +76,16 @@ pub struct Driver {
     pub(super) agents: AgentBook,
     pub(super) presence: Presence,
     pub(super) closing: Closing,
-    pub(super) line: Option<Line>,
-    /// Why-questions under way at the scheduler.
+    pub(super) lines: Lines,
+    /// Why-questions under way at the schedulers.
     pub(super) questions: HashMap<u64, Question>,
     pub(super) next_question: u64,
     /// Tokens taken from the database and not given out: `start..end`.
     tokens: std::ops::Range<u64>,
+    /// When the round under way began.
+    pub(super) now: Instant,
     /// Pipelines that a failed commit made unknown, or that were taken over; read (again) and stated at the next tick.
     pub(super) forgotten: HashSet<PipelineId>,
-}
-
-/// Where the driver finds a pipeline.
-#[derive(Debug)]
-pub(super) enum Place<'a> {
-    Nowhere,
-    /// Another replica's: that one takes what is reported of it.
-    Elsewhere,
-    Here(&'a mut Live),
-}
-
-impl<'a> Place<'a> {
-    /// The pipeline, if it is this replica's.
-    pub fn here(self) -> Option<&'a mut Live> {
-        match self {
-            Self::Here(live) => Some(live),
-            Self::Nowhere | Self::Elsewhere => None,
-        }
-    }
 }
 
 impl Driver {
@@ -139,15 +122,16 @@ impl Driver {
             linked,
             live: HashMap::new(),
             by_action: HashMap::new(),
-            line: None,
+            lines: Lines::default(),
             questions: HashMap::new(),
             next_question: 1,
             tokens: 0..0,
+            now: Instant::now(),
             forgotten: HashSet::new(),
             store,
         };
         for id in driver.store.unfinished(driver.replica.id()).await? {
-            driver.place(id).await?;
+            driver.place(id, Take::Never).await?;
         }
         Ok((driver, Dispatch { inbox: sender, linked: is_linked }))
     }
@@ -170,6 +154,7 @@ impl Driver {
                     None => break,
                 },
             };
+            self.now = Instant::now();
             let mut transaction = Transaction::at(now_ms());
             match first {
                 Some(input) => self.take_all(input, &mut transaction).await,
@@ -212,24 +197,28 @@ impl Driver {
             }
             Input::Drain { agent, drained, answer } => self.drain(agent, drained, answer, transaction),
             Input::Heard(news) => self.hear(news, transaction).await,
-            Input::Link(FromLink::Up(line)) => self.line_is_up(line).await,
-            Input::Link(FromLink::Down) => self.line_is_down(),
-            Input::Link(FromLink::Message(incoming)) => self.incoming(*incoming, transaction).await,
+            Input::Link(id, FromLink::Up(line)) => self.line_is_up(id, line).await,
+            Input::Link(id, FromLink::Down) => self.line_is_down(id),
+            Input::Link(id, FromLink::Message(incoming)) => self.incoming(id, *incoming, transaction).await,
         }
     }
 
-    async fn incoming(&mut self, incoming: Incoming, transaction: &mut Transaction) {
+    async fn incoming(&mut self, line: LineId, incoming: Incoming, transaction: &mut Transaction) {
         use scheduler_message::Body;
+        // Of a line that was given up nothing counts: what matters of it comes again by the next.
+        if !self.lines.stands(line) {
+            return;
+        }
         let result = match incoming.message {
-            Body::FromAgent(from) => self.report(from, incoming.packed, transaction).await,
-            Body::AgentState(state) => self.agent_state(state, transaction).await,
+            Body::FromAgent(from) => self.report(line, from, incoming.packed, transaction).await,
+            Body::AgentState(state) => self.agent_state(line, state, transaction).await,
             Body::Absent(absent) => self.absent(&absent, transaction).await,
             Body::EnrolQuestion(question) => {
-                self.enrol(question, transaction);
+                self.enrol(line, question, transaction);
                 Ok(())
             }
             Body::WhyAnswer(answer) => {
-                self.why_answered(answer);
+                self.why_answered(line, answer);
                 Ok(())
             }
             Body::Placed(placed) => self.placed(&placed).await,
@@ -254,7 +243,7 @@ impl Driver {
     ) -> Result<(), ReportError> {
         let id = sealci_proto::attempt_id(&absent.attempt)?;
         let agent: AgentId = absent.agent_id.parse().map_err(sealci_proto::Malformed::from)?;
-        let Some(live) = self.place_of_action(id.action).await?.here() else { return Ok(()) };
+        let Some(live) = self.place_of_action(id.action, Take::IfDue).await?.here() else { return Ok(()) };
         let is_theirs = live.current(id).is_some_and(|attempt| {
             attempt.claimant.agent == agent && attempt.claimant.instance.to_string() == absent.instance_id
         });
@@ -268,7 +257,7 @@ impl Driver {
     async fn placed(&mut self, placed: &sealci_proto::scheduler::Placed) -> Result<(), ReportError> {
         let id = sealci_proto::attempt_id(&placed.attempt)?;
         let agent = placed.agent_id.parse().map_err(sealci_proto::Malformed::from)?;
-        if let Some(live) = self.place_of_action(id.action).await?.here() {
+        if let Some(live) = self.place_of_action(id.action, Take::Never).await?.here() {
             live.placed.insert(id, agent);
         }
         Ok(())
@@ -293,7 +282,7 @@ impl Driver {
 
     /// Looks for silence, closes logs that have no end, and takes up again what a failed commit made us forget.
     async fn tick(&mut self, transaction: &mut Transaction) {
-        let now = Instant::now();
+        let now = self.now;
         self.keep_lease(now, transaction).await;
         self.remember_forgotten(transaction).await;
         let idle: Vec<PipelineId> = self
@@ -306,7 +295,7 @@ impl Driver {
         let active =
             self.live.values().flat_map(|live| live.active_attempts().map(|(id, _)| (id, live.id())));
         let pipelines: HashMap<AttemptId, PipelineId> = active.collect();
-        let lost = self.presence.lost(pipelines.keys().copied(), Instant::now(), self.leases.tick());
+        let lost = self.presence.lost(pipelines.keys().copied(), now, self.leases.tick());
         for id in lost {
             let seconds = self.config.lost_after.as_secs_f32();
             self.lose(
@@ -321,7 +310,7 @@ impl Driver {
 
     async fn remember_forgotten(&mut self, transaction: &mut Transaction) {
         for id in std::mem::take(&mut self.forgotten) {
-            match self.place(id).await {
+            match self.place(id, Take::Never).await {
                 Ok(Place::Here(_)) => {
                     transaction.dirty.entry(id).or_default();
                     transaction.restated.insert(id);
@@ -347,7 +336,7 @@ impl Driver {
     }
 
     /// Opens a line with all there is to say. Its snapshot names everybody's pipelines: what it left out would be over.
-    async fn line_is_up(&mut self, line: Line) {
+    async fn line_is_up(&mut self, id: LineId, line: Line) {
         let epochs = match self.store.epochs().await {
             Ok(epochs) => epochs,
             Err(error) => {
@@ -356,144 +345,47 @@ impl Driver {
             }
         };
         let named = |(id, epoch): (PipelineId, u64)| PipelineEpoch { pipeline_id: id.to_string(), epoch };
-        let mut opening = vec![
-            controller_message::Body::Directory(self.agents.complete_directory()),
-            controller_message::Body::Snapshot(Snapshot {
-                pipelines: epochs.into_iter().map(named).collect(),
-            }),
-        ];
-        let unfinished = self.live.values().filter(|live| live.pipeline.state != "finished");
-        let stated = unfinished.map(|live| wants::complete(live, &self.config));
-        opening.extend(stated.map(controller_message::Body::Wants));
-        self.line = Some(line);
-        self.presence.line_is_up(Instant::now());
+        let snapshot = Snapshot { pipelines: epochs.into_iter().map(named).collect() };
+        let mut opening = Post::default();
+        opening.for_one(id, controller_message::Body::Directory(self.agents.complete_directory()));
+        opening.for_one(id, controller_message::Body::Snapshot(snapshot));
+        for live in self.live.values().filter(|live| live.pipeline.state != "finished") {
+            opening.for_one(id, controller_message::Body::Wants(wants::complete(live, &self.config)));
+        }
+        tracing::info!(
+            scheduler.endpoint = line.endpoint,
+            pipelines = self.live.len(),
+            "a scheduler is connected"
+        );
+        self.lines.open(id, line);
+        self.presence.line_is_up(id, self.now);
         self.linked.send_replace(true);
         self.send(opening);
-        tracing::info!(pipelines = self.live.len(), "the scheduler is connected");
     }
 
-    pub(super) fn line_is_down(&mut self) {
-        self.line = None;
-        self.presence.line_is_down();
-        self.closing.line_is_down();
-        self.linked.send_replace(false);
-        for (_, question) in self.questions.drain() {
-            let _ = question.answer.send(Ok(vec!["no scheduler is connected".into()])); // who asked may have gone away
-        }
-    }
-
-    /// Sends, unless the line is so far behind that it has to be made anew, which repairs everything.
-    pub(super) fn send(&mut self, bodies: Vec<controller_message::Body>) {
-        if bodies.is_empty() {
+    /// A line is gone, or is given up, to be made anew.
+    fn line_is_down(&mut self, id: LineId) {
+        if !self.lines.close(id) {
             return;
         }
-        let messages = bodies.into_iter().map(|body| ControllerMessage { body: Some(body) }).collect();
-        if self.line.as_ref().is_some_and(|line| line.outgoing.try_send(messages).is_err()) {
-            self.line_is_down();
+        let is_last = self.lines.is_empty();
+        self.presence.line_is_down(id, is_last);
+        if is_last {
+            self.closing.is_deaf();
+            self.linked.send_replace(false);
         }
+        self.no_answer_comes_by(id);
     }
 
-    /// Finds a pipeline, for what is reported of it: in memory, or in the database if it is this replica's or nobody's.
-    pub(super) async fn place(&mut self, id: PipelineId) -> Result<Place<'_>, StoreError> {
-        if !self.live.contains_key(&id) {
-            if self.store.is_shared() {
-                let Some(ownership) = self.store.ownership(id).await? else { return Ok(Place::Nowhere) };
-                if ownership.owner != self.replica.id() {
-                    if !self.may_take_over(id, ownership, Instant::now()) {
-                        return Ok(Place::Elsewhere);
-                    }
-                    self.store.take_over(id, self.replica.id()).await?;
-                    // The scheduler is to hear all of it from here now.
-                    self.forgotten.insert(id);
-                }
-            }
-            return self.load(id).await;
-        }
-        Ok(self.live.get_mut(&id).map_or(Place::Nowhere, Place::Here))
+    /// Has every line made anew, which repairs everything.
+    pub(super) fn give_lines_up(&mut self) {
+        let ids: Vec<LineId> = self.lines.ids().collect();
+        ids.into_iter().for_each(|id| self.line_is_down(id));
     }
 
-    /// Finds a pipeline, for what a person wishes of it: taken over from whoever owns it.
-    pub(super) async fn own(&mut self, id: PipelineId) -> Result<Option<&mut Live>, StoreError> {
-        if !self.live.contains_key(&id) {
-            if self.store.is_shared() {
-                self.store.take_over(id, self.replica.id()).await?;
-            }
-            return Ok(self.load(id).await?.here());
-        }
-        Ok(self.live.get_mut(&id))
-    }
-
-    async fn load(&mut self, id: PipelineId) -> Result<Place<'_>, StoreError> {
-        let rows = match self.store.pipeline(id).await {
-            Ok(Some(rows)) => rows,
-            Ok(None) => return Ok(Place::Nowhere),
-            Err(error) => {
-                // It may be this replica's now: then nobody else takes it up.
-                self.forgotten.insert(id);
-                return Err(error);
-            }
-        };
-        if self.store.is_shared() && rows.pipeline.owner != self.replica.id().as_uuid() {
-            return Ok(Place::Elsewhere);
-        }
-        self.elsewhere.remove(&id);
-        self.adopt(Live::of_rows(rows)?);
-        Ok(self.live.get_mut(&id).map_or(Place::Nowhere, Place::Here))
-    }
-
-    pub(super) async fn place_of_action(&mut self, action: ActionId) -> Result<Place<'_>, StoreError> {
-        let id = match self.by_action.get(&action) {
-            Some(id) => *id,
-            None => match self.store.pipeline_of_action(action).await? {
-                Some(id) => id,
-                None => return Ok(Place::Nowhere),
-            },
-        };
-        self.place(id).await
-    }
-
-    /// The place of the pipeline with this attempt in memory, also if it is an older one; nowhere if it never was claimed.
-    pub(super) async fn place_of_attempt(&mut self, id: AttemptId) -> Result<Place<'_>, StoreError> {
-        let pipeline = match self.place_of_action(id.action).await? {
-            Place::Here(live) if live.attempt(id).is_some() => live.id(),
-            Place::Here(live) => {
-                let pipeline = live.id();
-                let Some(row) = self.store.attempt(id).await? else { return Ok(Place::Nowhere) };
-                if let Some(live) = self.live.get_mut(&pipeline) {
-                    live.remember_stale(row)?;
-                }
-                pipeline
-            }
-            Place::Nowhere => return Ok(Place::Nowhere),
-            Place::Elsewhere => return Ok(Place::Elsewhere),
-        };
-        Ok(self.live.get_mut(&pipeline).map_or(Place::Nowhere, Place::Here))
-    }
-
-    /// What must be held in the database for these pipelines to be written; none where nobody else has it open.
-    pub(super) fn held(&self, dirty: impl Iterator<Item = PipelineId>) -> Option<Held> {
-        let of_database = |live: &&Live| live.pipeline.number != 0;
-        let epoch = |live: &Live| (live.pipeline.id, live.pipeline.epoch);
-        self.store.is_shared().then(|| Held {
-            replica: self.replica.id(),
-            epochs: dirty.filter_map(|id| self.live.get(&id)).filter(of_database).map(epoch).collect(),
-            has_others: self.leases.has_others(),
-        })
-    }
-
-    pub(super) fn adopt(&mut self, live: Live) {
-        let id = live.id();
-        let now = Instant::now();
-        live.active_attempts().for_each(|(attempt, _)| self.presence.heard_or_begin(attempt, now));
-        self.by_action.extend(live.state.actions.iter().map(|action| (action.id, id)));
-        self.live.insert(id, live);
-    }
-
-    pub(super) fn drop_live(&mut self, id: PipelineId) {
-        if let Some(live) = self.live.remove(&id) {
-            for action in &live.state.actions {
-                self.by_action.remove(&action.id);
-            }
+    pub(super) fn send(&mut self, post: Post) {
+        for id in self.lines.send(post) {
+            self.line_is_down(id);
         }
     }
 

@@ -187,7 +187,7 @@ impl Driver {
         self.has_lost_lease = false;
         let ids: Vec<PipelineId> = self.live.keys().copied().collect();
         if !ids.is_empty() {
-            self.line_is_down();
+            self.give_lines_up();
         }
         ids.into_iter().for_each(|id| self.taken(id));
         self.forgotten.clear();

@@ -1,5 +1,6 @@
-//! Keeps the line to a scheduler: connects, reconnects, and carries messages. It decides nothing.
+//! Keeps a line to every scheduler: connects, reconnects, and carries messages. It decides nothing.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -9,13 +10,16 @@ use sealci_proto::scheduler::scheduler_service_client::SchedulerServiceClient;
 use sealci_proto::scheduler::{
     ControllerMessage, Hello, SchedulerMessage, controller_message, from_agent, scheduler_message,
 };
+use sealci_service::problem::chain;
 use tokio::sync::mpsc;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use uuid::Uuid;
 
-use super::Input;
+use super::lines::{Line, LineId};
+use super::{Dispatch, Input};
 
 /// The driver may be so many batches ahead of the line; more, and the line is given up and made anew.
 const OUTGOING_BATCHES: usize = 1024;
@@ -23,10 +27,14 @@ const OUTGOING_BATCHES: usize = 1024;
 /// Above every message the contract allows, well below what hurts.
 const MAX_MESSAGE_BYTES: usize = 8 << 20;
 
+/// Between tries to connect.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
 /// Where the schedulers are, and how to be let in.
 #[derive(Clone)]
 pub struct LinkConfig {
-    /// `https://ci.example.org:8422`; tried in turn until one answers.
+    /// `https://ci.example.org:8422`; each gets a line.
     pub endpoints: Vec<String>,
     /// The authority of their certificates, PEM; the system's if none.
     pub ca_pem: Option<Vec<u8>>,
@@ -34,19 +42,12 @@ pub struct LinkConfig {
     pub secret: String,
 }
 
-/// What the line tells the driver.
+/// What a line tells the driver.
 #[derive(Debug)]
 pub(super) enum FromLink {
     Up(Line),
     Message(Box<Incoming>),
     Down,
-}
-
-/// A line that stands: what is sent goes to the scheduler, in order. Dropped, it is given up, whatever the scheduler does.
-#[derive(Debug)]
-pub(super) struct Line {
-    pub outgoing: mpsc::Sender<Vec<ControllerMessage>>,
-    _given_up: DropGuard,
 }
 
 /// A message, with a log chunk's bytes already packed for the database.
@@ -57,42 +58,27 @@ pub(super) struct Incoming {
     pub packed: Option<Vec<u8>>,
 }
 
-/// Keeps a line until told to stop.
-pub async fn keep_link(config: LinkConfig, dispatch: super::Dispatch, stop: CancellationToken) {
-    let mut pause = Duration::from_millis(20);
-    for endpoint in config.endpoints.iter().cycle() {
-        let session = tokio::select! {
-            () = stop.cancelled() => return,
-            session = run_session(endpoint, &config, &dispatch) => session,
-        };
-        if session.was_up {
-            pause = Duration::from_millis(20);
-            if dispatch.inbox.send(Input::Link(FromLink::Down)).await.is_err() {
-                return;
-            }
-        }
-        tracing::warn!(scheduler.endpoint = endpoint, error = %session.ended, "no line to the scheduler; trying again");
-        let jittered = pause.mul_f64(rand::random_range(0.5..1.0));
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(jittered) => {}
-        }
-        pause = (pause * 2).min(Duration::from_secs(5));
+/// Keeps a line to every scheduler until told to stop.
+pub async fn keep_links(config: LinkConfig, dispatch: Dispatch, stop: CancellationToken) {
+    let config = Arc::new(config);
+    let mut endpoints = config.endpoints.clone();
+    endpoints.sort();
+    endpoints.dedup();
+    let mut links = JoinSet::new();
+    for (scheduler, endpoint) in endpoints.into_iter().enumerate() {
+        let link = Link { scheduler, endpoint, config: Arc::clone(&config), dispatch: dispatch.clone() };
+        links.spawn(link.keep(stop.clone()));
     }
+    // Each ends only when told to, or without a driver.
+    while links.join_next().await.is_some() {}
 }
 
-struct Session {
-    was_up: bool,
-    ended: String,
-}
-
-async fn run_session(endpoint: &str, config: &LinkConfig, dispatch: &super::Dispatch) -> Session {
-    let mut was_up = false;
-    let ended = match carry(endpoint, config, dispatch, &mut was_up).await {
-        Ok(()) => "the scheduler ended the stream".to_owned(),
-        Err(error) => sealci_service::problem::chain(&error),
-    };
-    Session { was_up, ended }
+/// What keeps the line to one scheduler.
+struct Link {
+    scheduler: usize,
+    endpoint: String,
+    config: Arc<LinkConfig>,
+    dispatch: Dispatch,
 }
 
 /// What ends a line.
@@ -112,52 +98,79 @@ enum LinkError {
     DriverGone,
 }
 
-async fn carry(
-    endpoint: &str,
-    config: &LinkConfig,
-    dispatch: &super::Dispatch,
-    was_up: &mut bool,
-) -> Result<(), LinkError> {
-    let channel = connect(endpoint, config.ca_pem.as_deref()).await?;
-    let mut bearer: MetadataValue<Ascii> =
-        format!("Bearer {}", config.secret).parse().map_err(|_| LinkError::Secret)?;
-    bearer.set_sensitive(true);
-    let mut client = SchedulerServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
-
-    let (outgoing, mut batches) = mpsc::channel::<Vec<ControllerMessage>>(OUTGOING_BATCHES);
-    let hello = Hello {
-        protocol_min: PROTOCOLS.min,
-        protocol_max: PROTOCOLS.max,
-        replica_id: Uuid::now_v7().to_string(),
-    };
-    let hello = ControllerMessage { body: Some(controller_message::Body::Hello(hello)) };
-    let messages = async_stream(hello, move |context| batches.poll_recv(context));
-    let mut request = tonic::Request::new(messages);
-    request.metadata_mut().insert("authorization", bearer);
-    let mut incoming = client.control(request).await?.into_inner();
-
-    let welcome = incoming.next().await.ok_or(LinkError::NoWelcome)??;
-    if !matches!(welcome.body, Some(scheduler_message::Body::Welcome(_))) {
-        return Err(LinkError::NoWelcome);
+impl Link {
+    async fn keep(self, stop: CancellationToken) {
+        let mut pause = SHORTEST_PAUSE;
+        for session in 1.. {
+            let id = LineId { scheduler: self.scheduler, session };
+            let mut was_up = false;
+            let ended = tokio::select! {
+                () = stop.cancelled() => return,
+                ended = self.carry(id, &mut was_up) => match ended {
+                    Ok(()) => "the scheduler ended the stream".to_owned(),
+                    Err(error) => chain(&error),
+                },
+            };
+            if was_up {
+                pause = SHORTEST_PAUSE;
+                if self.tell(id, FromLink::Down).await.is_err() {
+                    return;
+                }
+            }
+            let endpoint = &self.endpoint;
+            tracing::warn!(scheduler.endpoint = endpoint, error = %ended, "no line to the scheduler; trying again");
+            let jittered = pause.mul_f64(rand::random_range(0.5..1.0));
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(jittered) => {}
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
     }
-    let given_up = CancellationToken::new();
-    let line = Line { outgoing, _given_up: given_up.clone().drop_guard() };
-    tell(dispatch, FromLink::Up(line)).await?;
-    *was_up = true;
-    loop {
-        let message = tokio::select! {
-            () = given_up.cancelled() => return Err(LinkError::GivenUp),
-            message = incoming.next() => message,
+
+    async fn carry(&self, id: LineId, was_up: &mut bool) -> Result<(), LinkError> {
+        let channel = connect(&self.endpoint, self.config.ca_pem.as_deref()).await?;
+        let mut bearer: MetadataValue<Ascii> =
+            format!("Bearer {}", self.config.secret).parse().map_err(|_| LinkError::Secret)?;
+        bearer.set_sensitive(true);
+        let mut client = SchedulerServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+
+        let (outgoing, mut batches) = mpsc::channel::<Vec<ControllerMessage>>(OUTGOING_BATCHES);
+        let hello = Hello {
+            protocol_min: PROTOCOLS.min,
+            protocol_max: PROTOCOLS.max,
+            replica_id: Uuid::now_v7().to_string(),
         };
-        let Some(message) = message else { return Ok(()) };
-        let SchedulerMessage { body: Some(message) } = message? else { continue };
-        let packed = packed(&message);
-        tell(dispatch, FromLink::Message(Box::new(Incoming { message, packed }))).await?;
-    }
-}
+        let hello = ControllerMessage { body: Some(controller_message::Body::Hello(hello)) };
+        let messages = async_stream(hello, move |context| batches.poll_recv(context));
+        let mut request = tonic::Request::new(messages);
+        request.metadata_mut().insert("authorization", bearer);
+        let mut incoming = client.control(request).await?.into_inner();
 
-async fn tell(dispatch: &super::Dispatch, news: FromLink) -> Result<(), LinkError> {
-    dispatch.inbox.send(Input::Link(news)).await.map_err(|_| LinkError::DriverGone)
+        let welcome = incoming.next().await.ok_or(LinkError::NoWelcome)??;
+        if !matches!(welcome.body, Some(scheduler_message::Body::Welcome(_))) {
+            return Err(LinkError::NoWelcome);
+        }
+        let given_up = CancellationToken::new();
+        let _given_up = given_up.clone().drop_guard();
+        let line = Line { endpoint: self.endpoint.clone(), outgoing, _given_up };
+        self.tell(id, FromLink::Up(line)).await?;
+        *was_up = true;
+        loop {
+            let message = tokio::select! {
+                () = given_up.cancelled() => return Err(LinkError::GivenUp),
+                message = incoming.next() => message,
+            };
+            let Some(message) = message else { return Ok(()) };
+            let SchedulerMessage { body: Some(message) } = message? else { continue };
+            let packed = packed(&message);
+            self.tell(id, FromLink::Message(Box::new(Incoming { message, packed }))).await?;
+        }
+    }
+
+    async fn tell(&self, id: LineId, news: FromLink) -> Result<(), LinkError> {
+        self.dispatch.inbox.send(Input::Link(id, news)).await.map_err(|_| LinkError::DriverGone)
+    }
 }
 
 async fn connect(url: &str, ca_pem: Option<&[u8]>) -> Result<Channel, tonic::transport::Error> {

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use sealci_core::attempt::{Attempt, AttemptState};
-use sealci_core::ids::{AgentId, AttemptId, PipelineId};
-use sealci_core::pipeline::{ActionState, Pipeline, PipelineState};
+use sealci_core::attempt::{Attempt, AttemptState, Claimant};
+use sealci_core::ids::{AgentId, AttemptId, FencingToken, PipelineId};
+use sealci_core::pipeline::{ActionState, ClaimRefusal, Granted, Pipeline, PipelineState};
 use sealci_core::plan::PlannedAction;
 use uuid::Uuid;
 
@@ -43,7 +43,7 @@ pub struct Dirty {
 
 impl Live {
     /// Takes a pipeline over from its rows.
-    pub fn of_rows(rows: PipelineRows) -> Result<Self, Malformed> {
+    pub fn of_rows(rows: PipelineRows, now: Instant) -> Result<Self, Malformed> {
         let (state, plans) = aggregate(&rows)?;
         let attempts = rows.attempts.into_iter().map(|row| (id_of_row(&row), row)).collect();
         let commands = rows.commands.into_iter().map(|row| (key_of_command(&row), row)).collect();
@@ -56,7 +56,7 @@ impl Live {
             stale: HashMap::new(),
             commands,
             placed: HashMap::new(),
-            touched: Instant::now(),
+            touched: now,
         })
     }
 
@@ -74,6 +74,31 @@ impl Live {
     pub fn current(&self, id: AttemptId) -> Option<&Attempt> {
         let action = &self.state.actions[self.state.position(id.action)?];
         action.current.as_ref().filter(|current| current.number == id.number)
+    }
+
+    /// Grants a claim, or says why not. The attempt that was the action's until now stays in memory: it may have been reported
+    /// of in this very round, and may still be.
+    pub fn claim(
+        &mut self,
+        id: AttemptId,
+        claimant: Claimant,
+        token: FencingToken,
+        now_ms: i64,
+    ) -> Result<Granted, ClaimRefusal> {
+        let index = self.state.position(id.action);
+        let former = index.and_then(|index| self.state.actions[index].current.clone());
+        let granted = self.state.claim(id.action, id.number, claimant, token)?;
+        if matches!(granted, Granted::Now { .. }) {
+            if let Some(former) = former {
+                self.stale.insert(AttemptId { action: id.action, number: former.number }, former);
+            }
+            if let Some(attempt) = self.current(id) {
+                let row = row_of_new_attempt(id.action.as_uuid(), attempt, now_ms);
+                self.attempts.insert(id, row);
+            }
+            self.placed.remove(&id);
+        }
+        Ok(granted)
     }
 
     /// Takes an older attempt into memory.

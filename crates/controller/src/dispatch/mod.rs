@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   REST ───┐                                            ┌──▶ answers (REST, claims, acknowledgements)
-//!   link ───┼──▶ inbox ──▶ decide (core) ──▶ commit ─────┼──▶ wants to the scheduler
+//!   links ──┼──▶ inbox ──▶ decide (core) ──▶ commit ─────┼──▶ wants to the schedulers
 //!   ticks ──┘      many inputs, one commit (group commit)└──▶ wake-ups for those who follow
 //! ```
 //!
@@ -14,8 +14,10 @@ mod closing;
 mod commit;
 mod driver;
 mod leases;
+mod lines;
 mod link;
 mod live;
+mod places;
 mod presence;
 mod reports;
 mod sealing;
@@ -34,11 +36,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 pub use driver::{Config, Driver};
-pub use link::{LinkConfig, keep_link};
+pub use link::{LinkConfig, keep_links};
 pub use wants::ActionLimits;
 
 use crate::store::entity::agents as agent_rows;
 use crate::store::{News, Store};
+use lines::LineId;
 use link::FromLink;
 
 /// The inbox holds so many inputs; who sends more waits.
@@ -114,7 +117,7 @@ enum Input {
     },
     /// Other replicas have changed something.
     Heard(Vec<News>),
-    Link(FromLink),
+    Link(LineId, FromLink),
 }
 
 /// What tells the driver of wishes: cheap to clone.

@@ -1,7 +1,5 @@
 //! Takes what agents say: claims, events and log chunks. Each is answered after the commit, whatever became of it.
 
-use std::time::Instant;
-
 use sealci_core::attempt::{Attempt, AttemptState, Claimant, JournalEntry, Recorded};
 use sealci_core::ids::{AgentId, AttemptId, ClaimId, FencingToken, InstanceId};
 use sealci_core::pipeline::{Granted, ReportRefusal};
@@ -13,18 +11,20 @@ use sealci_proto::scheduler::{FromAgent, from_agent, to_agent};
 use sealci_proto::{Malformed, attempt_id, log_range};
 
 use super::commit::Transaction;
-use super::driver::{Driver, Place};
-use super::live::{Live, row_of_new_attempt};
+use super::driver::Driver;
+use super::lines::{AgentStream, LineId};
+use super::live::Live;
+use super::places::{Place, Take};
 use super::sealing;
 use crate::store::StoreError;
 use crate::store::entity::{commands, log_chunks};
 
-/// An agent's stream: where answers go.
+/// Who sent something.
 #[derive(Debug, Clone, Copy)]
-pub struct Sender {
-    pub session: u64,
-    pub agent: AgentId,
-    pub instance: InstanceId,
+struct Sender {
+    stream: AgentStream,
+    agent: AgentId,
+    instance: InstanceId,
 }
 
 /// Why a report was not taken.
@@ -40,12 +40,13 @@ impl Driver {
     /// Takes one message of an agent.
     pub(super) async fn report(
         &mut self,
+        line: LineId,
         from: FromAgent,
         packed: Option<Vec<u8>>,
         transaction: &mut Transaction,
     ) -> Result<(), ReportError> {
         let sender = Sender {
-            session: from.session,
+            stream: AgentStream { line, session: from.session },
             agent: from.agent_id.parse().map_err(Malformed::from)?,
             instance: from.instance_id.parse().map_err(Malformed::from)?,
         };
@@ -54,7 +55,7 @@ impl Driver {
             from_agent::Body::Renew(renew) => self.renew(sender, renew, transaction).await,
             from_agent::Body::Event(event) => self.event(sender, event, transaction).await,
             from_agent::Body::LogChunk(chunk) => {
-                transaction.release(sender.session, chunk.data.len());
+                transaction.release(sender.stream, chunk.data.len());
                 self.log_chunk(sender, chunk, packed, transaction).await
             }
         }
@@ -70,24 +71,18 @@ impl Driver {
         let claim_id: ClaimId = claim.claim_id.parse().map_err(Malformed::from)?;
         let claimant = Claimant { claim: claim_id, agent: sender.agent, instance: sender.instance };
         let token = self.next_token().await?;
-        let granted = match self.place_of_action(id.action).await? {
+        let granted = match self.place_of_action(id.action, Take::IfDue).await? {
             // Its owner answers; the agent asks again.
             Place::Elsewhere => return Ok(()),
             Place::Nowhere => Err("there is no such action".to_owned()),
-            Place::Here(live) => match live.state.claim(id.action, id.number, claimant, token) {
+            Place::Here(live) => match live.claim(id, claimant, token, transaction.now_ms) {
                 Ok(Granted::Now { token, touched }) => {
-                    let now_ms = transaction.now_ms;
-                    if let Some(attempt) = live.current(id) {
-                        let row = row_of_new_attempt(id.action.as_uuid(), attempt, now_ms);
-                        live.attempts.insert(id, row);
-                    }
-                    live.placed.remove(&id);
                     let source = source_to_fetch(live, id);
                     let keeps = uses_storage(live, id);
                     transaction.touch(live.id(), touched);
                     transaction.touch_attempt(live.id(), id);
                     self.token_is_used();
-                    self.presence.heard(id, Instant::now());
+                    self.presence.heard(id, sender.stream.line, self.now);
                     Ok((token, source, keeps))
                 }
                 Ok(Granted::Before { token }) => {
@@ -105,7 +100,7 @@ impl Driver {
         };
         let answer =
             ClaimAnswer { attempt: claim.attempt, claim_id: claim_id.to_string(), answer: Some(answer) };
-        transaction.answer(sender.session, to_agent::Body::ClaimAnswer(answer));
+        transaction.post.for_agent(sender.stream, to_agent::Body::ClaimAnswer(answer));
         Ok(())
     }
 
@@ -145,14 +140,14 @@ impl Driver {
     ) -> Result<(), ReportError> {
         let id = attempt_id(&renew.attempt)?;
         let token = FencingToken(renew.token);
-        let Some(live) = self.place_of_attempt(id).await?.here() else { return Ok(()) };
+        let Some(live) = self.place_of_attempt(id, Take::IfDue).await?.here() else { return Ok(()) };
         let is_current =
             live.current(id).is_some_and(|attempt| attempt.token == token && attempt.outcome().is_none());
         if is_current && is_claimants(live, id, sender) {
             transaction.dirty.entry(live.id()).or_default();
-            self.presence.heard(id, Instant::now());
+            self.presence.heard(id, sender.stream.line, self.now);
             let renewed = Renewed { attempt: renew.attempt, token: renew.token, number: renew.number };
-            transaction.answer(sender.session, to_agent::Body::Renewed(renewed));
+            transaction.post.for_agent(sender.stream, to_agent::Body::Renewed(renewed));
         }
         Ok(())
     }
@@ -166,11 +161,11 @@ impl Driver {
         let id = attempt_id(&event.attempt)?;
         let token = FencingToken(event.token);
         let entry = JournalEntry::try_from(&event)?;
-        let live = match self.place_of_attempt(id).await? {
+        let live = match self.place_of_attempt(id, Take::IfDue).await? {
             Place::Here(live) => live,
             Place::Elsewhere => return Ok(()),
             Place::Nowhere => {
-                transaction.answer(sender.session, unknown(id, token));
+                transaction.post.for_agent(sender.stream, unknown(id, token));
                 return Ok(());
             }
         };
@@ -194,13 +189,13 @@ impl Driver {
                 if is_over {
                     self.presence.forget(id);
                 } else {
-                    self.presence.heard(id, Instant::now());
+                    self.presence.heard(id, sender.stream.line, self.now);
                 }
             }
             Ok(Recorded::Before) => {}
             Err(refusal) => note_refusal(sender, id, &refusal),
         }
-        transaction.acknowledge(sender.session, id, token);
+        transaction.acknowledge(sender.stream, id, token);
         Ok(())
     }
 
@@ -214,11 +209,11 @@ impl Driver {
         let id = attempt_id(&chunk.attempt)?;
         let token = FencingToken(chunk.token);
         let to = log_range(&chunk)?.end;
-        let live = match self.place_of_attempt(id).await? {
+        let live = match self.place_of_attempt(id, Take::IfDue).await? {
             Place::Here(live) => live,
             Place::Elsewhere => return Ok(()),
             Place::Nowhere => {
-                transaction.answer(sender.session, unknown(id, token));
+                transaction.post.for_agent(sender.stream, unknown(id, token));
                 return Ok(());
             }
         };
@@ -242,13 +237,13 @@ impl Driver {
                     gap: chunk.gap.map(|gap| gap.reason),
                 });
                 if live.attempt(id).is_some_and(|attempt| attempt.outcome().is_none()) {
-                    self.presence.heard(id, Instant::now());
+                    self.presence.heard(id, sender.stream.line, self.now);
                 }
             }
             Ok(Recorded::Before) => {}
             Err(refusal) => note_refusal(sender, id, &refusal),
         }
-        transaction.acknowledge(sender.session, id, token);
+        transaction.acknowledge(sender.stream, id, token);
         Ok(())
     }
 }

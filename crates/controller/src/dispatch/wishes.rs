@@ -26,7 +26,7 @@ impl Driver {
         if let Some(id) = self.store.pipeline_with_identity(&new.identity).await? {
             return Ok(Created::Before(id));
         }
-        let mut live = new_live(&new, self.replica.id(), transaction.now_ms);
+        let mut live = new_live(&new, self.replica.id(), (self.now, transaction.now_ms));
         let id = live.id();
         let touched = live.state.start();
         let mut dirty = Dirty { pipeline: true, ..Dirty::default() };
@@ -92,7 +92,7 @@ impl Driver {
     }
 }
 
-fn new_live(new: &NewPipeline, owner: ReplicaId, now_ms: i64) -> Live {
+fn new_live(new: &NewPipeline, owner: ReplicaId, (now, now_ms): (Instant, i64)) -> Live {
     let id = PipelineId::from_uuid(Uuid::now_v7());
     let mut state = Pipeline { id, round: 1, cancel_wished: false, actions: Vec::new() };
     let mut rows = Vec::new();
@@ -151,6 +151,6 @@ fn new_live(new: &NewPipeline, owner: ReplicaId, now_ms: i64) -> Live {
         stale: HashMap::new(),
         commands: HashMap::new(),
         placed: HashMap::new(),
-        touched: Instant::now(),
+        touched: now,
     }
 }

@@ -10,7 +10,7 @@ use sealci_proto::scheduler::{self, EnrolRefusal, controller_message, scheduler_
 use sealci_proto::{Malformed, attempt_id};
 use tracing::{info, warn};
 
-use super::directory::Entry;
+use super::directory::{Directory, Entry};
 use super::{ControllerId, Ended, EnrolId, EnrolRefused, Output, Scheduler, SessionId, Timer};
 
 /// Anyone may ask to enrol: what is passed on of it is bounded.
@@ -35,7 +35,7 @@ pub(super) struct Question {
 }
 
 impl Scheduler {
-    pub(super) fn controller_arrived(&mut self, id: ControllerId, hello: scheduler::Hello) {
+    pub(super) fn controller_arrived(&mut self, now: Duration, id: ControllerId, hello: scheduler::Hello) {
         let protocol = match self.common_protocol(hello.protocol_min, hello.protocol_max) {
             Ok(protocol) => protocol,
             Err(ended) => return self.refuse_controller(id, ended),
@@ -52,9 +52,10 @@ impl Scheduler {
             .collect();
         for older in older {
             self.refuse_controller(older, Ended::Replaced);
-            self.controller_gone(older);
+            self.controller_gone(now, older);
         }
         info!(controller.replica = %replica, controller.stream = id.0, "a controller connected");
+        self.deserted_at = None;
         self.controllers.insert(id, Controller { replica, has_directory: false, snapshot: None });
         let welcome = scheduler::Welcome { protocol, incarnation: self.incarnation };
         self.tell_controller(id, scheduler_message::Body::Welcome(welcome));
@@ -69,13 +70,16 @@ impl Scheduler {
         self.outputs.push(Output::EndController { controller, ended });
     }
 
-    pub(super) fn controller_gone(&mut self, id: ControllerId) {
+    pub(super) fn controller_gone(&mut self, now: Duration, id: ControllerId) {
         if self.controllers.remove(&id).is_none() {
             return;
         }
         info!(controller.stream = id.0, "a controller's stream ended");
         self.credit.controller_gone(id);
-        if !self.controllers.is_empty() {
+        if self.controllers.is_empty() {
+            self.deserted_at = Some(now);
+            self.timers.set(now + self.settings.deserted_after, Timer::Deserted);
+        } else {
             self.credit.return_dropped();
         }
         self.questions.retain(|question| question.controller != id);
@@ -84,6 +88,21 @@ impl Scheduler {
         for request in asked {
             self.enrolled(request, Err(EnrolRefused::NoController));
         }
+    }
+
+    /// No controller has come back: the agents may reach one through another scheduler. Whoever stays, or comes, waits here
+    /// as after a start. What they run goes on.
+    pub(super) fn deserted_due(&mut self, now: Duration) {
+        let waited = self.settings.deserted_after;
+        if self.deserted_at.is_none_or(|since| since + waited > now) {
+            return;
+        }
+        self.deserted_at = None;
+        let sessions: Vec<_> = self.sessions.keys().copied().collect();
+        for session in sessions {
+            self.end_session(now, session, Some(Ended::Deserted { waited }));
+        }
+        self.directory = Directory::default();
     }
 
     pub(super) fn controller_said(
@@ -118,7 +137,7 @@ impl Scheduler {
         if let Err(malformed) = taken {
             warn!(controller.stream = id.0, error = %malformed, "a controller's stream is ended");
             self.refuse_controller(id, malformed.into());
-            self.controller_gone(id);
+            self.controller_gone(now, id);
         }
     }
 

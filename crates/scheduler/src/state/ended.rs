@@ -19,6 +19,8 @@ pub enum Ended {
     Removed { agent: AgentId },
     #[error("no controller has told this scheduler which agents exist: waited {} ms, try again", .waited.as_millis())]
     NoDirectory { waited: Duration },
+    #[error("no controller was connected to this scheduler for {} ms: try the next one", .waited.as_millis())]
+    Deserted { waited: Duration },
     #[error("{waiting} agents wait for a controller already: try again")]
     TooManyWaiting { waiting: usize },
     #[error("a newer stream of the same instance took the place of this one")]

@@ -343,6 +343,36 @@ fn without_a_controller_all_stays_and_nothing_is_placed() {
 }
 
 #[test]
+fn a_scheduler_that_no_controller_comes_back_to_lets_its_agents_go() {
+    let (mut bench, here, there) = one_placed();
+    let stay = |bench: &mut Bench| {
+        bench.pass(9 * SECOND);
+        bench.held(here, Some(1), &[(1, Assigned)]);
+        bench.held(there, None, &[]);
+    };
+    bench.controller_goes(1);
+    stay(&mut bench);
+    bench.ready_controller(2, &[(1, Some(1)), (2, Some(2))], &[(1, 1)]);
+    bench.pass(5 * SECOND);
+    assert_eq!((bench.ended(here), bench.ended(there)), (None, None), "it came back in time");
+    bench.controller_goes(2);
+    stay(&mut bench);
+    assert_eq!((bench.ended(here), bench.ended(there)), (None, None));
+    bench.pass(SECOND);
+    for session in [here, there] {
+        assert!(matches!(bench.ended(session), Some(Ended::Deserted { .. })));
+    }
+    bench.agent(10, 1, 1);
+    assert_eq!(
+        (bench.told(10), bench.ended(10)),
+        (vec![], None),
+        "it waits for a controller, as after a start"
+    );
+    bench.ready_controller(3, &[(1, Some(1)), (2, Some(2))], &[]);
+    assert_eq!(bench.told(10), [Told::Welcome]);
+}
+
+#[test]
 fn what_a_gone_controller_left_is_over_when_the_next_does_not_name_it() {
     let (mut bench, here, _) = one_placed();
     bench.controller_goes(1);

@@ -20,6 +20,8 @@ pub(super) enum Timer {
     Enrol(EnrolId),
     /// An attempt that agents keep letting go of may be placed again.
     Retry(AttemptId),
+    /// No controller may have been there for too long.
+    Deserted,
     /// Placement waits no longer for those who came back after a start.
     Settled,
 }

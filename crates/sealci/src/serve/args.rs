@@ -187,8 +187,14 @@ pub struct ControllerArgs {
     /// postgres://… [default: SQLite in the data folder]
     #[arg(long, value_name = "URL", env = "SEALCI_DATABASE", hide_env_values = true)]
     pub database: Option<String>,
-    /// A scheduler to dispatch by; may be given several times
-    #[arg(long, value_name = "URL", env = "SEALCI_SCHEDULER", default_value = "http://127.0.0.1:8422")]
+    /// A scheduler to dispatch by; may be given several times, or as a list with commas: it has a line to each
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "SEALCI_SCHEDULER",
+        value_delimiter = ',',
+        default_value = "http://127.0.0.1:8422"
+    )]
     pub scheduler: Vec<String>,
     #[command(flatten)]
     pub trust: TrustArgs,

@@ -1,5 +1,8 @@
 //! Reads the log of an attempt by offset, wherever it is: in the database, in its object, or on the way between them.
 
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
 use bytes::Bytes;
 use sealci_core::ids::AttemptId;
 use tokio::sync::OnceCell;
@@ -18,20 +21,51 @@ pub struct LogReader {
     /// Once the log has moved it stays where it is.
     finished: OnceCell<finished_logs::Model>,
     object: OnceCell<Object>,
+    /// What was read last of the object.
+    ahead: Mutex<Window>,
+}
+
+/// Who reads on gets so much of an object at once, however many frames that is: a long log in a bucket takes that many
+/// round trips less.
+const AHEAD_BYTES: u64 = 1 << 20;
+
+/// Some bytes of an object.
+#[derive(Debug, Clone, Default)]
+struct Window {
+    start: u64,
+    bytes: Bytes,
+}
+
+impl Window {
+    fn end(&self) -> u64 {
+        self.start + self.bytes.len() as u64
+    }
+
+    /// A part of it; none if it is not all there.
+    fn cut(&self, range: &Range<u64>) -> Option<Bytes> {
+        let from = usize::try_from(range.start.checked_sub(self.start)?).ok()?;
+        let to = usize::try_from(range.end.checked_sub(self.start)?).ok()?;
+        (to <= self.bytes.len()).then(|| self.bytes.slice(from..to))
+    }
 }
 
 /// What is known of an object: its table, and its last bytes, which of most logs are all.
 #[derive(Debug)]
 struct Object {
     table: Table,
-    tail: Bytes,
-    tail_start: u64,
+    tail: Window,
 }
 
 impl Storage {
     /// A reader of an attempt's log.
     pub fn log(&self, log: AttemptId) -> LogReader {
-        LogReader { storage: self.clone(), log, finished: OnceCell::new(), object: OnceCell::new() }
+        LogReader {
+            storage: self.clone(),
+            log,
+            finished: OnceCell::new(),
+            object: OnceCell::new(),
+            ahead: Mutex::default(),
+        }
     }
 }
 
@@ -92,14 +126,7 @@ impl LogReader {
         let missing = if has_gaps { store.missing_below(self.log, offset).await? } else { 0 };
         let byte = offset.saturating_sub(missing);
         let Some(frame) = object.table.frame_at(byte) else { return Ok(None) };
-        let packed = match frame.packed.start.checked_sub(object.tail_start) {
-            Some(start) => {
-                let start = usize::try_from(start).unwrap_or(usize::MAX);
-                let length = usize::try_from(frame.packed.end - frame.packed.start).unwrap_or(usize::MAX);
-                object.tail.slice(start..start + length)
-            }
-            None => self.read(finished, frame.packed.clone()).await?,
-        };
+        let packed = self.packed(finished, object, &frame.packed).await?;
         let skip = usize::try_from(byte - frame.log.start).unwrap_or(usize::MAX);
         let unpacking = tokio::task::spawn_blocking(move || seekable::unpack(&packed, &frame));
         let unpacked = unpacking.await.map_err(|_| StorageError::ShuttingDown)?;
@@ -109,6 +136,26 @@ impl LogReader {
             bytes.truncate(usize::try_from(from.saturating_sub(offset)).unwrap_or(usize::MAX));
         }
         Ok(Some(LogPiece::Bytes { offset, bytes }))
+    }
+
+    /// A frame's bytes.
+    async fn packed(
+        &self,
+        finished: &finished_logs::Model,
+        object: &Object,
+        frame: &Range<u64>,
+    ) -> Result<Bytes, StorageError> {
+        let ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(bytes) = object.tail.cut(frame).or_else(|| ahead.cut(frame)) {
+            return Ok(bytes);
+        }
+        let reads_on = (ahead.start..=ahead.end()).contains(&frame.start);
+        let end = if reads_on { (frame.start + AHEAD_BYTES).min(object.tail.end()) } else { frame.end };
+        let bytes = self.read(finished, frame.start..end.max(frame.end)).await?;
+        let window = Window { start: frame.start, bytes };
+        let packed = window.cut(frame).unwrap_or_default();
+        *self.ahead.lock().unwrap_or_else(PoisonError::into_inner) = window;
+        Ok(packed)
     }
 
     /// Reads the end of the object, and the table in it.
@@ -121,18 +168,16 @@ impl LogReader {
             let tail_start = size - wanted;
             let tail = self.read(finished, tail_start..size).await?;
             match Table::read(&tail, size, log_bytes) {
-                Ok(Tail::Table(table)) => return Ok(Object { table, tail, tail_start }),
+                Ok(Tail::Table(table)) => {
+                    return Ok(Object { table, tail: Window { start: tail_start, bytes: tail } });
+                }
                 Ok(Tail::Needs(bytes)) if bytes > wanted => wanted = bytes,
                 Ok(Tail::Needs(_)) | Err(NotPacked) => return Err(self.damaged(finished)),
             }
         }
     }
 
-    async fn read(
-        &self,
-        finished: &finished_logs::Model,
-        range: std::ops::Range<u64>,
-    ) -> Result<Bytes, StorageError> {
+    async fn read(&self, finished: &finished_logs::Model, range: Range<u64>) -> Result<Bytes, StorageError> {
         let length = range.end - range.start;
         let inner = &self.storage.0;
         let read =
