@@ -62,6 +62,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "sealci-release-agent",
         ],
     ),
+    ("sealci-fuzz", &["sealci-archive", "sealci-core", "sealci-guest", "sealci-proto"]),
     ("xtask", &[]),
 ];
 
