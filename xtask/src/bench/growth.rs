@@ -141,7 +141,8 @@ fn measure_postgres(bench: &Bench, table: &mut Table) -> Result<()> {
     push(table, name("write-ahead log for each"), each(wal_bytes(&postgres)? - wal) / 1024.0, "KiB", None);
     drop(fleet);
     let fleet = Fleet::start_many(&bench.programs, 1000, 1, Some(&postgres.url))?;
-    std::thread::sleep(Duration::from_secs(2));
+    // Sessions that are quiet tell their counts after ten seconds at the latest.
+    std::thread::sleep(Duration::from_secs(12));
     let (before, wal) = (commits(&postgres)?, wal_bytes(&postgres)?);
     idle_cost(&fleet)?;
     let name = |what: &str| format!("1,000 agents idle for {} s, PostgreSQL: {what}", IDLE.as_secs());
