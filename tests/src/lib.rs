@@ -26,6 +26,7 @@ mod network;
 mod pipelines;
 mod postgres;
 mod proxy;
+mod s3;
 mod sshd;
 
 pub use beside::{SmallDisk, signal};
@@ -34,7 +35,8 @@ pub use line::{Cut, Line};
 pub use network::{Direction, Network};
 pub use pipelines::{Following, action, attempts, both, let_go};
 pub use postgres::Postgres;
-pub use proxy::SlowWay;
+pub use proxy::{LosingWay, SlowWay};
+pub use s3::S3;
 pub use sshd::Sshd;
 
 /// How long anything may take that is expected to happen at all.

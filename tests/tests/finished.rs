@@ -49,6 +49,15 @@ fn log_objects(installation: &Installation) -> Vec<PathBuf> {
     found
 }
 
+/// An installation whose logs leave the database as soon as their actions end.
+fn moving_at_once() -> Installation {
+    let mut installation = Installation::none();
+    let at_once = ["--move-logs-after-ms", "0"].map(str::to_owned);
+    installation.arguments.insert(Part::Controller, at_once.to_vec());
+    installation.start_all();
+    installation
+}
+
 /// The most memory that a process has had.
 fn peak_kib(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -59,7 +68,7 @@ fn peak_kib(pid: u32) -> u64 {
 #[test]
 fn a_controller_that_is_killed_while_a_long_log_moves_loses_none_of_it() {
     const BYTES: usize = 100_000_000;
-    let mut installation = Installation::start();
+    let mut installation = moving_at_once();
     let number = installation.submit_manifest("repository", &manifest(BYTES as u32));
     assert_eq!(installation.finished(&number)["outcome"], "succeeded");
     // At any moment of the move, or after it.

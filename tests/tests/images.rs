@@ -173,7 +173,7 @@ actions:
     assert!(installation.text(&number, "broken").contains("dies: so it ends"));
 }
 
-/// Mounts that any process sees of the agent's folder, and control groups of its attempts.
+/// Mounts that any process sees of the agent's folder, processes, folders of attempts, and inits that were never whole.
 fn left_of(installation: &Installation) -> Vec<String> {
     let work = installation.data().join("agent/work").display().to_string();
     let mut left = Vec::new();
@@ -183,7 +183,9 @@ fn left_of(installation: &Installation) -> Vec<String> {
     }
     left.extend(host::processes_with("MARK=of-what-is-killed").iter().map(|pid| format!("process {pid}")));
     let attempts = fs::read_dir(&work).into_iter().flatten().flatten();
-    left.extend(attempts.map(|entry| entry.path().display().to_string()));
+    let bin = fs::read_dir(installation.data().join("agent/bin")).into_iter().flatten().flatten();
+    let partial = bin.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(b"."));
+    left.extend(attempts.chain(partial).map(|entry| entry.path().display().to_string()));
     left
 }
 
@@ -216,7 +218,11 @@ actions:
         random ^= random >> 7;
         random ^= random << 17;
         std::thread::sleep(Duration::from_millis(random % 900));
-        installation.restart(Part::Agent);
+        installation.kill(Part::Agent);
+        // As if it had been killed while it wrote its init.
+        let partial = format!("agent/bin/.sealci-init-{}", installation.pid(Part::Agent));
+        fs::write(installation.data().join(partial), "half").unwrap();
+        installation.start_part(Part::Agent);
         let pipeline = installation.finished(&number);
         assert_eq!(
             pipeline["outcome"],

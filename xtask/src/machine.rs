@@ -12,6 +12,10 @@ use anyhow::{Context, Result, bail};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Capability {
     Git,
+    /// A C compiler, for what tests run that no shell can do.
+    Cc,
+    /// A C++ compiler: libFuzzer is built.
+    Cxx,
     Deny,
     Postgres,
     Root,
@@ -35,8 +39,10 @@ pub enum Capability {
 }
 
 impl Capability {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Git,
+        Self::Cc,
+        Self::Cxx,
         Self::Deny,
         Self::Postgres,
         Self::Root,
@@ -54,6 +60,8 @@ impl Capability {
     pub fn name(self) -> &'static str {
         match self {
             Self::Git => "git",
+            Self::Cc => "cc",
+            Self::Cxx => "cxx",
             Self::Deny => "deny",
             Self::Postgres => "postgres",
             Self::Root => "root",
@@ -88,6 +96,7 @@ pub fn required(text: &str) -> Result<Vec<Capability>> {
 const PROGRAMS: &[(&str, &str)] = &[
     ("git", "git"),
     ("cc", "gcc"),
+    ("c++", "g++"),
     ("nft", "nftables"),
     ("iptables", "iptables"),
     ("ip", "iproute2"),
@@ -202,6 +211,10 @@ pub fn lacks(capability: Capability) -> Option<String> {
     let unless = |there: bool, why: &str| (!there).then(|| why.to_owned());
     match capability {
         Capability::Git => unless(find("git").is_some(), "git is not installed"),
+        Capability::Cc => unless(find("cc").is_some(), "no C compiler is installed (apt-get install gcc)"),
+        Capability::Cxx => {
+            unless(find("c++").is_some(), "no C++ compiler is installed (apt-get install g++)")
+        }
         // Both are built or installed where they are not there, and missed then.
         Capability::Deny | Capability::S3 => None,
         Capability::Ssh => {

@@ -5,6 +5,7 @@
 mod bench;
 mod deny;
 mod faults;
+mod fuzz;
 mod imports;
 mod machine;
 mod postgres;
@@ -24,13 +25,15 @@ cargo xtask COMMAND
   test           every check and every test (what the continuous integration runs)
   bench [NAME…]  measure the release build: latency, run, sandbox, fake, log, growth
   faults [NAME…] cause every fault there is a test of, and write the table of docs/faults.md
+  fuzz [NAME [SECONDS]]
+                 run one fuzz target, or all of them, for a minute each or so many seconds
   qemu           only: the core of the executors' tests on stock Debian, in a QEMU guest
   check-imports  only: do the crates depend on one another the right way?
   deny           only: cargo-deny on bans, licences and sources
 
 SEALCI_REQUIRE=NAME,…  what must be there: a missing one fails instead of being skipped
-                       (git, deny, postgres, root, namespaces, rootless, netfilter, kvm,
-                       ssh, s3, registry, qemu)
+                       (git, cc, cxx, deny, postgres, root, namespaces, rootless, netfilter, kvm,
+                       ssh, s3, registry, docker, qemu)
 SEALCI_INSTALL=no      install no Debian packages, even where it would be possible";
 
 fn main() -> ExitCode {
@@ -50,6 +53,7 @@ fn run(arguments: &[String]) -> anyhow::Result<bool> {
         ["test"] => test::run(),
         ["bench", names @ ..] => bench::run(names),
         ["faults", names @ ..] => faults::run(names),
+        ["fuzz", arguments @ ..] => fuzz::command(arguments),
         ["qemu"] => qemu::command(),
         ["check-imports"] => {
             imports::check()?;

@@ -5,8 +5,7 @@
 
 use std::fmt;
 use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -14,6 +13,8 @@ use crypto_box::SecretKey;
 use rand::RngCore;
 use sealci_core::ids::{AgentId, ClaimId, InstanceId};
 use serde::{Deserialize, Serialize};
+
+use crate::private::{Persistence, write_private};
 
 /// Why there is no identity.
 #[derive(Debug, thiserror::Error)]
@@ -34,15 +35,6 @@ pub enum IdentityError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("it was not sealed for this agent, or was changed on its way")]
 pub struct NotForUs;
-
-/// Whether what is written matters to another process than this one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Persistence {
-    /// It is on the disk before anything is done that builds on it.
-    Durable,
-    /// It goes with this process, and so waits for no disk.
-    Scratch,
-}
 
 /// Who this agent is.
 pub struct Identity {
@@ -200,22 +192,6 @@ fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     rand::rng().fill_bytes(&mut bytes);
     bytes
-}
-
-/// Writes a file that only its owner can read, whole or not at all.
-pub(crate) fn write_private(path: &Path, bytes: &[u8], persistence: Persistence) -> io::Result<()> {
-    let beside = path.with_extension("new");
-    let mut file =
-        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-    file.write_all(bytes)?;
-    if persistence == Persistence::Durable {
-        file.sync_all()?;
-    }
-    fs::rename(&beside, path)?;
-    match path.parent() {
-        Some(folder) if persistence == Persistence::Durable => fs::File::open(folder)?.sync_all(),
-        _ => Ok(()),
-    }
 }
 
 fn hex(bytes: &[u8]) -> String {

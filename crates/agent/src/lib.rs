@@ -30,6 +30,7 @@ mod lease;
 pub mod mirror;
 mod offer;
 mod preparation;
+mod private;
 mod reconcile;
 mod room;
 mod services;
@@ -66,8 +67,8 @@ use crate::stream::Rhythm;
 use crate::workspace::Checkout;
 
 pub use crate::capacity::detected as machine_capacity;
-pub use crate::identity::Persistence;
 pub use crate::offer::{DiskProbe, machine_labels};
+pub use crate::private::Persistence;
 pub use crate::room::RoomLimits;
 pub use crate::session::Shutdown;
 pub use crate::spool::SpoolLimits;

@@ -241,7 +241,7 @@ pub fn free_disk_bytes(folder: &Path) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::Persistence;
+    use crate::private::Persistence;
 
     fn wire(needs_credentials: bool) -> agent::Source {
         agent::Source {

@@ -404,6 +404,53 @@ async fn an_agent_enrols_with_a_token_and_no_other() {
 }
 
 #[tokio::test]
+async fn an_agent_that_is_away_accepts_nothing() {
+    let (_folder, database) = sqlite();
+    let world = World::on(database, LONG).await;
+    let mut line = world.line().await;
+    let enrol = sealci_proto::agent::EnrolRequest {
+        token: world.enrolment.expose().into(),
+        agent_id: AGENT.into(),
+        name: "builder".into(),
+        credential: vec![1; 32],
+        public_key: vec![2; 32],
+    };
+    line.say(scheduler_message::Body::EnrolQuestion(EnrolQuestion { request: 1, enrol: Some(enrol) })).await;
+    let enrolled = |body| matches!(body, controller_message::Body::EnrolAnswer(_)).then_some(());
+    line.until(enrolled).await;
+    let shown = async || world.get("/api/v1/agents").await["agents"][0].clone();
+    let says = async |line: &Line, connected: bool| {
+        let offer = sealci_proto::agent::Offer { accepting: true, ..Default::default() };
+        let state = AgentState {
+            session: 7,
+            agent_id: AGENT.into(),
+            instance_id: INSTANCE.into(),
+            connected,
+            offer: Some(offer),
+            ..AgentState::default()
+        };
+        line.say(scheduler_message::Body::AgentState(state)).await;
+        within(async { while shown().await["connected"] != connected {} }).await;
+    };
+    let away = |agent: &serde_json::Value| {
+        (agent["accepting"].clone(), agent["not_accepting_because"].clone())
+            == (json!(false), json!("it is not connected"))
+    };
+    assert!(away(&shown().await), "before it was ever there: {}", shown().await);
+    says(&line, true).await;
+    let there = shown().await;
+    assert!(there["accepting"] == true && there["not_accepting_because"].is_null(), "{there}");
+    // Its stream ends; the scheduler repeats what it last knew.
+    says(&line, false).await;
+    assert!(away(&shown().await), "{}", shown().await);
+    // The line to the scheduler is gone: nothing is known of any agent.
+    says(&line, true).await;
+    drop(line);
+    within(async { while shown().await["connected"] == true {} }).await;
+    assert!(away(&shown().await), "{}", shown().await);
+}
+
+#[tokio::test]
 async fn a_private_repositorys_credentials_are_sealed_for_the_agent_that_claims() {
     let (folder, database) = sqlite();
     let mut world = World::on(database, LONG).await;

@@ -96,6 +96,33 @@ async fn a_log_that_nobody_delivers_to_its_end_is_closed() {
     }
 }
 
+#[tokio::test]
+async fn a_chunk_past_the_contracts_bound_is_left_out_and_the_log_stays_readable() {
+    const MOST: usize = sealci_proto::MAX_LOG_CHUNK_BYTES;
+    let folder = tempfile::tempdir().unwrap();
+    for database in databases(folder.path()).await {
+        let world = World::on(database, Duration::from_secs(600)).await;
+        let mut line = world.line().await;
+        world.create(MANIFEST).await;
+        let one = line.queued().await;
+        let mut agent = line.granted(&one).await;
+        agent.running().await;
+        agent.log(0, &vec![b'x'; 3 << 20]).await;
+        agent.log(0, &vec![b'x'; MOST + 1]).await;
+        // Were one of them taken, this would be known already.
+        agent.log(0, &vec![b'y'; MOST]).await;
+        let ack = agent.line.acknowledged(1, MOST as u64).await;
+        assert_eq!(ack.next_offset, MOST as u64);
+        agent.finished(outcome::Kind::Succeeded(outcome::Succeeded {}), MOST as u64).await;
+        agent.line.acknowledged(2, MOST as u64).await;
+        let log = format!("{}/api/v1/actions/{}/attempts/1/log", world.url, one.action_id);
+        let read = world.http.get(log).bearer_auth(world.token.expose()).send().await.unwrap();
+        assert_eq!(read.status(), 200);
+        let bytes = read.bytes().await.unwrap();
+        assert!(bytes.len() == MOST && bytes.iter().all(|byte| *byte == b'y'), "{} bytes", bytes.len());
+    }
+}
+
 /// The most memory that this process has had so far.
 fn peak_memory_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();

@@ -1,5 +1,6 @@
 //! Converts between the wire and the core. What comes from the wire is checked here, once.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use sealci_core::attempt::{AttemptState, JournalEntry};
@@ -50,6 +51,28 @@ impl TryFrom<&agent::AttemptRef> for AttemptId {
 /// Reads the field that every message about an attempt has.
 pub fn attempt_id(wire: &Option<agent::AttemptRef>) -> Result<AttemptId, Malformed> {
     wire.as_ref().ok_or_else(|| Malformed::missing("attempt"))?.try_into()
+}
+
+/// The most bytes of a log in one message.
+pub const MAX_LOG_CHUNK_BYTES: usize = 1 << 20;
+
+/// The stretch of its attempt's log that a chunk brings, as bytes or as a gap. Never empty.
+pub fn log_range(wire: &agent::LogChunk) -> Result<Range<u64>, Malformed> {
+    let bytes = wire.data.len();
+    if bytes > MAX_LOG_CHUNK_BYTES {
+        return Err(Malformed(format!(
+            "a log chunk of {bytes} bytes, and {MAX_LOG_CHUNK_BYTES} are allowed"
+        )));
+    }
+    let to = match &wire.gap {
+        Some(_) if bytes > 0 => return Err(Malformed("a log chunk with data and a gap".into())),
+        Some(gap) => Some(gap.to),
+        None => wire.offset.checked_add(bytes as u64),
+    };
+    // Offsets are kept as signed numbers.
+    let to = to.filter(|to| *to > wire.offset && i64::try_from(*to).is_ok());
+    let to = to.ok_or_else(|| Malformed(format!("a log chunk at {} ends where none can", wire.offset)))?;
+    Ok(wire.offset..to)
 }
 
 impl From<Resources> for agent::Resources {
@@ -313,6 +336,30 @@ mod tests {
         assert!(Outcome::try_from(&agent::Outcome { kind: Some(odd) }).is_err());
         assert!(AttemptId::try_from(&agent::AttemptRef { action_id: "x".into(), number: 1 }).is_err());
         assert!(attempt_id(&None).is_err());
+    }
+
+    #[test]
+    fn a_log_chunk_is_bounded_and_never_empty() {
+        let chunk = |offset, bytes: usize, gap: Option<u64>| agent::LogChunk {
+            offset,
+            data: vec![7; bytes].into(),
+            gap: gap.map(|to| agent::LogGap { to, reason: "x".into() }),
+            ..Default::default()
+        };
+        let most = MAX_LOG_CHUNK_BYTES;
+        assert_eq!(log_range(&chunk(3, most, None)), Ok(3..3 + most as u64));
+        assert_eq!(log_range(&chunk(3, 0, Some(1 << 40))), Ok(3..1 << 40));
+        for (offset, bytes, gap) in [
+            (0, most + 1, None),
+            (0, 0, None),
+            (u64::MAX, 1, None),
+            (3, 0, Some(3)),
+            (3, 0, Some(u64::MAX)),
+            (3, 0, Some(2)),
+            (3, 1, Some(9)),
+        ] {
+            assert!(log_range(&chunk(offset, bytes, gap)).is_err(), "{offset} {bytes} {gap:?}");
+        }
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub use generated::scheduler::v1 as scheduler;
 mod convert;
 mod versions;
 
-pub use convert::{Malformed, attempt_id};
+pub use convert::{MAX_LOG_CHUNK_BYTES, Malformed, attempt_id, log_range};
 pub use versions::Versions;
 
 /// The protocol versions that this release speaks: what its contracts describe, and the release's before it.

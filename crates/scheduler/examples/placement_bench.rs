@@ -120,6 +120,9 @@ fn main() {
 
     let (mut decisions, mut rounds) = (Vec::new(), Vec::new());
     for round in 0..ROUNDS {
+        if running.is_empty() {
+            break;
+        }
         let ended = running.swap_remove(numbers.below(running.len() as u64) as usize);
         let start = Instant::now();
         placement.release(ended.agent, ended.attempt);

@@ -4,8 +4,6 @@ use std::time::{Duration, Instant};
 
 use sealci_tests::{Installation, Part, Periods};
 
-use serde_json::Value;
-
 use crate::oracle::{Oracle, WAIT};
 use crate::row::{Row, seconds, within};
 
@@ -46,8 +44,7 @@ fn one_is_killed(part: Part, row: Row) {
         let agents = installation.json(&["agent", "list"]);
         let agents = agents.as_array()?;
         let held: u64 = agents.iter().filter_map(|agent| agent["holds"].as_u64()).sum();
-        let there = |agent: &&Value| agent["connected"] == true && agent["accepting"] == true;
-        let accepting = agents.iter().filter(there).count();
+        let accepting = agents.iter().filter(|agent| agent["accepting"] == true).count();
         (accepting == AGENTS && held == ACTIONS as u64).then_some(())
     });
     let fine = "name: fine\nactions:\n  fine:\n    configuration: {executor: fake, resources: {cpu: 0.1, memory: 1MiB}}\n    \
@@ -102,11 +99,9 @@ fn many_agents() -> std::path::PathBuf {
     test.ancestors().nth(2).unwrap().join("examples/many_agents")
 }
 
-/// Those that are connected: of others the controller shows what it knew.
 fn how_many_accept(installation: &Installation) -> usize {
     let agents = installation.json(&["agent", "list"]);
-    let there = |agent: &&Value| agent["connected"] == true && agent["accepting"] == true;
-    agents.as_array().map_or(0, |agents| agents.iter().filter(there).count())
+    agents.as_array().map_or(0, |agents| agents.iter().filter(|agent| agent["accepting"] == true).count())
 }
 
 #[test]

@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use sealci_tests::{
-    Direction, Installation, Network, Part, Periods, SlowWay, action, attempts, host::processes_with,
+    Direction, Installation, LosingWay, Network, Part, Periods, SlowWay, action, attempts, eventually,
+    host::processes_with,
 };
 
 use crate::agents::first_is_over;
@@ -72,7 +73,7 @@ fn the_network_is_cut_for_long(periods: Periods) {
         "network cut, longer than the lease",
         periods,
         "iptables DROP both ways for 120 s",
-        "I1, I2, I3; the attempt behind the cut is fenced, and its processes end",
+        "I1, I2; I3 for both attempts; the one behind the cut is fenced, and its processes end",
     );
     let Some((row, network, mut installation)) = remote(row) else { return };
     let mut oracle = Oracle::new(installation.scratch("oracle"));
@@ -94,6 +95,7 @@ fn the_network_is_cut_for_long(periods: Periods) {
     let id = installation.json(&["show", &number])["actions"][0]["id"].as_str().unwrap().to_owned();
     let first = format!("SEALCI_ATTEMPT={id}.1");
     assert!(!processes_with(&first).is_empty(), "behind the cut it runs on");
+    let printed = oracle.printed_bytes("long", 1);
     network.mend();
     let (_, dead) = within("the end of what is fenced", row.period(150), || {
         processes_with(&first).is_empty().then_some(())
@@ -102,8 +104,9 @@ fn the_network_is_cut_for_long(periods: Periods) {
     let pipeline = oracle.finished(&installation, &number);
     oracle.judge(&installation, &number, &pipeline);
     assert_eq!(action(&pipeline, "long")["attempts"][0]["fenced"], true, "{pipeline}");
+    let kept = oracle.judge_beginning(&installation, &number, "long", 1, printed);
     row.passed(&format!(
-        "lost after {}, again after {}; fenced and dead {} after the line is back",
+        "lost after {}, again after {}; fenced and dead {} after the line is back, all of its {kept} bytes as printed",
         seconds(lost),
         seconds(again),
         seconds(dead)
@@ -119,6 +122,104 @@ fn what_is_cut_off_for_long_is_fenced() {
 #[ignore = "takes minutes: cargo xtask faults"]
 fn what_is_cut_off_for_long_is_fenced_as_shipped() {
     the_network_is_cut_for_long(Periods::AsShipped);
+}
+
+/// When an attempt was alive, by the boot-time clock: it writes that down all the time.
+fn alive(oracle: &Oracle, attempt: u32) -> Vec<f64> {
+    let text = std::fs::read_to_string(oracle.folder().join("alive")).unwrap_or_default();
+    let lines = text.lines().filter_map(|line| line.split_once(' '));
+    lines.filter(|(n, _)| *n == attempt.to_string()).filter_map(|(_, at)| at.parse().ok()).collect()
+}
+
+/// Seconds of the boot-time clock.
+fn boot_time() -> f64 {
+    let text = std::fs::read_to_string("/proc/uptime").unwrap();
+    text.split(' ').next().and_then(|seconds| seconds.parse().ok()).expect("the kernel's seconds")
+}
+
+fn an_exclusive_action_is_cut_off(periods: Periods) {
+    let row = Row::begin(
+        "`exclusive` behind a cut",
+        periods,
+        "iptables DROP both ways, under an exclusive action that ignores TERM and notes the boot-time clock",
+        "its processes are dead before those of the next attempt begin; I2",
+    );
+    let Some((row, network, mut installation)) = remote(row) else { return };
+    let mut oracle = Oracle::new(installation.scratch("oracle"));
+    let beats = "trap '' TERM; while ! test -e $O/open || test $n = 1; do \
+                 echo $n $(cut -d' ' -f1 /proc/uptime) >>$O/alive; sleep 0.05; done; echo done";
+    oracle.add_with("deploy", beats, "    exclusive: true\n    retry: {times: 1, on: [errored]}\n");
+    let number = oracle.submit(&installation);
+    oracle.wait_begun("deploy", 1);
+    eventually("the first to be alive", || alive(&oracle, 1).first().copied());
+    let cut = boot_time();
+    network.cut(Direction::Both);
+    installation.start_beside("near", &[]);
+    let (began, _) = within("the second attempt", row.period(120), || alive(&oracle, 2).first().copied());
+    network.mend();
+    installation.wait_for_agents(2);
+    oracle.open();
+    let pipeline = oracle.finished(&installation, &number);
+    assert_eq!(attempts(action(&pipeline, "deploy")), ["errored", "succeeded"], "{pipeline}");
+    oracle.judge(&installation, &number, &pipeline);
+    let ended = alive(&oracle, 1).last().copied().unwrap();
+    assert!(ended < began, "they overlap: the first lived until {ended}, the second began at {began}");
+    row.passed(&format!(
+        "dead {:.1} s after the cut, the next began after {:.1} s",
+        ended - cut,
+        began - cut
+    ));
+}
+
+#[test]
+fn an_exclusive_action_behind_a_cut_overlaps_nothing() {
+    an_exclusive_action_is_cut_off(Periods::Tenth);
+}
+
+#[test]
+#[ignore = "takes minutes: cargo xtask faults"]
+fn an_exclusive_action_behind_a_cut_overlaps_nothing_as_shipped() {
+    an_exclusive_action_is_cut_off(Periods::AsShipped);
+}
+
+#[test]
+fn a_grant_is_lost() {
+    let row = Row::begin(
+        "a grant is lost",
+        Periods::Usual,
+        "what the controller says to the scheduler is lost, by a proxy, until it has recorded the claim; then the line breaks",
+        "the same attempt is granted again, and runs once (I2)",
+    );
+    let mut installation = row.installation();
+    installation.start_part(Part::Scheduler);
+    let way = LosingWay::to(installation.url(Part::Scheduler));
+    installation.controller_dials = Some(way.url());
+    for part in [Part::Controller, Part::Monitor, Part::Agent] {
+        installation.start_part(part);
+    }
+    installation.started();
+    // The agent is known, and away: what is wanted waits for it at the scheduler.
+    installation.kill(Part::Agent);
+    let mut oracle = Oracle::new(installation.scratch("oracle"));
+    oracle.add("one", "seq 1 1000");
+    let number = oracle.submit(&installation);
+    within("the wish to be at the scheduler", Duration::from_secs(30), || {
+        let why = installation.sealci(&["why", &number]);
+        String::from_utf8_lossy(&why.stdout).contains("no agent").then_some(())
+    });
+    way.lose();
+    installation.start_part(Part::Agent);
+    let first = || installation.json(&["show", &number])["actions"][0]["attempts"][0].clone();
+    within("the claim to be recorded", Duration::from_secs(30), || (!first().is_null()).then_some(()));
+    assert_eq!(first()["state"], "claimed", "its grant did not arrive: {}", first());
+    assert!(oracle.ran("one").is_empty());
+    way.mend();
+    let mended = Instant::now();
+    let pipeline = oracle.finished(&installation, &number);
+    let done = mended.elapsed();
+    assert_eq!(oracle.judge(&installation, &number, &pipeline), 1, "{pipeline}");
+    assert_eq!(oracle.ran("one"), ["begin 1", "end 1"]);
+    row.passed(&format!("one attempt, done {} after the line is back", seconds(done)));
 }
 
 fn a_line_is_half_open(periods: Periods) {

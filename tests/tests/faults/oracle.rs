@@ -172,6 +172,32 @@ impl Oracle {
         assert_eq!(stored, printed, "the log of {name}, attempt {attempt}, is not what it printed");
     }
 
+    /// How much an attempt has printed.
+    pub fn printed_bytes(&self, name: &str, attempt: u64) -> u64 {
+        fs::metadata(self.folder.join(format!("{name}.{attempt}.out"))).map_or(0, |file| file.len())
+    }
+
+    /// I3 for one attempt that was killed: what is stored is the beginning of what it printed, at least so much of it. What it
+    /// was killed over may have come to one of the two only. Gives how much is stored.
+    pub fn judge_beginning(
+        &self,
+        installation: &Installation,
+        number: &str,
+        name: &str,
+        attempt: u64,
+        at_least: u64,
+    ) -> u64 {
+        let arguments = ["logs", "-f", number, name, "--attempt", &attempt.to_string()];
+        let stored = installation.sealci(&arguments);
+        assert!(stored.status.success(), "{}", both(&stored));
+        let (stored, file) = (stored.stdout, self.folder.join(format!("{name}.{attempt}.out")));
+        let printed = fs::read(file).expect("what it printed was kept");
+        let common = stored.len().min(printed.len());
+        assert!(stored[..common] == printed[..common], "the log of {name}, attempt {attempt}, is another");
+        assert!(stored.len() as u64 >= at_least, "{} bytes are stored of {at_least}", stored.len());
+        stored.len() as u64
+    }
+
     /// I5: how long until no process of the actions is left.
     pub fn gone_after(&self) -> Duration {
         let begun = Instant::now();

@@ -1,9 +1,9 @@
-//! Fills the disks of the controller and of an agent.
+//! Fills the disks of the controller and of an agent, and takes the store of objects away.
 
 use std::fs;
 use std::time::{Duration, Instant};
 
-use sealci_tests::{Part, Periods, SmallDisk, action, attempts, both, eventually};
+use sealci_tests::{Part, Periods, S3, SmallDisk, action, attempts, both, eventually};
 
 use crate::oracle::{Oracle, WAIT};
 use crate::row::{Row, seconds, within};
@@ -107,4 +107,53 @@ fn the_agents_disk_has_no_room() {
     ));
     drop(installation);
     drop(disk);
+}
+
+#[test]
+fn the_object_storage_is_down() {
+    let row = Row::begin(
+        "object storage down",
+        Periods::Usual,
+        "SIGSTOP the S3 server, 8 actions, SIGCONT",
+        "actions go on, their logs are read meanwhile and are what was printed (I3), and move when it is back (I7)",
+    );
+    let s3 = match S3::start() {
+        Ok(s3) => s3,
+        Err(why) => return row.skip("s3", &why),
+    };
+    let mut installation = row.installation();
+    installation.environment.extend(s3.environment());
+    installation.arguments.insert(Part::Controller, vec!["--objects".to_owned(), s3.location()]);
+    installation.start_all();
+    let mut oracle = Oracle::new(installation.scratch("oracle"));
+    for name in 0..8 {
+        oracle.add(&format!("a{name}"), "head -c 300000 /dev/urandom");
+    }
+    let before = oracle.submit(&installation);
+    let pipeline = oracle.finished(&installation, &before);
+    oracle.judge(&installation, &before, &pipeline);
+    eventually("the logs to be objects", || (s3.logs() == 8).then_some(()));
+
+    s3.hang();
+    let begun = Instant::now();
+    let mut meanwhile = Oracle::new(installation.scratch("meanwhile"));
+    for name in 0..8 {
+        meanwhile.add(&format!("a{name}"), "head -c 300000 /dev/urandom");
+    }
+    let number = meanwhile.submit(&installation);
+    let pipeline = meanwhile.finished(&installation, &number);
+    meanwhile.judge(&installation, &number, &pipeline);
+    let took = begun.elapsed();
+    s3.wake();
+    let patience = Duration::from_secs(120);
+    let (_, moved) = within("the logs to move", patience, || (s3.logs() == 16).then_some(()));
+    for (oracle, number) in [(&oracle, &before), (&meanwhile, &number)] {
+        let pipeline = oracle.finished(&installation, number);
+        oracle.judge(&installation, number, &pipeline);
+    }
+    row.passed(&format!(
+        "8 actions done and their logs read in {} meanwhile; moved {} after it is back",
+        seconds(took),
+        seconds(moved)
+    ));
 }

@@ -81,11 +81,12 @@ impl Fleet {
     fn start_services(binary: &Path, database: Option<&str>) -> Result<Self> {
         let folder = Folder::make()?;
         let data = folder.0.join("data");
-        let (scheduler, scheduler_url) = Service::listening(binary, "scheduler", &folder.0, &[])?;
-        let mut arguments =
-            vec!["--scheduler", scheduler_url.as_str(), "--allow-file", "--allow-local-addresses"];
-        arguments.extend(database.into_iter().flat_map(|url| ["--database", url]));
-        let (controller, url) = Service::listening(binary, "controller", &folder.0, &arguments)?;
+        let (scheduler, scheduler_url) = Service::listening(binary, "scheduler", &folder.0, &[], &[])?;
+        let arguments = ["--scheduler", scheduler_url.as_str(), "--allow-file", "--allow-local-addresses"];
+        // Not among the arguments, which every user may read: its URL has a password.
+        let environment: Vec<_> = database.map(|url| ("SEALCI_DATABASE", url)).into_iter().collect();
+        let (controller, url) =
+            Service::listening(binary, "controller", &folder.0, &arguments, &environment)?;
         let token = fs::read_to_string(data.join("admin.token")).context("the controller made no token")?;
         let address = url.trim_start_matches("http://").trim_end_matches('/').to_owned();
         let server = Server { address, token: token.trim().to_owned() };
@@ -149,7 +150,7 @@ impl Fleet {
         let poll_ms = poll_interval.as_millis().to_string();
         let arguments =
             ["--controller", &controller, "--poll-ms", &poll_ms, "--allow-file", "--allow-local-addresses"];
-        let (monitor, url) = Service::listening(binary, "monitor", &self.folder.0, &arguments)?;
+        let (monitor, url) = Service::listening(binary, "monitor", &self.folder.0, &arguments, &[])?;
         self.monitor = Some(monitor);
         let address = url.trim_start_matches("http://").trim_end_matches('/').to_owned();
         Ok(Server { address, token: self.server.token.clone() })
@@ -241,7 +242,13 @@ impl Service {
     }
 
     /// Starts one that listens, and gives its URL.
-    fn listening(binary: &Path, name: &str, folder: &Path, arguments: &[&str]) -> Result<(Self, String)> {
+    fn listening(
+        binary: &Path,
+        name: &str,
+        folder: &Path,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Result<(Self, String)> {
         let announce = folder.join(format!("{name}.address"));
         let log = folder.join(format!("{name}.log"));
         let mut command = Command::new(binary);
@@ -252,7 +259,7 @@ impl Service {
         ]);
         let mut service = Self::spawn(
             {
-                command.arg(&announce).args(arguments);
+                command.arg(&announce).args(arguments).envs(environment.iter().copied());
                 command
             },
             &log,

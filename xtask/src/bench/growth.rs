@@ -98,10 +98,8 @@ fn measure_queue(bench: &Bench, queued: usize, table: &mut Table) -> Result<()> 
     let name = |what: &str| format!("{queued} queued: {what}");
     let output = Command::new(bench.programs.path("placement_bench")?).arg(queued.to_string()).output()?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let line = text
-        .lines()
-        .find(|line| line.starts_with("decisions afterwards"))
-        .context("no decisions were timed")?;
+    let line =
+        text.lines().rfind(|line| line.starts_with("decisions ")).context("no decisions were timed")?;
     for part in ["p50", "p99"] {
         let target = (part == "p99").then_some(Target::AtMost(1000.0));
         push(
@@ -143,7 +141,8 @@ fn measure_postgres(bench: &Bench, table: &mut Table) -> Result<()> {
     push(table, name("write-ahead log for each"), each(wal_bytes(&postgres)? - wal) / 1024.0, "KiB", None);
     drop(fleet);
     let fleet = Fleet::start_many(&bench.programs, 1000, 1, Some(&postgres.url))?;
-    std::thread::sleep(Duration::from_secs(2));
+    // Sessions that are quiet tell their counts after ten seconds at the latest.
+    std::thread::sleep(Duration::from_secs(12));
     let (before, wal) = (commits(&postgres)?, wal_bytes(&postgres)?);
     idle_cost(&fleet)?;
     let name = |what: &str| format!("1,000 agents idle for {} s, PostgreSQL: {what}", IDLE.as_secs());

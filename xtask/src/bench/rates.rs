@@ -106,7 +106,7 @@ pub fn measure_fake(bench: &Bench, table: &mut Table) -> Result<()> {
         name: "1,000 fake actions, 20 agents".to_owned(),
         value: median_of(rates),
         unit: "/s",
-        target: Some(Target::AtLeast(1000.0)),
+        target: Some(Target::AtLeast(500.0)),
         floor: None,
     });
     Ok(())

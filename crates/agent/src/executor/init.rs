@@ -30,19 +30,21 @@ use super::{Backstage, ExecutionEvent, ExecutorError, Lease, Wish, cause_of_comp
 /// The static init, built for the machine this agent is built for.
 static INIT_BINARY: &[u8] = include_bytes!(env!("SEALCI_INIT_BINARY"));
 
-/// Puts the init where it can be executed: `<data_dir>/bin/sealci-init-<checksum>`. Does nothing if it is there.
+/// Puts the init where it can be executed: `<data_dir>/bin/sealci-init-<checksum>`, unless it is there. What a former process was
+/// killed over goes.
 pub fn install(data_dir: &Path) -> Result<PathBuf, ExecutorError> {
     // It only keeps versions apart: what is there is compared as a whole.
     let checksum = crc32fast::hash(INIT_BINARY);
     let folder = data_dir.join("bin");
     let path = folder.join(format!("sealci-init-{checksum:08x}"));
+    remove_leftovers(&folder);
     if fs::read(&path).is_ok_and(|bytes| bytes == INIT_BINARY) {
         return Ok(path);
     }
     let write = || {
         fs::create_dir_all(&folder)?;
         // Its own name for each process: two that start together do not write into one file.
-        let partial = folder.join(format!(".sealci-init-{}", std::process::id()));
+        let partial = folder.join(format!("{PARTIAL}{}", std::process::id()));
         let mut file =
             fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o755).open(&partial)?;
         file.write_all(INIT_BINARY)?;
@@ -54,6 +56,21 @@ pub fn install(data_dir: &Path) -> Result<PathBuf, ExecutorError> {
     };
     write().map_err(ExecutorError::io(format_args!("write {}", path.display())))?;
     Ok(path)
+}
+
+/// What is being written, by the process with the number that follows.
+const PARTIAL: &str = ".sealci-init-";
+
+/// Removes what processes that are dead have begun to write.
+fn remove_leftovers(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let writer = name.to_str().and_then(|name| name.strip_prefix(PARTIAL)?.parse::<u32>().ok());
+        if writer.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+            // One that stays is in nobody's way.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// What an init runs in.

@@ -355,7 +355,8 @@ impl Log {
         };
         let found = read_segment(&self.folder, place, segment, offset, max_bytes);
         match found {
-            Ok(Found::Piece(piece)) => Some(piece),
+            // A damaged segment may reach into its successor, or past the log's end.
+            Ok(Found::Piece(piece)) => Some(piece.up_to(segment_end)),
             Ok(Found::End | Found::Damaged) => Some(damaged(offset, segment_end)),
             Err(error) => {
                 tracing::error!(folder = %self.folder.display(), %error, log.offset = offset, "cannot read the spool");

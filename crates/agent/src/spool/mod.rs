@@ -37,7 +37,7 @@ pub use log::ReadPlace;
 pub use segment::Piece;
 
 use crate::causes::is_disk_full;
-use crate::identity::{Persistence, write_private};
+use crate::private::{Persistence, write_private};
 use attempt::Files;
 use journal::{Claim, JournalFile, Record};
 use log::{Bounds, Log};

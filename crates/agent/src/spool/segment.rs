@@ -18,7 +18,7 @@ use bytes::{Bytes, BytesMut};
 use super::frame::{self, Decoded, HEADER_BYTES};
 
 /// One frame holds at most so many bytes of log, which is also what one message may carry.
-pub const MAX_PIECE_BYTES: usize = 1 << 20;
+pub const MAX_PIECE_BYTES: usize = sealci_proto::MAX_LOG_CHUNK_BYTES;
 
 const DATA: u8 = 0;
 const GAP: u8 = 1;
@@ -48,6 +48,17 @@ impl Piece {
             Self::Data { offset, bytes } => offset + bytes.len() as u64,
             Self::Gap { to, .. } => *to,
         }
+    }
+
+    /// What of it lies before an offset that is behind its beginning.
+    pub fn up_to(mut self, end: u64) -> Self {
+        match &mut self {
+            Self::Data { offset, bytes } => {
+                bytes.truncate(usize::try_from(end.saturating_sub(*offset)).unwrap_or(usize::MAX));
+            }
+            Self::Gap { to, .. } => *to = end.min(*to),
+        }
+        self
     }
 }
 

@@ -198,6 +198,30 @@ fn what_a_result_told_of_and_the_disk_lost_is_a_gap() {
 }
 
 #[test]
+fn a_segment_that_reaches_into_the_next_is_read_up_to_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (spool, _) = open(folder.path(), 1 << 20);
+    let attempt = hold(&spool, 1, u64::MAX);
+    attempt.append_log(Bytes::from_static(b"hello, you"));
+    drop((attempt, spool));
+    let segment = |base: u64, kind: u8, rest: &[u8]| {
+        let payload = [&[kind], &base.to_le_bytes()[..], rest].concat();
+        let path = folder.path().join(id(1).to_string()).join(format!("log-{base:016x}"));
+        fs::write(path, frame::encode(&payload)).unwrap();
+    };
+    // A gap to 9, and two bytes at 6.
+    segment(4, 1, &[&9_u64.to_le_bytes()[..], b"x"].concat());
+    segment(6, 0, b"!!");
+    let (_, attempts) = open(folder.path(), 1 << 20);
+    for max_bytes in [1, 1 << 20] {
+        let pieces = read_all(&attempts[0], 0, max_bytes);
+        let expected = b"hell".iter().copied().map(Some).chain([None, None]).chain([Some(b'!'); 2]);
+        assert_eq!(laid_out(&pieces), expected.collect::<Vec<_>>());
+        assert_eq!(pieces.last().map(Piece::to), Some(attempts[0].log.end()));
+    }
+}
+
+#[test]
 fn a_made_up_end_goes_behind_what_the_controller_knows() {
     let folder = tempfile::tempdir().unwrap();
     let (spool, _) = open(folder.path(), 1 << 20);

@@ -111,7 +111,8 @@ pub async fn a_sweep_takes_what_is_its_own(lab: &Lab) {
 pub async fn a_killed_agents_containers_go_by_themselves(lab: &Lab) {
     const TEST: &str = "SEALCI_TEST_DOCKER_VICTIM";
     if std::env::var_os(TEST).is_some() {
-        let mut execution = lab.start(lab.request(["trap '' TERM HUP; echo up; sleep 1000"])).await;
+        let request = lab.request(["trap '' TERM HUP; echo up; sleep 1000"]);
+        let mut execution = lab.start(ExecutionRequest { network: Network::On, ..request }).await;
         until_output(&mut execution, "up\n").await;
         eprintln!("VICTIM={}", lab.instance);
         while execution.next().await.is_some() {}
@@ -131,7 +132,7 @@ pub async fn a_killed_agents_containers_go_by_themselves(lab: &Lab) {
         .map_while(Result::ok)
         .find_map(|line| Some(line.strip_prefix("VICTIM=")?.to_owned()))
         .expect("the victim names its agent");
-    assert_eq!(containers_of(&agent).await.len(), 1);
+    assert_eq!((containers_of(&agent).await.len(), networks_of(&agent).await), (1, 1));
     victim.kill().unwrap();
     victim.wait().unwrap();
     let until = tokio::time::Instant::now() + PATIENCE;
@@ -139,6 +140,11 @@ pub async fn a_killed_agents_containers_go_by_themselves(lab: &Lab) {
         assert!(tokio::time::Instant::now() < until, "the container outlives its agent");
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
+    // A network ends with no process: the agent's next start takes it away.
+    assert_eq!(networks_of(&agent).await, 1);
+    let options = DockerOptions { socket: socket().unwrap(), ..DockerOptions::of(agent.clone()) };
+    DockerExecutor::new(lab.folder.path(), options).unwrap().sweep().await.unwrap();
+    assert_eq!(networks_of(&agent).await, 0);
 }
 
 pub async fn images_have_users(lab: &Lab) {
@@ -419,13 +425,15 @@ pub async fn the_network_is_the_agents_own(lab: &Lab) {
     execution.handle().kill();
     while execution.next().await.is_some() {}
     // It goes with the agent.
-    let networks = || async {
-        let listed = client(&socket().unwrap()).list_networks(None).await.unwrap();
-        listed.into_iter().filter_map(|one| one.name).filter(|name| name.contains(&lab.instance)).count()
-    };
-    assert_eq!(networks().await, 1);
+    assert_eq!(networks_of(&lab.instance).await, 1);
     lab.executor.close().await;
-    assert_eq!(networks().await, 0);
+    assert_eq!(networks_of(&lab.instance).await, 0);
+}
+
+/// How many networks an agent has with the daemon.
+async fn networks_of(agent: &str) -> usize {
+    let listed = client(&socket().unwrap()).list_networks(None).await.unwrap();
+    listed.into_iter().filter_map(|one| one.name).filter(|name| name.contains(agent)).count()
 }
 
 /// A daemon of its own, since it is killed.

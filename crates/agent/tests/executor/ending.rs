@@ -1,12 +1,14 @@
 //! How executions end, and that nothing of them is left.
 
+use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use sealci_agent::executor::cgroup::{Cgroups, Layout};
-use sealci_agent::executor::{Execution, ExecutionEvent};
+use sealci_agent::executor::{Execution, ExecutionEvent, ExecutionRequest};
 use sealci_core::ids::AttemptId;
 use sealci_core::outcome::Outcome;
+use sealci_core::plan::Network;
 
 use crate::lab::{Lab, PATIENCE, Record, cgroup_folders, eventually, processes_of, until_output};
 
@@ -217,13 +219,22 @@ pub async fn a_reader_that_stops_does_not_stop_the_ending(lab: &Lab) {
     assert!(record.output.len() < 16 << 20, "{}", record.output.len());
 }
 
-/// Kills a process that holds an execution, as an agent is killed. That process is this test binary once more.
 pub async fn nothing_outlives_a_killed_agent(lab: &Lab) {
+    nothing_outlives(lab, Network::Off).await;
+}
+
+/// With a link to the host, whose own end is no process's.
+pub async fn no_link_outlives_a_killed_agent(lab: &Lab) {
+    nothing_outlives(lab, Network::On).await;
+}
+
+/// Kills a process that holds an execution, as an agent is killed. That process is this test binary once more.
+async fn nothing_outlives(lab: &Lab, network: Network) {
     const TEST: &str = "SEALCI_TEST_VICTIM";
     let name = std::thread::current().name().unwrap_or_default().to_owned();
     if let Ok(command) = std::env::var(TEST) {
         // The victim: starts an action, says which, and waits.
-        let request = lab.request([command]);
+        let request = ExecutionRequest { network, ..lab.request([command]) };
         let attempt = request.attempt;
         let mut execution = lab.start(request).await;
         until_output(&mut execution, "up\n").await;
@@ -248,9 +259,17 @@ pub async fn nothing_outlives_a_killed_agent(lab: &Lab) {
         })
         .expect("the victim names its attempt");
     assert!(!processes_of(attempt).is_empty());
+    let networks = networks_of(attempt);
+    let link = (network == Network::On).then(|| link_of(attempt));
+    assert!(link.as_ref().is_none_or(|link| links().contains(link)), "{link:?} of {:?}", links());
     victim.kill().unwrap();
     victim.wait().unwrap();
     eventually("everything ends with the agent", || processes_of(attempt).is_empty());
+    eventually("its network namespaces go with it", || {
+        let left = all_networks();
+        !networks.iter().any(|one| left.contains(one) || mentioned_in_any_mounts(one))
+    });
+    eventually("its link goes with it", || link.as_ref().is_none_or(|link| !links().contains(link)));
     eventually("all mounts go with it", || !mentioned_in_any_mounts(&attempt.to_string()));
     if !lab.cgroup_folders.is_empty() {
         // Another agent that starts meanwhile may clear up as well.
@@ -259,6 +278,40 @@ pub async fn nothing_outlives_a_killed_agent(lab: &Lab) {
         drop(next);
         assert_eq!(cgroup_folders(&instance), Vec::<std::path::PathBuf>::new());
     }
+}
+
+/// The network namespaces of an attempt's processes that are not the host's, as `net:[4026531840]`.
+fn networks_of(attempt: AttemptId) -> BTreeSet<String> {
+    let own = network_of("self");
+    let pids = processes_of(attempt).into_iter().filter_map(|line| Some(line.split_once(' ')?.0.to_owned()));
+    pids.filter_map(|pid| network_of(&pid)).filter(|network| Some(network) != own.as_ref()).collect()
+}
+
+fn network_of(process: &str) -> Option<String> {
+    Some(std::fs::read_link(format!("/proc/{process}/ns/net")).ok()?.display().to_string())
+}
+
+/// All that some process is in.
+fn all_networks() -> BTreeSet<String> {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    processes.filter_map(|entry| network_of(&entry.file_name().to_string_lossy())).collect()
+}
+
+/// The number of the host's end of an attempt's link.
+fn link_of(attempt: AttemptId) -> String {
+    let process = processes_of(attempt).into_iter().next().expect("it runs");
+    let pid = process.split(' ').next().unwrap().to_owned();
+    let shown = Command::new("nsenter").args(["-n", "-t", &pid, "ip", "-o", "link", "show", "eth0"]).output();
+    let shown = String::from_utf8(shown.unwrap().stdout).unwrap();
+    let peer = shown.split_once("eth0@if").unwrap_or_else(|| panic!("a link to the host: {shown}")).1;
+    peer.split(':').next().unwrap().to_owned()
+}
+
+/// The numbers of the host's links.
+fn links() -> BTreeSet<String> {
+    let folders = std::fs::read_dir("/sys/class/net").unwrap().flatten();
+    let numbers = folders.filter_map(|entry| std::fs::read_to_string(entry.path().join("ifindex")).ok());
+    numbers.map(|number| number.trim().to_owned()).collect()
 }
 
 /// Whether a mount of any process bears the text.

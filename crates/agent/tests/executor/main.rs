@@ -255,4 +255,5 @@ executors! {
     crate::network::the_outside_is_reached_and_nothing_else as the_outside_is_reached_and_nothing_else,
     crate::network::sandboxes_do_not_reach_each_other as sandboxes_do_not_reach_each_other,
     crate::network::links_go_with_their_sandboxes as links_go_with_their_sandboxes,
+    crate::ending::no_link_outlives_a_killed_agent as no_link_outlives_a_killed_agent,
 }

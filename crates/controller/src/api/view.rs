@@ -287,14 +287,19 @@ pub fn agent(view: &AgentView) -> types::Agent {
         cpu_millis: resources.map_or(0, |resources| big(resources.cpu_millis)),
         memory_bytes: resources.map_or(0, |resources| big(resources.memory_bytes)),
     };
-    let reason = offer.map(|offer| offer.not_accepting_because.clone()).filter(|reason| !reason.is_empty());
+    let connected = state.is_some_and(|state| state.connected);
+    // What it last said of itself is no news of one that is away.
+    let reason = match offer.filter(|_| connected) {
+        Some(offer) => Some(offer.not_accepting_because.clone()).filter(|reason| !reason.is_empty()),
+        None => Some("it is not connected".to_owned()),
+    };
     types::Agent {
         id: view.row.id,
         name: view.row.name.clone(),
         version: state.map(|state| state.version.clone()),
-        connected: state.is_some_and(|state| state.connected),
+        connected,
         drained: view.row.drained,
-        accepting: offer.is_some_and(|offer| offer.accepting),
+        accepting: connected && offer.is_some_and(|offer| offer.accepting),
         not_accepting_because: reason,
         labels: offer.map(|offer| offer.labels.clone()).unwrap_or_default(),
         executors: offer.map(|offer| offer.executors.clone()).unwrap_or_default(),

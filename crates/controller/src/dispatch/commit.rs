@@ -150,7 +150,7 @@ impl Driver {
         for id in transaction.logs {
             self.watchers.logs.wake(&id);
             if has_whole_log(&transaction.batch, id) {
-                self.config.storage.log_is_whole(id);
+                self.config.storage.log_is_whole(id, self.now);
             }
         }
     }

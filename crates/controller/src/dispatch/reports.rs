@@ -8,7 +8,7 @@ use sealci_proto::agent::{
     Ack, Claim, ClaimAnswer, ClaimGranted, ClaimRefused, Event, LogChunk, Renew, Renewed, claim_answer, event,
 };
 use sealci_proto::scheduler::{FromAgent, from_agent, to_agent};
-use sealci_proto::{Malformed, attempt_id};
+use sealci_proto::{Malformed, attempt_id, log_range};
 
 use super::commit::Transaction;
 use super::driver::Driver;
@@ -208,13 +208,7 @@ impl Driver {
     ) -> Result<(), ReportError> {
         let id = attempt_id(&chunk.attempt)?;
         let token = FencingToken(chunk.token);
-        let to = match &chunk.gap {
-            Some(gap) => gap.to,
-            None => chunk.offset.saturating_add(chunk.data.len() as u64),
-        };
-        if to <= chunk.offset {
-            return Err(Malformed(format!("a log chunk from {} to {to}", chunk.offset)).into());
-        }
+        let to = log_range(&chunk)?.end;
         let live = match self.place_of_attempt(id, Take::IfDue).await? {
             Place::Here(live) => live,
             Place::Elsewhere => return Ok(()),

@@ -18,7 +18,7 @@ mod upload;
 mod visitor;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sealci_archive::{ExtractError, IndexError};
 use sealci_core::ids::{AttemptId, FencingToken};
@@ -57,6 +57,8 @@ pub struct StorageConfig {
     pub keep_caches: Duration,
     /// All entries of all caches together; the longest unused go first.
     pub cache_budget_bytes: u64,
+    /// A finished log leaves the database so long after its end.
+    pub move_logs_after: Duration,
     /// How long a finished log is kept.
     pub keep_logs: Duration,
     /// All finished logs together, packed; those that finished first go first.
@@ -75,12 +77,16 @@ impl StorageConfig {
             keep_artifacts: 30 * DAY,
             keep_caches: 30 * DAY,
             cache_budget_bytes: 20 << 30,
+            move_logs_after: MOVE_LOGS_AFTER,
             keep_logs: 90 * DAY,
             logs_budget_bytes: 10 << 30,
             delete_after: DAY,
         }
     }
 }
+
+/// When a finished log leaves the database, where nobody says otherwise.
+pub const MOVE_LOGS_AFTER: Duration = Duration::from_secs(30);
 
 /// Why something was not kept or read.
 #[derive(Debug, thiserror::Error)]
@@ -145,9 +151,9 @@ impl StorageDoor {
         }
     }
 
-    /// It is committed that an attempt's log is whole: it moves soon.
-    pub fn log_is_whole(&self, log: AttemptId) {
-        self.whole_logs.add(log);
+    /// It is committed that an attempt's log is whole: it moves after a while.
+    pub fn log_is_whole(&self, log: AttemptId, now: Instant) {
+        self.whole_logs.add(log, now);
     }
 }
 
@@ -187,6 +193,7 @@ impl Storage {
         Ok(Self(Arc::new(Inner {
             store,
             objects,
+            whole_logs: WholeLogs::new(config.move_logs_after),
             config,
             key: TicketKey::new(key),
             uploads: Arc::new(Semaphore::new(UPLOADS_AT_ONCE)),
@@ -194,7 +201,6 @@ impl Storage {
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             grown: Notify::new(),
-            whole_logs: WholeLogs::default(),
             logs_grown: Notify::new(),
             log_places: Semaphore::new(logs::WRITES_AT_ONCE),
         })))

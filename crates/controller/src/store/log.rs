@@ -4,12 +4,10 @@ use bytes::Bytes;
 use sea_orm::sea_query::Expr;
 use sea_orm::{ColumnTrait, Condition, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect};
 use sealci_core::ids::{ActionId, AttemptId};
+use sealci_proto::MAX_LOG_CHUNK_BYTES;
 
 use super::entity::{attempts, log_chunks};
 use super::{Malformed, Store, StoreError, rows};
-
-/// A chunk is at most so large (the contract's bound), whatever a damaged row says.
-const MAX_CHUNK_BYTES: usize = 1 << 20;
 
 /// The next piece of a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -153,8 +151,9 @@ pub fn contents_of(row: log_chunks::Model) -> Result<Contents, Malformed> {
         Malformed::new("log_chunks", format!("{}.{}:{}", row.action_id, row.number, row.start), what)
     };
     let data = row.data.as_deref().unwrap_or_default();
+    // No larger chunk is taken, whatever a damaged row says.
     let bytes =
-        zstd::bulk::decompress(data, MAX_CHUNK_BYTES).map_err(|error| malformed(error.to_string()))?;
+        zstd::bulk::decompress(data, MAX_LOG_CHUNK_BYTES).map_err(|error| malformed(error.to_string()))?;
     if bytes.len() as u64 != row.end.abs_diff(row.start) {
         return Err(malformed(format!("{} bytes instead of {}", bytes.len(), row.end - row.start)));
     }

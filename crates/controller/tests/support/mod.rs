@@ -134,6 +134,7 @@ impl World {
             grace: Duration::from_secs(10),
             storage: StorageConfig::new(ObjectsConfig { location: objects, aws: BTreeMap::new() }),
         };
+        config.storage.move_logs_after = Duration::ZERO;
         change(&mut config);
         let mut world = Self {
             url: String::new(),

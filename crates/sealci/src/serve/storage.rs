@@ -34,6 +34,9 @@ pub struct StorageArgs {
     /// All logs of ended actions together, packed; the oldest go first
     #[arg(long, value_name = "BYTES", default_value = "10GiB", value_parser = size)]
     pub logs_budget: u64,
+    /// How long the logs of ended actions stay in the database
+    #[arg(long, value_name = "MILLISECONDS", default_value = "30000", hide = true)]
+    pub move_logs_after_ms: u64,
 }
 
 impl StorageArgs {
@@ -54,6 +57,7 @@ impl StorageArgs {
         config.cache_budget_bytes = self.cache_budget;
         config.keep_logs = self.keep_logs;
         config.logs_budget_bytes = self.logs_budget;
+        config.move_logs_after = Duration::from_millis(self.move_logs_after_ms);
         Ok(config)
     }
 }

@@ -19,7 +19,7 @@ pub mod seekable;
 mod whole;
 
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use sealci_core::ids::AttemptId;
@@ -81,7 +81,7 @@ struct Mover {
 }
 
 impl Storage {
-    /// Moves every log that becomes whole, and at its start those that were left, until told to stop.
+    /// Moves every log a while after it became whole, and at its start those that were left, until told to stop.
     pub async fn keep_moving(self, stop: CancellationToken) {
         let whole = self.0.whole_logs.clone();
         let mut mover = Mover { storage: self, grown_bytes: 0, at_once: LOGS_AT_ONCE };
@@ -126,7 +126,7 @@ impl Mover {
     /// Moves all that is known to be whole.
     async fn move_all(&mut self) -> Result<(), StorageError> {
         loop {
-            match self.storage.0.whole_logs.take(self.at_once) {
+            match self.storage.0.whole_logs.take(self.at_once, Instant::now()) {
                 Wanted::Nothing => return Ok(()),
                 Wanted::These(logs) => self.move_some(&logs).await?,
                 Wanted::All => {
