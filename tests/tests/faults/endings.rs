@@ -23,7 +23,7 @@ fn an_action_takes_everything() {
     let manifest = "name: takers\nactions:\n  \
         loops:\n    needs: []\n    timeout: 4s\n    configuration: {resources: {cpu: 0.5, memory: 64MiB}}\n    \
         commands: ['for i in 1 2 3 4; do (while :; do :; done) & done; wait']\n  \
-        forks:\n    needs: []\n    timeout: 60s\n    configuration: {resources: {cpu: 0.5, memory: 3GiB}}\n    \
+        forks:\n    needs: []\n    timeout: 100s\n    configuration: {resources: {cpu: 0.5, memory: 3GiB}}\n    \
         commands: ['bomb() { bomb & bomb; }; bomb 2>/dev/null']\n  \
         hog:\n    needs: []\n    timeout: 60s\n    configuration: {resources: {cpu: 0.5, memory: 64MiB}}\n    \
         commands: ['tail /dev/zero']\n";
