@@ -13,7 +13,7 @@ use std::ptr;
 
 use thiserror::Error;
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{GuestAddress, GuestRegionMmap};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
 /// The guest's memory, as all parts of the machine know it.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
@@ -71,6 +71,11 @@ pub fn map(mebibytes: u64) -> Result<GuestMemory, MemoryError> {
     GuestMemory::from_regions(regions?).map_err(MemoryError::Assemble)
 }
 
+/// How many bytes of it lie below the hole, from address 0 on.
+pub fn low_bytes(memory: &GuestMemory) -> u64 {
+    memory.find_region(GuestAddress(0)).map_or(0, GuestMemoryRegion::len)
+}
+
 fn region((begin, bytes): (GuestAddress, usize)) -> Result<GuestRegionMmap<()>, MemoryError> {
     let address = reserve(bytes).map_err(|source| MemoryError::Map { bytes, source })?;
     let builder = MmapRegionBuilder::new(bytes)
@@ -117,7 +122,7 @@ fn reserve(bytes: usize) -> io::Result<*mut u8> {
 
 #[cfg(test)]
 mod tests {
-    use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
+    use vm_memory::Bytes;
 
     use super::*;
 
