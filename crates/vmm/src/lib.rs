@@ -3,3 +3,4 @@
 //! It knows nothing of what the guest is for.
 
 pub mod memory;
+pub mod virtio;
