@@ -14,9 +14,11 @@
 //! cannot mean makes the device [`Broken`] until it is reset, and what a request cannot mean is answered as that device's
 //! protocol says; nothing is allocated by a guest's word beyond a fixed bound; one call does a bounded amount of work.
 
+pub mod block;
 pub mod entropy;
 pub mod mmio;
 mod queue;
+mod sys;
 
 #[cfg(test)]
 mod driver;
