@@ -19,6 +19,7 @@ pub mod entropy;
 pub mod mmio;
 mod queue;
 mod sys;
+pub mod vsock;
 
 #[cfg(test)]
 mod driver;

@@ -61,3 +61,28 @@ pub fn write_at(file: BorrowedFd<'_>, offset: u64, from: &Buffers<'_>) -> io::Re
         libc::pwritev64(file.as_raw_fd(), pieces.vectors.as_ptr(), pieces.count as libc::c_int, offset)
     })
 }
+
+/// The header of a message whose bytes are these pieces.
+fn message(pieces: &mut Pieces) -> libc::msghdr {
+    // SAFETY: a header of zeros is one without an address, pieces or control data.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = pieces.vectors.as_mut_ptr();
+    header.msg_iovlen = pieces.count as _;
+    header
+}
+
+/// Sends the guest's bytes; never waits, and raises no signal when nobody is there any more.
+pub fn send(socket: BorrowedFd<'_>, from: &Buffers<'_>) -> io::Result<usize> {
+    let mut pieces = Pieces::of(from);
+    let header = message(&mut pieces);
+    // SAFETY: as in `write_at`; the header points to pieces that live until the call is over.
+    moved(|| unsafe { libc::sendmsg(socket.as_raw_fd(), &header, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) })
+}
+
+/// Receives into the guest; never waits. 0 bytes are the end.
+pub fn receive(socket: BorrowedFd<'_>, into: &Buffers<'_>) -> io::Result<usize> {
+    let mut pieces = Pieces::of(into);
+    let mut header = message(&mut pieces);
+    // SAFETY: as in `read_at`; the header points to pieces that live until the call is over.
+    moved(|| unsafe { libc::recvmsg(socket.as_raw_fd(), &mut header, libc::MSG_DONTWAIT) })
+}
