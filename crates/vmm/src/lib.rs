@@ -15,4 +15,5 @@ pub mod machine;
 pub mod memory;
 pub mod serial;
 mod vcpu;
+pub mod virtio;
 pub mod x86_64;
