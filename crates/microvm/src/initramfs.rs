@@ -1,6 +1,7 @@
 //! Packs the initial RAM disk: the init, the modules it loads, and the order in which it does.
 //!
 //! ```text
+//! /dev/null           for the moment before there is a /dev: a program that starts without any file open takes it
 //! /init               the init, which is the machine's first process
 //! /modules/NAME.ko
 //! /modules/order      names of modules, one in each line, in load order
@@ -19,6 +20,7 @@ use crate::shelf::{Kept, Shelf};
 const FOLDER: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 const DATA: u32 = 0o100_644;
+const DEVICE: u32 = 0o020_666;
 
 /// Why there is no initial RAM disk.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +91,8 @@ fn storage(folder: &Path, source: io::Error) -> InitramfsError {
 /// The bytes of the initial RAM disk.
 pub fn archive(init: &[u8], modules: &[Module]) -> Result<Vec<u8>, InitramfsError> {
     let mut cpio = Cpio { bytes: Vec::new(), inode: 0 };
+    cpio.put("dev", FOLDER, b"")?;
+    cpio.put_entry("dev/null", DEVICE, (1, 3), b"")?;
     cpio.put("init", PROGRAM, init)?;
     cpio.put("modules", FOLDER, b"")?;
     let mut order = String::new();
@@ -111,10 +115,20 @@ struct Cpio {
 
 impl Cpio {
     fn put(&mut self, name: &str, mode: u32, content: &[u8]) -> Result<(), InitramfsError> {
+        self.put_entry(name, mode, (0, 0), content)
+    }
+
+    fn put_entry(
+        &mut self,
+        name: &str,
+        mode: u32,
+        (major, minor): (u32, u32),
+        content: &[u8],
+    ) -> Result<(), InitramfsError> {
         let length = u32::try_from(content.len()).map_err(|_| InitramfsError::TooLarge(name.to_owned()))?;
         let links = if mode == FOLDER { 2 } else { 1 };
         // magic | ino mode uid gid nlink mtime filesize devmajor devminor rdevmajor rdevminor namesize check
-        let fields = [self.inode, mode, 0, 0, links, 0, length, 0, 0, 0, 0, name.len() as u32 + 1, 0];
+        let fields = [self.inode, mode, 0, 0, links, 0, length, 0, 0, major, minor, name.len() as u32 + 1, 0];
         self.inode += 1;
         self.bytes.extend(b"070701");
         for field in fields {

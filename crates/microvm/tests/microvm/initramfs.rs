@@ -21,12 +21,21 @@ fn cpio_unpacks_what_was_packed() {
     let store = InitramfsStore::open(&folder.path().join("kept")).unwrap();
     let initramfs = store.obtain(b"#!init", &modules()).unwrap();
     let status = Command::new(cpio)
-        .args(["--extract", "--quiet", "--make-directories", "--format=newc"])
+        // Only root can make a device.
+        .args(["--extract", "--quiet", "--make-directories", "--format=newc", "--nonmatching", "dev/*"])
         .current_dir(&folder)
         .stdin(Stdio::from(fs::File::open(initramfs.path()).unwrap()))
         .status()
         .unwrap();
     assert!(status.success());
+    let list = Command::new("cpio")
+        .args(["--list", "--verbose", "--quiet"])
+        .stdin(Stdio::from(fs::File::open(initramfs.path()).unwrap()))
+        .output()
+        .unwrap();
+    let list = String::from_utf8(list.stdout).unwrap();
+    let null = list.lines().find(|line| line.ends_with(" dev/null")).unwrap();
+    assert!(null.starts_with("crw-rw-rw-") && null.contains("1,   3"), "{null}");
     let read = |name: &str| fs::read(folder.path().join(name)).unwrap();
     assert_eq!(read("init"), b"#!init");
     assert_eq!(read("modules/virtio.ko"), b"\x7fELF1");
