@@ -11,7 +11,7 @@
 use std::io;
 use std::num::NonZeroU8;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, mpsc};
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
@@ -232,7 +232,7 @@ fn add_serial(vm: &VmFd, ports: &mut Bus, output: Output) -> Result<(), BuildErr
     let cannot = |source| BuildError::Kvm { what: "a serial line", source };
     vm.register_irqfd(&interrupt, layout::COM1_INTERRUPT).map_err(cannot)?;
     let line = SerialLine::new(interrupt, output);
-    ports.add(layout::COM1, layout::COM1_PORTS, Arc::new(Mutex::new(line)))?;
+    ports.add(layout::COM1, layout::COM1_PORTS, Arc::new(line))?;
     Ok(())
 }
 
