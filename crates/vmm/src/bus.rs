@@ -2,14 +2,14 @@
 //!
 //! What no device answers to reads as ones and takes every write, as on a PC's bus.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use thiserror::Error;
 
-/// What the guest reads and writes. Offsets count from the beginning of the device's range.
-pub trait Device: Send {
-    fn read(&mut self, offset: u64, data: &mut [u8]);
-    fn write(&mut self, offset: u64, data: &[u8]);
+/// What the guest reads and writes, by any virtual CPU's thread. Offsets count from the beginning of the device's range.
+pub trait Device: Send + Sync {
+    fn read(&self, offset: u64, data: &mut [u8]);
+    fn write(&self, offset: u64, data: &[u8]);
 }
 
 /// Two devices claim the same addresses.
@@ -29,12 +29,12 @@ pub struct Bus {
 struct Slot {
     begin: u64,
     end: u64,
-    device: Arc<Mutex<dyn Device>>,
+    device: Arc<dyn Device>,
 }
 
 impl Bus {
     /// Puts a device at `bytes` addresses from `begin` on.
-    pub fn add(&mut self, begin: u64, bytes: u64, device: Arc<Mutex<dyn Device>>) -> Result<(), Overlap> {
+    pub fn add(&mut self, begin: u64, bytes: u64, device: Arc<dyn Device>) -> Result<(), Overlap> {
         let end = begin + bytes;
         let at = self.slots.partition_point(|slot| slot.end <= begin);
         if self.slots.get(at).is_some_and(|next| next.begin < end) {
@@ -46,14 +46,14 @@ impl Bus {
 
     pub fn read(&self, address: u64, data: &mut [u8]) {
         match self.find(address, data.len()) {
-            Some(slot) => slot.lock().read(address - slot.begin, data),
+            Some(slot) => slot.device.read(address - slot.begin, data),
             None => data.fill(0xff),
         }
     }
 
     pub fn write(&self, address: u64, data: &[u8]) {
         if let Some(slot) = self.find(address, data.len()) {
-            slot.lock().write(address - slot.begin, data);
+            slot.device.write(address - slot.begin, data);
         }
     }
 
@@ -65,32 +65,27 @@ impl Bus {
     }
 }
 
-impl Slot {
-    fn lock(&self) -> std::sync::MutexGuard<'_, dyn Device + 'static> {
-        // A device that panicked has ended the machine.
-        self.device.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use super::*;
 
     /// Reads as its own number, and remembers what was written last.
-    struct Echo(u8, Option<(u64, Vec<u8>)>);
+    struct Echo(u8, Mutex<Option<(u64, Vec<u8>)>>);
 
     impl Device for Echo {
-        fn read(&mut self, offset: u64, data: &mut [u8]) {
+        fn read(&self, offset: u64, data: &mut [u8]) {
             data.fill(self.0 + offset as u8);
         }
 
-        fn write(&mut self, offset: u64, data: &[u8]) {
-            self.1 = Some((offset, data.to_vec()));
+        fn write(&self, offset: u64, data: &[u8]) {
+            *self.1.lock().unwrap() = Some((offset, data.to_vec()));
         }
     }
 
-    fn echo(number: u8) -> Arc<Mutex<Echo>> {
-        Arc::new(Mutex::new(Echo(number, None)))
+    fn echo(number: u8) -> Arc<Echo> {
+        Arc::new(Echo(number, Mutex::new(None)))
     }
 
     #[test]
@@ -110,8 +105,8 @@ mod tests {
         }
         bus.write(0x2004, &[1, 2]);
         bus.write(0x200f, &[1, 2]);
-        assert_eq!(high.lock().unwrap().1, Some((4, vec![1, 2])));
-        assert_eq!(low.lock().unwrap().1, None);
+        assert_eq!(*high.1.lock().unwrap(), Some((4, vec![1, 2])));
+        assert_eq!(*low.1.lock().unwrap(), None);
     }
 
     #[test]

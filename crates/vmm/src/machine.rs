@@ -11,7 +11,7 @@
 use std::io;
 use std::num::NonZeroU8;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, mpsc};
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
@@ -20,11 +20,13 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::{Bus, Overlap};
+use crate::devices::{Devices, DevicesError};
 use crate::kernel::{Kernel, KernelError, Loaded};
 use crate::memory::{self, GuestMemory, MemoryError};
 use crate::serial::{Output, SerialLine};
 pub use crate::vcpu::Ending;
 use crate::vcpu::{Exits, Shared, Threads};
+use crate::virtio::Device;
 use crate::x86_64::boot::{self, BootError};
 use crate::x86_64::registers::{self, RegistersError};
 use crate::x86_64::{acpi, cpuid, layout};
@@ -45,6 +47,8 @@ pub struct Config {
     pub vcpus: NonZeroU8,
     /// Where the kernel's messages and its console go; without it the guest has no serial line.
     pub serial: Option<Output>,
+    /// Virtio devices, in the order in which the guest finds them.
+    pub devices: Vec<Box<dyn Device>>,
 }
 
 /// Why there is no machine.
@@ -70,6 +74,8 @@ pub enum BuildError {
     Event(#[source] io::Error),
     #[error(transparent)]
     Overlap(#[from] Overlap),
+    #[error(transparent)]
+    Devices(#[from] DevicesError),
 }
 
 fn no_kvm(errno: i32) -> String {
@@ -110,6 +116,7 @@ impl Control {
 /// A machine whose guest has not begun.
 pub struct Machine {
     vcpus: Vec<VcpuFd>,
+    devices: Devices,
     shared: Arc<Shared>,
     events: mpsc::Receiver<Event>,
     told: mpsc::SyncSender<Event>,
@@ -136,7 +143,10 @@ impl Machine {
         if let Some(output) = config.serial {
             add_serial(&vm, &mut ports, output)?;
         }
-        let description = acpi::Description { vcpus, devices: 0, has_serial };
+        let device_count = config.devices.len();
+        let mut registers = Bus::default();
+        let devices = Devices::connect(config.devices, &vm, &memory, &mut registers)?;
+        let description = acpi::Description { vcpus, devices: device_count, has_serial };
         let rsdp = acpi::write(&memory, description).map_err(BuildError::Describe)?;
         let initramfs =
             config.initramfs.map(|path| boot::load_initramfs(&memory, &loaded, &path)).transpose()?;
@@ -145,8 +155,8 @@ impl Machine {
 
         let vcpus = create_vcpus(&kvm, &vm, &memory, vcpus, &loaded)?;
         let (told, events) = mpsc::sync_channel(WAITING_COMMANDS);
-        let shared = Arc::new(Shared::new(ports, Bus::default()));
-        Ok(Self { vcpus, shared, events, told, _vm: vm })
+        let shared = Arc::new(Shared::new(ports, registers));
+        Ok(Self { vcpus, devices, shared, events, told, _vm: vm })
     }
 
     pub fn control(&self) -> Control {
@@ -155,7 +165,8 @@ impl Machine {
 
     /// Runs the guest to its end.
     pub fn run(self) -> Result<(Ending, Totals), io::Error> {
-        let Self { vcpus, shared, events, told, _vm } = self;
+        let Self { vcpus, devices, shared, events, told, _vm } = self;
+        let devices = devices.start()?;
         let threads = Threads::start(vcpus, &shared, &told, Event::Ended)?;
         // We hold a sender ourselves, so that it always ends with an event.
         let ending = match events.recv() {
@@ -165,6 +176,7 @@ impl Machine {
         // Threads that end now have room for their word, or nobody who hears it.
         drop(events);
         drop(threads);
+        drop(devices);
         Ok((ending, Totals::of(&shared.exits)))
     }
 }
@@ -232,7 +244,7 @@ fn add_serial(vm: &VmFd, ports: &mut Bus, output: Output) -> Result<(), BuildErr
     let cannot = |source| BuildError::Kvm { what: "a serial line", source };
     vm.register_irqfd(&interrupt, layout::COM1_INTERRUPT).map_err(cannot)?;
     let line = SerialLine::new(interrupt, output);
-    ports.add(layout::COM1, layout::COM1_PORTS, Arc::new(Mutex::new(line)))?;
+    ports.add(layout::COM1, layout::COM1_PORTS, Arc::new(line))?;
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! Reads the command line of `sealci-vmm`.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU8;
 use std::path::PathBuf;
 
@@ -16,8 +17,11 @@ usage: sealci-vmm --kernel FILE [OPTION…]
   --memory-mib N              the guest's memory (256 without it)
   --vcpus N                   how many virtual CPUs it has (1 without it)
   --serial FILE               gives it a serial line and console, written to a file, or with - to standard output
+  --disk FILE[:ro]            a disk, /dev/vda, /dev/vdb, … in this order; with :ro it cannot be written
+  --vsock PORT=SOCKET         what connects to this port of CID 2 gets this listening unix socket of the host's
   --version                   says which version this is
 
+Disks and ports may be several; the guest's own CID is 3, and it has a source of random numbers.
 It ends with 0 when the guest has reset the machine or turned it off.";
 
 const MEMORY_MEBIBYTES: u64 = 256;
@@ -31,6 +35,16 @@ pub struct Options {
     pub memory_mebibytes: u64,
     pub vcpus: NonZeroU8,
     pub serial: Option<PathBuf>,
+    pub disks: Vec<Disk>,
+    /// By port.
+    pub vsock: BTreeMap<u32, PathBuf>,
+}
+
+/// A disk that is a file.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Disk {
+    pub path: PathBuf,
+    pub is_read_only: bool,
 }
 
 /// Why a command line is none.
@@ -44,6 +58,8 @@ pub enum OptionsError {
     Twice(&'static str),
     #[error("`{value}` is no value of {option}: a whole number is needed")]
     NoNumber { option: &'static str, value: String },
+    #[error("`{0}` is no value of --vsock: PORT=SOCKET is needed, each port once")]
+    Vsock(String),
     #[error("the option --kernel is missing")]
     NoKernel,
 }
@@ -53,9 +69,21 @@ impl Options {
     pub fn read(arguments: impl IntoIterator<Item = String>) -> Result<Self, OptionsError> {
         let (mut kernel, mut initramfs, mut serial) = (None, None, None);
         let (mut extra, mut memory, mut vcpus) = (None, None, None);
+        let (mut disks, mut vsock) = (Vec::new(), BTreeMap::new());
         let mut arguments = arguments.into_iter();
         while let Some(name) = arguments.next() {
+            let mut value = || arguments.next().ok_or_else(|| OptionsError::NoValue(name.clone()));
             let (option, place) = match name.as_str() {
+                "--disk" => {
+                    disks.push(Disk::read(&value()?));
+                    continue;
+                }
+                "--vsock" => {
+                    let text = value()?;
+                    let end = port_and_socket(&text).filter(|(port, _)| !vsock.contains_key(port));
+                    vsock.extend([end.ok_or(OptionsError::Vsock(text))?]);
+                    continue;
+                }
                 "--kernel" => ("--kernel", &mut kernel),
                 "--initramfs" => ("--initramfs", &mut initramfs),
                 "--command-line-extra" => ("--command-line-extra", &mut extra),
@@ -64,8 +92,7 @@ impl Options {
                 "--serial" => ("--serial", &mut serial),
                 _ => return Err(OptionsError::Unknown(name)),
             };
-            let value = arguments.next().ok_or(OptionsError::NoValue(name))?;
-            if place.replace(value).is_some() {
+            if place.replace(value()?).is_some() {
                 return Err(OptionsError::Twice(option));
             }
         }
@@ -76,8 +103,24 @@ impl Options {
             memory_mebibytes: number("--memory-mib", memory)?.unwrap_or(MEMORY_MEBIBYTES),
             vcpus: number("--vcpus", vcpus)?.unwrap_or(NonZeroU8::MIN),
             serial: serial.map(PathBuf::from),
+            disks,
+            vsock,
         })
     }
+}
+
+impl Disk {
+    fn read(text: &str) -> Self {
+        match text.strip_suffix(":ro") {
+            Some(path) => Self { path: path.into(), is_read_only: true },
+            None => Self { path: text.into(), is_read_only: false },
+        }
+    }
+}
+
+fn port_and_socket(text: &str) -> Option<(u32, PathBuf)> {
+    let (port, socket) = text.split_once('=')?;
+    Some((port.parse().ok()?, socket.into()))
 }
 
 fn number<T: std::str::FromStr>(
@@ -105,6 +148,18 @@ mod tests {
         let all = all.unwrap();
         assert_eq!((all.memory_mebibytes, all.vcpus.get(), all.serial), (6144, 4, Some("-".into())));
         assert_eq!((all.initramfs, all.command_line_extra.as_str()), (Some("i".into()), "x"));
+    }
+
+    #[test]
+    fn disks_and_ports_may_be_several() {
+        let options = read("--disk a:ro --kernel k --disk b --vsock 7=/s --vsock 8=t=u").unwrap();
+        let disk = |path: &str, is_read_only| Disk { path: path.into(), is_read_only };
+        assert_eq!(options.disks, [disk("a", true), disk("b", false)]);
+        assert_eq!(options.vsock, BTreeMap::from([(7, "/s".into()), (8, "t=u".into())]));
+        for wrong in ["7", "x=/s", "7=/s --vsock 7=/t"] {
+            let error = read(&format!("--kernel k --vsock {wrong}")).unwrap_err();
+            assert!(matches!(error, OptionsError::Vsock(_)), "{wrong}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The guest's first serial line, for people who look for what goes wrong: it is written, never read.
 
 use std::io::{self, Write};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
@@ -12,7 +13,9 @@ use crate::bus::Device;
 pub type Output = Box<dyn Write + Send>;
 
 /// A 16550 without input.
-pub struct SerialLine(Serial<Interrupt, NoEvents, Output>);
+pub struct SerialLine(Mutex<Port>);
+
+type Port = Serial<Interrupt, NoEvents, Output>;
 
 /// Tells KVM, which tells the guest.
 struct Interrupt(EventFd);
@@ -27,23 +30,28 @@ impl Trigger for Interrupt {
 
 impl SerialLine {
     pub fn new(interrupt: EventFd, output: Output) -> Self {
-        Self(Serial::new(Interrupt(interrupt), output))
+        Self(Mutex::new(Serial::new(Interrupt(interrupt), output)))
+    }
+
+    /// A thread that panicked with the lock has ended the machine.
+    fn lock(&self) -> MutexGuard<'_, Port> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Device for SerialLine {
-    fn read(&mut self, offset: u64, data: &mut [u8]) {
+    fn read(&self, offset: u64, data: &mut [u8]) {
         // Its registers have a byte each; there are eight.
         match data {
-            [byte] => *byte = self.0.read(offset as u8),
+            [byte] => *byte = self.lock().read(offset as u8),
             _ => data.fill(0xff),
         }
     }
 
-    fn write(&mut self, offset: u64, data: &[u8]) {
+    fn write(&self, offset: u64, data: &[u8]) {
         // Whoever reads it may be gone, which is no reason for the guest to stop.
         if let [byte] = data {
-            let _ = self.0.write(offset as u8, *byte);
+            let _ = self.lock().write(offset as u8, *byte);
         }
     }
 }
