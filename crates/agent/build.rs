@@ -38,17 +38,7 @@ fn build(folder: &str, name: &str) -> Result<PathBuf, String> {
     let target_dir = PathBuf::from(variable("OUT_DIR")?).join("programs");
     let mut cargo = Command::new(variable("CARGO")?);
     cargo
-        .args([
-            "build",
-            "--quiet",
-            "--locked",
-            "--offline",
-            "--release",
-            "--bin",
-            name,
-            "--target",
-            &target,
-        ])
+        .args(["build", "--quiet", "--locked", "--offline", "--release", "--bin", name, "--target", &target])
         .arg("--manifest-path")
         .arg(crate_folder.join("Cargo.toml"))
         .arg("--target-dir")

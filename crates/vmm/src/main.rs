@@ -5,17 +5,22 @@ mod options;
 use std::error::Error;
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::thread;
 
-use sealci_vmm::machine::{Config, Ending, Machine};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use sealci_vmm::machine::{Command, Config, Control, Ending, Machine};
 use sealci_vmm::serial::Output;
 use sealci_vmm::virtio::Device;
 use sealci_vmm::virtio::block::{Access, Block};
 use sealci_vmm::virtio::entropy::Entropy;
 use sealci_vmm::virtio::vsock::{HostEnd, MIN_GUEST_CID, Vsock};
 
-use options::{Disk, Options, USAGE};
+use options::{Disk, Options, STANDARD, USAGE};
 
 const USAGE_ERROR: u8 = 2;
 
@@ -51,6 +56,7 @@ fn main() -> ExitCode {
 
 fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let devices = devices(&options)?;
+    let is_called = options.vsock.values().any(|path| path == Path::new(STANDARD));
     let serial = options.serial.as_deref().map(open_output).transpose()?;
     let machine = Machine::build(Config {
         kernel: options.kernel,
@@ -61,6 +67,9 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
         serial,
         devices,
     })?;
+    if is_called {
+        end_with_standard_input(machine.control())?;
+    }
     let (ending, totals) = machine.run()?;
     let how = match ending {
         Ending::Reset => "has reset the machine",
@@ -79,12 +88,33 @@ fn devices(options: &Options) -> Result<Vec<Box<dyn Device>>, Box<dyn Error>> {
         devices.push(Box::new(open_disk(disk, index)?));
     }
     if !options.vsock.is_empty() {
-        let end = |(port, path): (&u32, &PathBuf)| (*port, HostEnd::Listener(path.clone()));
-        let vsock = Vsock::new(MIN_GUEST_CID, options.vsock.iter().map(end).collect());
+        let ends: Result<_, io::Error> = options.vsock.iter().map(host_end).collect();
+        let vsock = ends.and_then(|ends| Vsock::new(MIN_GUEST_CID, ends));
         devices.push(Box::new(vsock.map_err(|error| format!("cannot connect the guest's ports: {error}"))?));
     }
     devices.push(Box::new(Entropy));
     Ok(devices)
+}
+
+fn host_end((port, path): (&u32, &PathBuf)) -> io::Result<(u32, HostEnd)> {
+    if path != Path::new(STANDARD) {
+        return Ok((*port, HostEnd::Listener(path.clone())));
+    }
+    let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    socket.set_nonblocking(true)?;
+    Ok((*port, HostEnd::Connected(socket)))
+}
+
+/// Ends the machine with the other end of standard input, whatever its guest is at.
+fn end_with_standard_input(control: Control) -> io::Result<()> {
+    let socket = io::stdin().as_fd().try_clone_to_owned()?;
+    // It waits for as long as this process lives.
+    thread::Builder::new().name("standard input".to_owned()).spawn(move || {
+        // That the other end is gone is told unasked.
+        while let Err(Errno::INTR) = poll(&mut [PollFd::new(&socket, PollFlags::empty())], None) {}
+        control.send(Command::Stop);
+    })?;
+    Ok(())
 }
 
 fn open_disk(disk: &Disk, index: usize) -> Result<Block, Box<dyn Error>> {
@@ -98,7 +128,7 @@ fn open_disk(disk: &Disk, index: usize) -> Result<Block, Box<dyn Error>> {
 }
 
 fn open_output(path: &Path) -> Result<Output, Box<dyn Error>> {
-    if path == Path::new("-") {
+    if path == Path::new(STANDARD) {
         return Ok(Box::new(io::stdout()));
     }
     let file = File::create(path).map_err(|error| format!("cannot write {}: {error}", path.display()))?;

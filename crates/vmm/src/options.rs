@@ -18,7 +18,8 @@ usage: sealci-vmm --kernel FILE [OPTION…]
   --vcpus N                   how many virtual CPUs it has (1 without it)
   --serial FILE               gives it a serial line and console, written to a file, or with - to standard output
   --disk FILE[:ro]            a disk, /dev/vda, /dev/vdb, … in this order; with :ro it cannot be written
-  --vsock PORT=SOCKET         what connects to this port of CID 2 gets this listening unix socket of the host's
+  --vsock PORT=SOCKET         what connects to this port of CID 2 gets this listening unix socket of the host's, or with -
+                              the socket that is this program's standard input, whose other end's end ends the guest
   --version                   says which version this is
 
 Disks and ports may be several; the guest's own CID is 3, and it has a source of random numbers.
@@ -39,6 +40,9 @@ pub struct Options {
     /// By port.
     pub vsock: BTreeMap<u32, PathBuf>,
 }
+
+/// In the place of a path: standard input, or standard output.
+pub const STANDARD: &str = "-";
 
 /// A disk that is a file.
 #[derive(Debug, PartialEq, Eq)]

@@ -62,3 +62,33 @@ fn remove_leftovers(folder: &Path, prefix: &str) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_dead_process_was_writing_goes_with_the_next_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let bin = folder.path().join("bin");
+        fs::create_dir(&bin).unwrap();
+        let mut dead = std::process::Command::new("true").spawn().unwrap();
+        dead.wait().unwrap();
+        let own = format!(".sealci-init-{}", std::process::id());
+        let theirs = format!(".sealci-init-{}", dead.id());
+        for name in [&own, &theirs, ".sealci-init-", ".sealci-init-x", "other"] {
+            fs::write(bin.join(name), "half").unwrap();
+        }
+        for _ in ["where the init is missing", "where it is there"] {
+            fs::write(bin.join(&theirs), "half").unwrap();
+            let init = install(folder.path(), INIT).unwrap();
+            let mut names: Vec<_> = fs::read_dir(&bin)
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .filter(|name| *name != own && !init.ends_with(name))
+                .collect();
+            names.sort();
+            assert_eq!(names, [".sealci-init-", ".sealci-init-x", "other"]);
+        }
+    }
+}

@@ -43,8 +43,12 @@ impl Cargo {
         }
         match self.stored.try_recv() {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(ExecutorError::io("put the workspace into the machine")(io::Error::other(error))),
-            Err(_) => Err(ExecutorError::io("put the workspace into the machine")(io::ErrorKind::BrokenPipe.into())),
+            Ok(Err(error)) => {
+                Err(ExecutorError::io("put the workspace into the machine")(io::Error::other(error)))
+            }
+            Err(_) => {
+                Err(ExecutorError::io("put the workspace into the machine")(io::ErrorKind::BrokenPipe.into()))
+            }
         }
     }
 }

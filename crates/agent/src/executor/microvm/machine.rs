@@ -8,7 +8,6 @@ use sealci_core::outcome::Limit;
 use sealci_core::plan::Resources;
 use sealci_guest::wire::machine as inside;
 use sealci_vmm::machine::MAX_VCPUS;
-use sealci_vmm::virtio::vsock::MIN_GUEST_CID;
 
 use crate::executor::cgroup::{Cgroups, Limits};
 use crate::executor::environment::{Group, HostEnvironment};
@@ -47,8 +46,7 @@ impl Recipe {
             ("--memory-mib", mebibytes.to_string().into()),
             ("--vcpus", vcpus.to_string().into()),
             ("--disk", root),
-            ("--vsock", MIN_GUEST_CID.to_string().into()),
-            ("--channel", PORT.to_string().into()),
+            ("--vsock", format!("{PORT}=-").into()),
             ("--command-line-extra", format!("{}={PORT}", inside::PORT_KEY).into()),
         ] {
             arguments.extend([name.into(), value]);
