@@ -43,7 +43,7 @@ part() {
     echo "guest: begin $name" >&3
     (
         cd / && echo "$BASHPID" >"$group/cgroup.procs"
-        SEALCI_SKIPS=$skips HOME=/tmp exec "${as[@]}" /sealci/executor --color=never "$@" >&3 2>&1 3>&-
+        SEALCI_SKIPS=$skips HOME=/tmp exec "${as[@]}" /sealci/tests --color=never "$@" >&3 2>&1 3>&-
     )
     local status=$?
     sed 's/^/guest: skipped /' "$skips" >&3

@@ -1,0 +1,87 @@
+//! A stock kernel boots: with any number of virtual CPUs, with little memory and with much.
+
+use super::initramfs::Initramfs;
+use super::lab::{Lab, run};
+
+const NOTHING: [&str; 0] = [];
+
+/// The number after `name=` on the guest's console.
+fn figure(console: &str, name: &str) -> u64 {
+    let text = console.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix('='));
+    text.and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("no {name}: {console}"))
+}
+
+#[test]
+fn one_vcpu_says_hello() {
+    let Some(lab) = Lab::open() else { return };
+    let outcome = lab.run("echo hello; echo vcpus=$(nproc)", NOTHING);
+    assert!(outcome.console.contains("hello\n"), "{outcome:?}");
+    assert_eq!(figure(&outcome.console, "vcpus"), 1);
+    assert!(outcome.status.success() && outcome.said.contains("has reset the machine"), "{outcome:?}");
+}
+
+#[test]
+fn two_and_four_vcpus_all_run() {
+    let Some(lab) = Lab::open() else { return };
+    for vcpus in [2, 4] {
+        // Each runs a process of its own, and they are cores of one package.
+        let script = "echo vcpus=$(nproc)\n\
+            for cpu in $(seq 0 $(($(nproc) - 1))); do taskset $((1 << cpu)) sh -c 'echo ran' & done; wait\n\
+            echo packages=$(grep 'physical id' /proc/cpuinfo | sort -u | wc -l)\n\
+            echo cores=$(grep 'core id' /proc/cpuinfo | sort -u | wc -l)";
+        let outcome = lab.run(script, ["--vcpus", &vcpus.to_string()]);
+        assert_eq!(figure(&outcome.console, "vcpus"), vcpus);
+        assert_eq!(outcome.console.matches("ran\n").count() as u64, vcpus, "{outcome:?}");
+        assert_eq!(figure(&outcome.console, "packages"), 1);
+        assert_eq!(figure(&outcome.console, "cores"), vcpus);
+        assert!(outcome.status.success(), "{outcome:?}");
+    }
+}
+
+#[test]
+fn little_memory_is_enough() {
+    let Some(lab) = Lab::open() else { return };
+    let outcome = lab.run("awk '/MemTotal/ { print \"memory=\" $2 }' /proc/meminfo", ["--memory-mib", "128"]);
+    let kibibytes = figure(&outcome.console, "memory");
+    assert!((80 << 10..128 << 10).contains(&kibibytes), "{outcome:?}");
+}
+
+#[test]
+fn memory_above_four_gibibytes_is_used() {
+    let Some(lab) = Lab::open() else { return };
+    // Linux's zone `Normal` is what lies there.
+    let script = "awk '/MemTotal/ { print \"memory=\" $2 }' /proc/meminfo\n\
+        free() { awk '/zone/ { normal = $4 == \"Normal\" } normal && /nr_free_pages/ { print $2 }' /proc/zoneinfo; }\n\
+        before=$(free); mount -t tmpfs tmpfs /tmp\n\
+        yes 'what is written there is read there' | head -c 67108864 >/tmp/file\n\
+        echo pages=$((before - $(free)))\n\
+        [ $(md5sum </tmp/file | cut -c-32) = $(yes 'what is written there is read there' | head -c 67108864 | md5sum | cut -c-32) ] && echo same=1";
+    let outcome = lab.run(script, ["--memory-mib", "6144"]);
+    assert!(figure(&outcome.console, "memory") > 5900 << 10, "{outcome:?}");
+    assert!(figure(&outcome.console, "pages") >= 64 << 8, "{outcome:?}");
+    assert_eq!(figure(&outcome.console, "same"), 1);
+}
+
+#[test]
+fn the_machine_can_be_turned_off() {
+    let Some(lab) = Lab::open() else { return };
+    let outcome = lab.run("poweroff -f; sleep 100", NOTHING);
+    assert!(outcome.status.success() && outcome.said.contains("has turned the machine off"), "{outcome:?}");
+}
+
+#[test]
+fn a_kernel_that_panics_ends() {
+    let Some(lab) = Lab::open() else { return };
+    let outcome = lab.run_with(Initramfs::empty(), NOTHING);
+    assert!(outcome.said.contains("has reset the machine"), "{outcome:?}");
+}
+
+#[test]
+fn a_boot_takes_few_exits() {
+    let Some(lab) = Lab::open() else { return };
+    let initramfs = Initramfs::only(&lab.busybox, "#!/bin/busybox sh\n/bin/busybox reboot -f\n").file();
+    let outcome = run(lab.command(&initramfs), std::time::Duration::from_secs(150)).unwrap();
+    let words: Vec<_> = outcome.said.split_whitespace().filter_map(|word| word.parse::<u64>().ok()).collect();
+    let [ports, registers] = words[..] else { panic!("{outcome:?}") };
+    assert!(ports + registers <= 300, "{outcome:?}");
+}

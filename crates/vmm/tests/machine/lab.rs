@@ -1,0 +1,149 @@
+//! Runs `sealci-vmm`, and finds what guests are made of.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{OnceLock, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use tempfile::NamedTempFile;
+
+use super::initramfs::Initramfs;
+
+/// How long a guest may take. Emulated twice, on a busy machine, one takes half a minute.
+const PATIENCE: Duration = Duration::from_secs(150);
+/// What a kernel says of itself only where something is wrong.
+const QUIET: &str = "quiet loglevel=1";
+
+/// What guests are made of here.
+#[derive(Clone)]
+pub struct Lab {
+    pub kernel: PathBuf,
+    pub busybox: PathBuf,
+}
+
+/// What came of a guest.
+#[derive(Debug)]
+pub struct Outcome {
+    pub status: ExitStatus,
+    /// What `sealci-vmm` wrote to standard output, where the guest's console goes, and to standard error.
+    pub console: String,
+    pub said: String,
+}
+
+impl Lab {
+    /// None where no guest gets through, which is said.
+    pub fn open() -> Option<Self> {
+        static PROBED: OnceLock<Result<Lab, String>> = OnceLock::new();
+        match PROBED.get_or_init(Self::probe) {
+            Ok(lab) => Some(lab.clone()),
+            Err(why) => {
+                skip(why);
+                None
+            }
+        }
+    }
+
+    /// By a guest: some machines have a `/dev/kvm` that opens, and in which no kernel gets anywhere.
+    fn probe() -> Result<Self, String> {
+        if !Path::new("/dev/kvm").exists() {
+            return Err("there is no /dev/kvm".to_owned());
+        }
+        let kernel =
+            kernel().ok_or("there is no kernel in /boot (apt-get install linux-image-cloud-amd64)")?;
+        let busybox =
+            ["/usr/bin/busybox", "/bin/busybox"].map(PathBuf::from).into_iter().find(|file| file.exists());
+        let busybox = busybox.ok_or("busybox is not installed (apt-get install busybox-static)")?;
+        let lab = Self { kernel, busybox };
+        let initramfs = Initramfs::only(&lab.busybox, "#!/bin/busybox sh\n/bin/busybox reboot -f\n").file();
+        match run(lab.command(&initramfs), PATIENCE) {
+            Some(outcome) if outcome.status.success() => Ok(lab),
+            Some(outcome) => Err(format!("/dev/kvm does not work: {}", outcome.said)),
+            None => Err(format!("in /dev/kvm no guest gets through within {PATIENCE:?}")),
+        }
+    }
+
+    /// A guest of the least size, without a serial line.
+    pub fn command(&self, initramfs: &NamedTempFile) -> Command {
+        let mut command = vmm();
+        command.arg("--kernel").arg(&self.kernel).arg("--initramfs").arg(initramfs.path());
+        command
+    }
+
+    /// Runs a script in a guest to the guest's end.
+    pub fn run<S: AsRef<OsStr>>(&self, script: &str, arguments: impl IntoIterator<Item = S>) -> Outcome {
+        self.run_with(Initramfs::running(&self.busybox, &format!("{script}\nreboot -f\n")), arguments)
+    }
+
+    pub fn run_with<S: AsRef<OsStr>>(
+        &self,
+        initramfs: Initramfs,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Outcome {
+        let initramfs = initramfs.file();
+        let mut command = self.command(&initramfs);
+        command.args(["--serial", "-", "--command-line-extra", QUIET]).args(arguments);
+        run(command, PATIENCE).expect("the guest came to no end")
+    }
+}
+
+pub fn vmm() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_sealci-vmm"))
+}
+
+/// Runs it to its end; none where it was ended because it took too long.
+pub fn run(mut command: Command, patience: Duration) -> Option<Outcome> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let (mut out, mut error) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+    let (ended, end) = mpsc::sync_channel(1);
+    let console = thread::spawn(move || {
+        let mut bytes = Vec::new();
+        out.read_to_end(&mut bytes).unwrap();
+        ended.send(()).unwrap();
+        String::from_utf8_lossy(&bytes).replace('\r', "")
+    });
+    let said = thread::spawn(move || {
+        let mut text = String::new();
+        error.read_to_string(&mut text).unwrap();
+        text
+    });
+    let is_over = end.recv_timeout(patience).is_ok();
+    if !is_over {
+        child.kill().unwrap();
+    }
+    let status = child.wait().unwrap();
+    let outcome = Outcome { status, console: console.join().unwrap(), said: said.join().unwrap() };
+    if is_over {
+        return Some(outcome);
+    }
+    eprintln!("it was ended after {patience:?}: {outcome:?}");
+    None
+}
+
+/// The kernel that is given, or the newest that is installed.
+pub fn kernel() -> Option<PathBuf> {
+    if let Some(path) = std::env::var_os("SEALCI_TEST_KERNEL") {
+        return Some(path.into());
+    }
+    let files = fs::read_dir("/boot").into_iter().flatten().flatten().map(|entry| entry.path());
+    files
+        .filter(|path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"vmlinuz")))
+        .max()
+}
+
+/// Says loudly what was not tested, and why; `cargo xtask test` lists it at its end. Fails where `SEALCI_REQUIRE` names `kvm`.
+pub fn skip(why: &str) {
+    let test = thread::current().name().unwrap_or_default().to_owned();
+    let required = std::env::var("SEALCI_REQUIRE").unwrap_or_default();
+    assert!(!required.split(',').any(|name| name.trim() == "kvm"), "{test} needs kvm: {why}");
+    eprintln!("SKIPPED: {test}: {why}");
+    if let Some(path) = std::env::var_os("SEALCI_SKIPS") {
+        use std::io::Write;
+        let file = fs::OpenOptions::new().append(true).create(true).open(path);
+        writeln!(file.unwrap(), "{test}: {why}").unwrap();
+    }
+}
