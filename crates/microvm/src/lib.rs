@@ -1,5 +1,5 @@
-//! Makes what a microVM is started with out of what a host has: an image's root file system, a kernel with the modules that
-//! are needed, and the initial RAM disk that brings the two together. Knows nothing of CI.
+//! Makes what a microVM is started with out of what a host has: an image's root file system, a disk to write to, a kernel with
+//! the modules that are needed, and the initial RAM disk that brings them together. Knows nothing of CI.
 //!
 //! ```text
 //! image's layers ──▶ root: one squashfs per digest ─────────────────────────┐
@@ -10,4 +10,5 @@
 pub mod initramfs;
 pub mod kernel;
 pub mod root;
+pub mod scratch;
 mod shelf;

@@ -21,6 +21,11 @@ const OVER: &str = "echo 'guest: over' >&3\nsync\necho o >/proc/sysrq-trigger\ns
 const MACHINES: &str = "modprobe kvm_amd || modprobe kvm_intel\n\
     SEALCI_TEST_KERNEL=/sealci/vmlinuz SEALCI_REQUIRE=kvm part machine 0 --test-threads=1\n";
 
+/// The part of whole machines: an image's root, our init, and the virtual machine monitor.
+const WHOLE: &str = "export SEALCI_TEST_MODULES=/lib/modules/$(uname -r)\n\
+    export SEALCI_TEST_VMM=/sealci/sealci-vmm SEALCI_TEST_INIT=/sealci/sealci-init\n\
+    SEALCI_TEST_KERNEL=/sealci/vmlinuz TESTS=/sealci/whole SEALCI_REQUIRE=kvm part whole 0 --test-threads=1\n";
+
 /// Packs the executors' tests.
 pub fn executors(folder: &Path, parts: &[Part]) -> Result<PathBuf> {
     // The whole workspace, so that what `cargo xtask test` has built is not built with other features once more.
@@ -40,16 +45,51 @@ pub fn executors(folder: &Path, parts: &[Part]) -> Result<PathBuf> {
 
 /// Packs the virtual machine monitor and its tests, and the kernel, which is that of the guests within the guest, too.
 pub fn machines(folder: &Path, base: &Base) -> Result<PathBuf> {
-    let built = Built::by(&["--package", "sealci-vmm"])?;
+    let built = Built::by(&["--package", "sealci-vmm", "--package", "sealci-microvm"])?;
     let tree = Tree::begin(folder)?;
-    tree.script(&format!("{SCRIPT}{MACHINES}{OVER}"))?;
+    tree.script(&format!("{SCRIPT}{MACHINES}{WHOLE}{OVER}"))?;
     tree.place(&built.find("machine", true)?, "sealci/tests")?;
     tree.place_where_built(&built.find("sealci-vmm", false)?)?;
+    tree.place(&built.find("sealci-vmm", false)?, "sealci/sealci-vmm")?;
+    tree.place(&built.find("whole", true)?, "sealci/whole")?;
+    tree.copy(&build_init()?, "sealci/sealci-init")?;
     tree.copy(&base.kernel, "sealci/vmlinuz")?;
     let busybox = machine::find("busybox").context("busybox is not installed")?;
     tree.copy(&busybox, "usr/bin/busybox")?;
     tree.archive()
 }
+
+/// Builds the init as the agent carries it: static. Its flags are not the workspace's, so its folder is not either.
+fn build_init() -> Result<PathBuf> {
+    let folder = workspace::target_folder()?.join("init");
+    let status = workspace::cargo()
+        .args([
+            "build",
+            "--quiet",
+            "--locked",
+            "--release",
+            "--package",
+            "sealci-guest",
+            "--bin",
+            "sealci-init",
+        ])
+        .args(["--target", TARGET, "--target-dir"])
+        .arg(&folder)
+        .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static\x1f-Crelocation-model=static")
+        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "s")
+        .env("CARGO_PROFILE_RELEASE_PANIC", "abort")
+        .env("CARGO_PROFILE_RELEASE_STRIP", "symbols")
+        .stdin(Stdio::null())
+        .status()
+        .context("cannot run cargo")?;
+    if !status.success() {
+        bail!("sealci-init could not be built: cargo ended with {status}");
+    }
+    Ok(folder.join(TARGET).join("release/sealci-init"))
+}
+
+/// What guests of this kind of machine run.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// What becomes the guest's disk, on its way there.
 struct Tree {
