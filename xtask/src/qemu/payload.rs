@@ -19,12 +19,13 @@ const SCRIPT: &str = include_str!("guest.sh");
 const OVER: &str = "echo 'guest: over' >&3\nsync\necho o >/proc/sysrq-trigger\nsleep 60\n";
 /// The part of the virtual machine monitor's tests.
 const MACHINES: &str = "modprobe kvm_amd || modprobe kvm_intel\n\
-    SEALCI_TEST_KERNEL=/sealci/vmlinuz SEALCI_REQUIRE=kvm part machine 0 --test-threads=1\n";
+    export SEALCI_TEST_KERNEL=/sealci/vmlinuz SEALCI_TEST_PEER=/sealci/peer\n\
+    SEALCI_REQUIRE=kvm part machine 0 --test-threads=1\n";
 
 /// The part of whole machines: an image's root, our init, and the virtual machine monitor.
 const WHOLE: &str = "export SEALCI_TEST_MODULES=/lib/modules/$(uname -r)\n\
     export SEALCI_TEST_VMM=/sealci/sealci-vmm SEALCI_TEST_INIT=/sealci/sealci-init\n\
-    SEALCI_TEST_KERNEL=/sealci/vmlinuz TESTS=/sealci/whole SEALCI_REQUIRE=kvm part whole 0 --test-threads=1\n";
+    TESTS=/sealci/whole SEALCI_REQUIRE=kvm part whole 0 --test-threads=1\n";
 
 /// Packs the executors' tests.
 pub fn executors(folder: &Path, parts: &[Part]) -> Result<PathBuf> {
@@ -54,6 +55,7 @@ pub fn machines(folder: &Path, base: &Base) -> Result<PathBuf> {
     tree.place(&built.find("whole", true)?, "sealci/whole")?;
     tree.copy(&build_init()?, "sealci/sealci-init")?;
     tree.copy(&base.kernel, "sealci/vmlinuz")?;
+    build_peer(&tree.path.join("sealci/peer"))?;
     let busybox = machine::find("busybox").context("busybox is not installed")?;
     tree.copy(&busybox, "usr/bin/busybox")?;
     tree.archive()
@@ -90,6 +92,15 @@ fn build_init() -> Result<PathBuf> {
 
 /// What guests of this kind of machine run.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// Builds the one program that the guests within the guest need of ours: without crates, and static.
+fn build_peer(to: &Path) -> Result<()> {
+    let mut rustc = Command::new("rustc");
+    rustc.args(["--edition=2024", "-O", "-C", "target-feature=+crt-static", "-C", "strip=symbols", "-o"]);
+    let status = rustc.arg(to).arg(workspace::root().join("crates/vmm/tests/machine/peer.rs")).status();
+    let status = status.context("cannot run rustc")?;
+    if status.success() { Ok(()) } else { bail!("rustc ended with {status}") }
+}
 
 /// What becomes the guest's disk, on its way there.
 struct Tree {

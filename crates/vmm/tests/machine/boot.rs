@@ -1,15 +1,9 @@
 //! A stock kernel boots: with any number of virtual CPUs, with little memory and with much.
 
 use super::initramfs::Initramfs;
-use super::lab::{Lab, run};
+use super::lab::{Lab, figure, run};
 
 const NOTHING: [&str; 0] = [];
-
-/// The number after `name=` on the guest's console.
-fn figure(console: &str, name: &str) -> u64 {
-    let text = console.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix('='));
-    text.and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("no {name}: {console}"))
-}
 
 #[test]
 fn one_vcpu_says_hello() {

@@ -45,6 +45,11 @@ impl Initramfs {
         new
     }
 
+    pub fn with(mut self, name: &str, bytes: &[u8]) -> Self {
+        self.add(name, PROGRAM, bytes);
+        self
+    }
+
     pub fn file(mut self) -> NamedTempFile {
         self.add("TRAILER!!!", 0, b"");
         let mut file = NamedTempFile::new().unwrap();

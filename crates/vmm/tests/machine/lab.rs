@@ -66,6 +66,28 @@ impl Lab {
         }
     }
 
+    /// A module of the running kernel, which guests have too.
+    pub fn module(&self, name: &str) -> Vec<u8> {
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        let folder = Path::new("/lib/modules").join(release.trim());
+        let list = fs::read_to_string(folder.join("modules.dep")).unwrap();
+        let ending = format!("/{name}.ko");
+        let paths = list.lines().filter_map(|line| line.split_once(':')).map(|(path, _)| path);
+        let path = paths.into_iter().find(|path| path.ends_with(&ending));
+        fs::read(folder.join(path.unwrap_or_else(|| panic!("no module {name}")))).unwrap()
+    }
+
+    /// The program `peer`, which speaks vsock within a guest; the harness builds it.
+    pub fn peer(&self) -> Option<Vec<u8>> {
+        let path = std::env::var_os("SEALCI_TEST_PEER");
+        if path.is_none() {
+            skip(
+                "SEALCI_TEST_PEER does not name the program that speaks vsock (cargo xtask vm-test builds it)",
+            );
+        }
+        path.map(|path| fs::read(path).unwrap())
+    }
+
     /// A guest of the least size, without a serial line.
     pub fn command(&self, initramfs: &NamedTempFile) -> Command {
         let mut command = vmm();
@@ -88,6 +110,12 @@ impl Lab {
         command.args(["--serial", "-", "--command-line-extra", QUIET]).args(arguments);
         run(command, PATIENCE).expect("the guest came to no end")
     }
+}
+
+/// The number after `name=` on the guest's console.
+pub fn figure(console: &str, name: &str) -> u64 {
+    let text = console.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix('='));
+    text.and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("no {name}: {console}"))
 }
 
 pub fn vmm() -> Command {
