@@ -25,7 +25,7 @@ const MACHINES: &str = "modprobe kvm_amd || modprobe kvm_intel\n\
 /// The part of whole machines: an image's root, our init, and the virtual machine monitor.
 const WHOLE: &str = "export SEALCI_TEST_MODULES=/lib/modules/$(uname -r)\n\
     export SEALCI_TEST_VMM=/sealci/sealci-vmm SEALCI_TEST_INIT=/sealci/sealci-init\n\
-    SEALCI_TEST_KERNEL=/sealci/vmlinuz TESTS=/sealci/whole SEALCI_REQUIRE=kvm part whole 0 --test-threads=1\n";
+    TESTS=/sealci/whole SEALCI_REQUIRE=kvm part whole 0 --test-threads=1\n";
 
 /// Packs the executors' tests.
 pub fn executors(folder: &Path, parts: &[Part]) -> Result<PathBuf> {
