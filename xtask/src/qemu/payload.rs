@@ -17,9 +17,11 @@ use crate::{machine, workspace};
 const SCRIPT: &str = include_str!("guest.sh");
 /// What it does at the end.
 const OVER: &str = "echo 'guest: over' >&3\nsync\necho o >/proc/sysrq-trigger\nsleep 60\n";
+const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// The part of the virtual machine monitor's tests.
 const MACHINES: &str = "modprobe kvm_amd || modprobe kvm_intel\n\
     export SEALCI_TEST_KERNEL=/sealci/vmlinuz SEALCI_TEST_PEER=/sealci/peer\n\
+    export SEALCI_TEST_VMM=/sealci/sealci-vmm\n\
     SEALCI_REQUIRE=kvm part machine 0 --test-threads=1\n";
 
 /// Packs the executors' tests.
@@ -45,12 +47,26 @@ pub fn machines(folder: &Path, base: &Base) -> Result<PathBuf> {
     let tree = Tree::begin(folder)?;
     tree.script(&format!("{SCRIPT}{MACHINES}{OVER}"))?;
     tree.place(&built.find("machine", true)?, "sealci/tests")?;
-    tree.place_where_built(&built.find("sealci-vmm", false)?)?;
+    tree.copy(&static_vmm()?, "sealci/sealci-vmm")?;
     tree.copy(&base.kernel, "sealci/vmlinuz")?;
     build_peer(&tree.path.join("sealci/peer"))?;
     let busybox = machine::find("busybox").context("busybox is not installed")?;
     tree.copy(&busybox, "usr/bin/busybox")?;
     tree.archive()
+}
+
+/// Builds the program as it is given out.
+fn static_vmm() -> Result<PathBuf> {
+    let status = workspace::cargo()
+        .args(["build", "--release", "--locked", "--package", "sealci-vmm", "--target", TARGET])
+        .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-C target-feature=+crt-static")
+        .stdin(Stdio::null())
+        .status()
+        .context("cannot run cargo")?;
+    if !status.success() {
+        bail!("cargo build ended with {status}");
+    }
+    Ok(workspace::target_folder()?.join(TARGET).join("release/sealci-vmm"))
 }
 
 /// Builds the one program that the guests within the guest need of ours: without crates, and static.
