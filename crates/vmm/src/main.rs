@@ -3,7 +3,7 @@
 mod options;
 
 use std::error::Error;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
@@ -13,6 +13,7 @@ use std::thread;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use sealci_vmm::kernel;
 use sealci_vmm::machine::{Command, Config, Control, Ending, Machine};
 use sealci_vmm::serial::Output;
 use sealci_vmm::virtio::Device;
@@ -55,6 +56,9 @@ fn main() -> ExitCode {
 }
 
 fn run(options: Options) -> Result<(), Box<dyn Error>> {
+    if let Some(to) = &options.extract {
+        return extract(&options.kernel, to);
+    }
     let devices = devices(&options)?;
     let is_called = options.vsock.values().any(|path| path == Path::new(STANDARD));
     let serial = options.serial.as_deref().map(open_output).transpose()?;
@@ -80,6 +84,22 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let (ports, registers) = (totals.port_exits, totals.register_exits);
     eprintln!("the guest {how}, after {ports} exits by ports and {registers} by devices' registers");
     Ok(())
+}
+
+/// The file gets its name when it is whole.
+fn extract(kernel: &Path, to: &Path) -> Result<(), Box<dyn Error>> {
+    let mut partial = to.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
+    let cannot = |error: io::Error| format!("cannot write {}: {error}", partial.display());
+    let mut file = File::create(&partial).map_err(cannot)?;
+    let done = kernel::extract(kernel, &mut file).map_err(Box::<dyn Error>::from);
+    let done =
+        done.and_then(|()| Ok(file.sync_all().and_then(|()| fs::rename(&partial, to)).map_err(cannot)?));
+    if done.is_err() {
+        let _ = fs::remove_file(&partial);
+    }
+    done
 }
 
 fn devices(options: &Options) -> Result<Vec<Box<dyn Device>>, Box<dyn Error>> {

@@ -20,6 +20,8 @@ usage: sealci-vmm --kernel FILE [OPTION…]
   --disk FILE[:ro]            a disk, /dev/vda, /dev/vdb, … in this order; with :ro it cannot be written
   --vsock PORT=SOCKET         what connects to this port of CID 2 gets this listening unix socket of the host's, or with -
                               the socket that is this program's standard input, whose other end's end ends the guest
+  --extract FILE              runs no guest, but writes the vmlinux that is in the bzImage to a file: guests start
+                              sooner from it, and at an address that is no secret
   --version                   says which version this is
 
 Disks and ports may be several; the guest's own CID is 3, and it has a source of random numbers.
@@ -39,6 +41,7 @@ pub struct Options {
     pub disks: Vec<Disk>,
     /// By port.
     pub vsock: BTreeMap<u32, PathBuf>,
+    pub extract: Option<PathBuf>,
 }
 
 /// In the place of a path: standard input, or standard output.
@@ -72,7 +75,7 @@ impl Options {
     /// Reads all arguments but the program's name.
     pub fn read(arguments: impl IntoIterator<Item = String>) -> Result<Self, OptionsError> {
         let (mut kernel, mut initramfs, mut serial) = (None, None, None);
-        let (mut extra, mut memory, mut vcpus) = (None, None, None);
+        let (mut extra, mut memory, mut vcpus, mut extract) = (None, None, None, None);
         let (mut disks, mut vsock) = (Vec::new(), BTreeMap::new());
         let mut arguments = arguments.into_iter();
         while let Some(name) = arguments.next() {
@@ -94,6 +97,7 @@ impl Options {
                 "--memory-mib" => ("--memory-mib", &mut memory),
                 "--vcpus" => ("--vcpus", &mut vcpus),
                 "--serial" => ("--serial", &mut serial),
+                "--extract" => ("--extract", &mut extract),
                 _ => return Err(OptionsError::Unknown(name)),
             };
             if place.replace(value()?).is_some() {
@@ -109,6 +113,7 @@ impl Options {
             serial: serial.map(PathBuf::from),
             disks,
             vsock,
+            extract: extract.map(PathBuf::from),
         })
     }
 }
