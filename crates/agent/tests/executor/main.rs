@@ -11,6 +11,7 @@ mod doors;
 mod ending;
 mod images;
 mod lab;
+mod machines;
 mod network;
 mod sealing;
 mod volume;
@@ -82,6 +83,26 @@ executors! {
     crate::volume::a_hundred_megabytes_arrive_whole as a_hundred_megabytes_arrive_whole,
     crate::volume::a_thousand_commands_run as a_thousand_commands_run,
     crate::volume::many_run_side_by_side as many_run_side_by_side,
+}
+
+// What depends on the environment's being a machine; the rest is the init's, which is everywhere the same. Each boots one.
+executors! {
+    microvm;
+    crate::machines::a_machine_comes_up as a_machine_comes_up,
+    crate::behaviour::exit_codes_are_the_shells as exit_codes_are_the_shells,
+    crate::behaviour::one_shell_runs_all_commands as one_shell_runs_all_commands,
+    crate::behaviour::resource_use_is_told as resource_use_is_told,
+    crate::behaviour::limits_are_named as limits_are_named,
+    crate::behaviour::a_standby_sees_what_came_after_it as a_standby_sees_what_came_after_it,
+    crate::behaviour::an_abandoned_standby_leaves_nothing as an_abandoned_standby_leaves_nothing,
+    crate::doors::files_go_in_and_come_out as files_go_in_and_come_out,
+    crate::ending::what_is_left_behind_is_gone as what_is_left_behind_is_gone,
+    crate::ending::cancel_ends_with_grace as cancel_ends_with_grace,
+    crate::ending::kill_ends_at_once as kill_ends_at_once,
+    crate::ending::a_timeout_counts_and_ends as a_timeout_counts_and_ends,
+    crate::ending::a_dropped_execution_is_killed as a_dropped_execution_is_killed,
+    crate::ending::nothing_outlives_a_killed_agent as nothing_outlives_a_killed_agent,
+    crate::volume::bytes_arrive_as_written as bytes_arrive_as_written,
 }
 
 executors! {

@@ -1,13 +1,18 @@
 //! Starts the monitor for one machine, and keeps it until the machine is over.
 
 use std::ffi::{OsStr, OsString};
+use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use sealci_core::outcome::Limit;
 use sealci_core::plan::Resources;
 use sealci_guest::wire::machine as inside;
+use sealci_microvm::scratch;
 use sealci_vmm::machine::MAX_VCPUS;
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
 
 use crate::executor::cgroup::{Cgroups, Limits};
 use crate::executor::environment::{Group, HostEnvironment};
@@ -20,6 +25,7 @@ const MONITOR_BYTES: u64 = 64 << 20;
 const MONITOR_PIDS: u64 = 128;
 /// Less does not hold a kernel and what it unpacks.
 const LEAST_MEBIBYTES: u64 = 128;
+const PROBING: &str = "run a machine";
 /// Where the init calls.
 const PORT: u32 = 1024;
 
@@ -28,52 +34,90 @@ pub(super) struct Recipe {
     pub vmm: PathBuf,
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
-    pub root: PathBuf,
+    /// A squashfs; none where the machine comes up and does nothing.
+    pub root: Option<PathBuf>,
+    pub disk_bytes: u64,
     pub cgroups: Option<Cgroups>,
 }
 
 impl Recipe {
     /// The monitor's command line.
-    fn arguments(&self, resources: &Resources) -> Vec<OsString> {
+    fn arguments(&self, resources: &Resources, disks: &[OsString]) -> Vec<OsString> {
         let mebibytes = (resources.memory_bytes >> 20).max(LEAST_MEBIBYTES);
         let vcpus = resources.cpu_millis.div_ceil(1000).clamp(1, u64::from(MAX_VCPUS));
-        let mut root = self.root.clone().into_os_string();
-        root.push(":ro");
         let mut arguments: Vec<OsString> = Vec::new();
         for (name, value) in [
             ("--kernel", self.kernel.clone().into_os_string()),
             ("--initramfs", self.initramfs.clone().into_os_string()),
             ("--memory-mib", mebibytes.to_string().into()),
             ("--vcpus", vcpus.to_string().into()),
-            ("--disk", root),
             ("--vsock", format!("{PORT}=-").into()),
             ("--command-line-extra", format!("{}={PORT}", inside::PORT_KEY).into()),
         ] {
             arguments.extend([name.into(), value]);
         }
+        for disk in disks {
+            arguments.extend(["--disk".into(), disk.clone()]);
+        }
         arguments
+    }
+
+    /// Starts the monitor. Its machine comes up by itself. Blocks.
+    fn start(
+        &self,
+        name: String,
+        resources: &Resources,
+        disks: &[OsString],
+    ) -> Result<(UnixStream, HostEnvironment), ExecutorError> {
+        let limits = Limits {
+            memory_bytes: resources.memory_bytes.max(LEAST_MEBIBYTES << 20) + MONITOR_BYTES,
+            ..Limits::of(resources, MONITOR_PIDS)
+        };
+        let arguments = self.arguments(resources, disks);
+        let arguments: Vec<&OsStr> = arguments.iter().map(OsString::as_os_str).collect();
+        let cgroup = self.cgroups.as_ref().map(|groups| groups.create(&name, &limits));
+        let group = cgroup.transpose().map_err(ExecutorError::Cgroup)?.map_or(Group::None, Group::Own);
+        HostEnvironment::spawn(&self.vmm, &arguments, group, name)
     }
 }
 
-/// Starts the monitor. Its machine comes up by itself. Blocks.
+/// Starts an action's machine, with a disk of its own to write to. Blocks.
 pub(super) fn prepare(
     recipe: &Recipe,
     request: ExecutionRequest,
     start: Opening,
 ) -> Result<Prepared, ExecutorError> {
     let (timeout, grace) = (request.timeout, request.grace);
-    let attempt = request.attempt.to_string();
-    let arguments = recipe.arguments(&request.resources);
-    let arguments: Vec<&OsStr> = arguments.iter().map(OsString::as_os_str).collect();
-    let limits = Limits {
-        memory_bytes: request.resources.memory_bytes.max(LEAST_MEBIBYTES << 20) + MONITOR_BYTES,
-        ..Limits::of(&request.resources, MONITOR_PIDS)
-    };
-    let cgroup = recipe.cgroups.as_ref().map(|groups| groups.create(&attempt, &limits));
-    let group = cgroup.transpose().map_err(ExecutorError::Cgroup)?.map_or(Group::None, Group::Own);
-    let (channel, host) = HostEnvironment::spawn(&recipe.vmm, &arguments, group, attempt)?;
+    let mut disks = Vec::new();
+    if let Some(root) = &recipe.root {
+        let mut root = root.clone().into_os_string();
+        root.push(":ro");
+        let written = request.scratch.join("disk");
+        scratch::make(&written, recipe.disk_bytes)
+            .map_err(|error| ExecutorError::io("make the machine's disk")(io::Error::other(error)))?;
+        disks = vec![root, written.into_os_string()];
+    }
+    let (channel, host) = recipe.start(request.attempt.to_string(), &request.resources, &disks)?;
     let environment = Box::new(MachineEnvironment { host, request });
     Ok(Prepared { channel, start, environment, timeout, grace })
+}
+
+/// Starts a machine without anything in it, and waits for its init to call.
+pub(super) async fn probe(recipe: &Recipe, patience: Duration) -> Result<(), ExecutorError> {
+    let resources = Resources { cpu_millis: 1000, memory_bytes: LEAST_MEBIBYTES << 20 };
+    let name = format!("probe-{:016x}", rand::random::<u64>());
+    let (mut channel, mut host) = recipe.start(name, &resources, &[])?;
+    let called = tokio::time::timeout(patience, channel.read_u8()).await;
+    host.kill();
+    let cleared = host.clear(true).await;
+    let why = match called {
+        Ok(Ok(_)) => {
+            return cleared.map_err(|remains| ExecutorError::Helper { doing: PROBING, complaint: remains });
+        }
+        Ok(Err(_)) => host.complaints(),
+        Err(_) => format!("its guest did not come up within {} s", patience.as_secs()),
+    };
+    Err(ExecutorError::Helper { doing: PROBING, complaint: why })
 }
 
 struct MachineEnvironment {

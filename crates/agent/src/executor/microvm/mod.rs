@@ -16,6 +16,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use machine::{Recipe, prepare};
@@ -32,13 +33,26 @@ use super::container::wrapper;
 use super::environment::{Running, blocking, stand_by};
 use super::{ExecutionRequest, Executor, ExecutorError, Images, Standby, init, programs};
 
+/// What a machine may write, where nothing else is said. It takes room as it is written.
+pub const DEFAULT_DISK_BYTES: u64 = 16 << 30;
+
 /// What an installation may choose.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct MicrovmOptions {
     /// A bzImage, or what was extracted from one; none: the host's best.
     pub kernel: Option<PathBuf>,
     /// The folder with its modules; none: the host's for its release.
     pub modules: Option<PathBuf>,
+    /// Where images' root file systems are kept, which agents may share; none: below the agent's data folder.
+    pub roots: Option<PathBuf>,
+    /// What a machine may write to its disk.
+    pub disk_bytes: u64,
+}
+
+impl Default for MicrovmOptions {
+    fn default() -> Self {
+        Self { kernel: None, modules: None, roots: None, disk_bytes: DEFAULT_DISK_BYTES }
+    }
 }
 
 /// The executor that runs machines.
@@ -57,6 +71,7 @@ struct Means {
     kernel: Kernel,
     initramfs: Initramfs,
     roots: RootStore,
+    disk_bytes: u64,
     cgroups: Option<Cgroups>,
 }
 
@@ -80,9 +95,26 @@ impl MicrovmExecutor {
         let initramfs = InitramfsStore::open(&folder)
             .and_then(|store| store.obtain(programs::INIT.bytes, &modules))
             .map_err(|error| failed("make the machines' initial RAM disk", error))?;
-        let roots = RootStore::open(&folder).map_err(unusable_root)?;
-        let means = Means { vmm, kernel, initramfs, roots, cgroups };
+        let roots = RootStore::open(options.roots.as_deref().unwrap_or(&folder)).map_err(unusable_root)?;
+        let means = Means { vmm, kernel, initramfs, roots, disk_bytes: options.disk_bytes, cgroups };
         Ok(Self { means: Arc::new(means), images, running: Running::default(), tasks: TaskTracker::new() })
+    }
+
+    /// Runs a small machine until its init calls: whether machines run here at all.
+    pub async fn probe(&self, patience: Duration) -> Result<(), ExecutorError> {
+        machine::probe(&self.recipe(None), patience).await
+    }
+
+    fn recipe(&self, root: Option<&Root>) -> Recipe {
+        let means = &self.means;
+        Recipe {
+            vmm: means.vmm.clone(),
+            kernel: means.kernel.image.clone(),
+            initramfs: means.initramfs.path().to_owned(),
+            root: root.map(|root| root.path().to_owned()),
+            disk_bytes: means.disk_bytes,
+            cgroups: means.cgroups.clone(),
+        }
     }
 
     /// The image's files as a disk.
@@ -133,13 +165,7 @@ impl Executor for MicrovmExecutor {
         refuse_user(container.user.as_deref().unwrap_or(&image.config.user))?;
         let (root, image) = self.root(&request, image).await?;
         let start = init::encoded(start_message(&request, &container, &image))?;
-        let recipe = Recipe {
-            vmm: self.means.vmm.clone(),
-            kernel: self.means.kernel.image.clone(),
-            initramfs: self.means.initramfs.path().to_owned(),
-            root: root.path().to_owned(),
-            cgroups: self.means.cgroups.clone(),
-        };
+        let recipe = self.recipe(Some(&root));
         let kept = (guard, root, self.means.clone());
         stand_by(&self.tasks, blocking(move || prepare(&recipe, request, start)), kept).await
     }
