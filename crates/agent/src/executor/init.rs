@@ -76,6 +76,14 @@ fn remove_leftovers(folder: &Path) {
 /// What an init runs in.
 #[async_trait]
 pub(super) trait Environment: Send {
+    /// What an init in a machine of its own has to be told first, with the clocks of this moment.
+    fn wake(&mut self) -> Option<wire::Wake> {
+        None
+    }
+
+    /// A machine's memory ran out, says its init.
+    fn ran_out_of_memory(&mut self) {}
+
     /// Does what has to be done between the filling of the workspace and the first command.
     async fn open_up(&mut self) -> Result<(), ExecutorError>;
 

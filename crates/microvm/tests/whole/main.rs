@@ -94,6 +94,18 @@ fn what_is_written_takes_memory_where_there_is_no_disk_for_it() {
 }
 
 #[test]
+fn a_machine_without_memory_says_so_and_lives() {
+    let Some(lab) = Lab::open() else { return };
+    let mut machine = lab.boot(&Wanted { scratch_bytes: Some(1 << 30), ..lab.wanted() });
+    machine.send(&ToInit::Hello { version: VERSION });
+    machine.send(&wake());
+    // It keeps the last line, which has no end.
+    machine.send(&start(&["tail -n 1 /dev/zero 2>/dev/null"]));
+    let (text, ending) = machine.listen();
+    assert_eq!((text.lines().last(), ending), (Some("(out of memory)"), Ending::Failed { exit_code: 137 }));
+}
+
+#[test]
 fn a_lease_holds_where_the_clocks_are_not_the_same() {
     let Some(lab) = Lab::open() else { return };
     let mut machine = lab.boot(&lab.wanted());

@@ -122,6 +122,9 @@ impl<'a> Conversation<'a> {
     ) -> (End, Wish, Option<Outcome>) {
         // It sets a helper on its way. Should it not arrive, that shows in what is heard.
         let _ = self.outgoing.post(&ToInit::Hello { version: wire::VERSION });
+        if let Some(wake) = self.environment.wake() {
+            let _ = self.outgoing.post(&ToInit::Wake(wake));
+        }
         let end = loop {
             let step = self.step(&mut go, events).await;
             if let Some(end) = self.take(step).await {
@@ -308,6 +311,10 @@ impl<'a> Conversation<'a> {
                 let text =
                     format!("sealci-init speaks version {version} of the protocol, not {}", wire::VERSION);
                 return Ok(Some(End::Told { ending: Ending::Error(text), survivors: u32::MAX }));
+            }
+            FromInit::OutOfMemory => {
+                self.environment.ran_out_of_memory();
+                return Ok(None);
             }
             FromInit::Ready => ExecutionEvent::Started,
             FromInit::CommandStarted { index, .. } => {
