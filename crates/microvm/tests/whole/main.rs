@@ -99,8 +99,11 @@ fn a_machine_without_memory_says_so_and_lives() {
     let mut machine = lab.boot(&Wanted { scratch_bytes: Some(1 << 30), ..lab.wanted() });
     machine.send(&ToInit::Hello { version: VERSION });
     machine.send(&wake());
-    // It keeps the last line, which has no end.
-    machine.send(&start(&["tail -n 1 /dev/zero 2>/dev/null"]));
+    // Its buffer is more than there is, which is found out only as it is filled.
+    machine.send(&start(&[
+        "echo 1 >/proc/sys/vm/overcommit_memory",
+        "dd if=/dev/zero of=/dev/null bs=400M count=1 2>/dev/null",
+    ]));
     let (text, ending) = machine.listen();
     assert_eq!((text.lines().last(), ending), (Some("(out of memory)"), Ending::Failed { exit_code: 137 }));
 }
