@@ -12,6 +12,7 @@ use sealci_vmm::kernel;
 use sealci_vmm::machine::{Config, Ending, Machine};
 use sealci_vmm::serial::Output;
 use sealci_vmm::virtio::Device;
+use sealci_vmm::virtio::balloon::Balloon;
 use sealci_vmm::virtio::block::{Access, Block};
 use sealci_vmm::virtio::entropy::Entropy;
 use sealci_vmm::virtio::vsock::{HostEnd, MIN_GUEST_CID, Vsock};
@@ -104,6 +105,7 @@ fn devices(options: &Options) -> Result<Vec<Box<dyn Device>>, Box<dyn Error>> {
         devices.push(Box::new(vsock.map_err(|error| format!("cannot connect the guest's ports: {error}"))?));
     }
     devices.push(Box::new(Entropy));
+    devices.push(Box::new(Balloon::default()));
     Ok(devices)
 }
 
