@@ -3,14 +3,16 @@
 mod options;
 
 use std::error::Error;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use sealci_vmm::kernel;
 use sealci_vmm::machine::{Config, Ending, Machine};
 use sealci_vmm::serial::Output;
 use sealci_vmm::virtio::Device;
+use sealci_vmm::virtio::balloon::Balloon;
 use sealci_vmm::virtio::block::{Access, Block};
 use sealci_vmm::virtio::entropy::Entropy;
 use sealci_vmm::virtio::vsock::{HostEnd, MIN_GUEST_CID, Vsock};
@@ -50,6 +52,9 @@ fn main() -> ExitCode {
 }
 
 fn run(options: Options) -> Result<(), Box<dyn Error>> {
+    if let Some(to) = &options.extract {
+        return extract(&options.kernel, to);
+    }
     let devices = devices(&options)?;
     let serial = options.serial.as_deref().map(open_output).transpose()?;
     let machine = Machine::build(Config {
@@ -73,6 +78,22 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+/// The file gets its name when it is whole.
+fn extract(kernel: &Path, to: &Path) -> Result<(), Box<dyn Error>> {
+    let mut partial = to.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
+    let cannot = |error: io::Error| format!("cannot write {}: {error}", partial.display());
+    let mut file = File::create(&partial).map_err(cannot)?;
+    let done = kernel::extract(kernel, &mut file).map_err(Box::<dyn Error>::from);
+    let done =
+        done.and_then(|()| Ok(file.sync_all().and_then(|()| fs::rename(&partial, to)).map_err(cannot)?));
+    if done.is_err() {
+        let _ = fs::remove_file(&partial);
+    }
+    done
+}
+
 fn devices(options: &Options) -> Result<Vec<Box<dyn Device>>, Box<dyn Error>> {
     let mut devices: Vec<Box<dyn Device>> = Vec::new();
     for (index, disk) in options.disks.iter().enumerate() {
@@ -84,6 +105,7 @@ fn devices(options: &Options) -> Result<Vec<Box<dyn Device>>, Box<dyn Error>> {
         devices.push(Box::new(vsock.map_err(|error| format!("cannot connect the guest's ports: {error}"))?));
     }
     devices.push(Box::new(Entropy));
+    devices.push(Box::new(Balloon::default()));
     Ok(devices)
 }
 

@@ -19,9 +19,12 @@ usage: sealci-vmm --kernel FILE [OPTION…]
   --serial FILE               gives it a serial line and console, written to a file, or with - to standard output
   --disk FILE[:ro]            a disk, /dev/vda, /dev/vdb, … in this order; with :ro it cannot be written
   --vsock PORT=SOCKET         what connects to this port of CID 2 gets this listening unix socket of the host's
+  --extract FILE              runs no guest, but writes the vmlinux that is in the bzImage to a file: guests start
+                              sooner from it, and at an address that is no secret
   --version                   says which version this is
 
-Disks and ports may be several; the guest's own CID is 3, and it has a source of random numbers.
+Disks and ports may be several; the guest's own CID is 3. It has a source of random
+numbers, and a balloon by which it gives back what memory it does not use.
 It ends with 0 when the guest has reset the machine or turned it off.";
 
 const MEMORY_MEBIBYTES: u64 = 256;
@@ -38,6 +41,7 @@ pub struct Options {
     pub disks: Vec<Disk>,
     /// By port.
     pub vsock: BTreeMap<u32, PathBuf>,
+    pub extract: Option<PathBuf>,
 }
 
 /// A disk that is a file.
@@ -68,7 +72,7 @@ impl Options {
     /// Reads all arguments but the program's name.
     pub fn read(arguments: impl IntoIterator<Item = String>) -> Result<Self, OptionsError> {
         let (mut kernel, mut initramfs, mut serial) = (None, None, None);
-        let (mut extra, mut memory, mut vcpus) = (None, None, None);
+        let (mut extra, mut memory, mut vcpus, mut extract) = (None, None, None, None);
         let (mut disks, mut vsock) = (Vec::new(), BTreeMap::new());
         let mut arguments = arguments.into_iter();
         while let Some(name) = arguments.next() {
@@ -90,6 +94,7 @@ impl Options {
                 "--memory-mib" => ("--memory-mib", &mut memory),
                 "--vcpus" => ("--vcpus", &mut vcpus),
                 "--serial" => ("--serial", &mut serial),
+                "--extract" => ("--extract", &mut extract),
                 _ => return Err(OptionsError::Unknown(name)),
             };
             if place.replace(value()?).is_some() {
@@ -105,6 +110,7 @@ impl Options {
             serial: serial.map(PathBuf::from),
             disks,
             vsock,
+            extract: extract.map(PathBuf::from),
         })
     }
 }

@@ -17,6 +17,10 @@ use crate::machine;
 const KVM_BOOT: Duration = Duration::from_secs(60);
 const EMULATED_BOOT: Duration = Duration::from_secs(240);
 
+/// On a busy machine an emulated timer comes late, which the kernel would take for a broken one.
+const COMMAND_LINE: &str =
+    "root=/dev/vda rw rootfstype=ext4 console=ttyS0 init=/sealci-start quiet panic=-1 no_timer_check";
+
 /// Lines that may wait to be read.
 const WAITING_LINES: usize = 1024;
 /// Of the console and of QEMU's own complaints.
@@ -88,10 +92,7 @@ impl Guest {
             .arg(&base.kernel)
             .arg("-initrd")
             .arg(&base.initrd)
-            .args([
-                "-append",
-                "root=/dev/vda rw rootfstype=ext4 console=ttyS0 init=/sealci-start quiet panic=-1",
-            ])
+            .args(["-append", COMMAND_LINE])
             // Writes go into a file that QEMU makes in TMPDIR and unlinks at once.
             .arg("-drive")
             .arg(format!("file={},format=raw,if=virtio,snapshot=on", base.root.display()))

@@ -17,14 +17,16 @@ use crate::{machine, workspace};
 const SCRIPT: &str = include_str!("guest.sh");
 /// What it does at the end.
 const OVER: &str = "echo 'guest: over' >&3\nsync\necho o >/proc/sysrq-trigger\nsleep 60\n";
+const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// The part of the virtual machine monitor's tests.
 const MACHINES: &str = "modprobe kvm_amd || modprobe kvm_intel\n\
     export SEALCI_TEST_KERNEL=/sealci/vmlinuz SEALCI_TEST_PEER=/sealci/peer\n\
+    export SEALCI_TEST_VMM=/sealci/sealci-vmm\n\
     SEALCI_REQUIRE=kvm part machine 0 --test-threads=1\n";
 
 /// The part of whole machines: an image's root, our init, and the virtual machine monitor.
 const WHOLE: &str = "export SEALCI_TEST_MODULES=/lib/modules/$(uname -r)\n\
-    export SEALCI_TEST_VMM=/sealci/sealci-vmm SEALCI_TEST_INIT=/sealci/sealci-init\n\
+    export SEALCI_TEST_INIT=/sealci/sealci-init\n\
     TESTS=/sealci/whole SEALCI_REQUIRE=kvm part whole 0 --test-threads=1\n";
 
 /// Packs the executors' tests.
@@ -50,10 +52,10 @@ pub fn machines(folder: &Path, base: &Base) -> Result<PathBuf> {
     let tree = Tree::begin(folder)?;
     tree.script(&format!("{SCRIPT}{MACHINES}{WHOLE}{OVER}"))?;
     tree.place(&built.find("machine", true)?, "sealci/tests")?;
-    tree.place_where_built(&built.find("sealci-vmm", false)?)?;
-    tree.place(&built.find("sealci-vmm", false)?, "sealci/sealci-vmm")?;
     tree.place(&built.find("whole", true)?, "sealci/whole")?;
-    tree.copy(&build_init()?, "sealci/sealci-init")?;
+    for (package, program) in [("sealci-vmm", "sealci-vmm"), ("sealci-guest", "sealci-init")] {
+        tree.copy(&static_program(package, program)?, &format!("sealci/{program}"))?;
+    }
     tree.copy(&base.kernel, "sealci/vmlinuz")?;
     build_peer(&tree.path.join("sealci/peer"))?;
     let busybox = machine::find("busybox").context("busybox is not installed")?;
@@ -61,37 +63,19 @@ pub fn machines(folder: &Path, base: &Base) -> Result<PathBuf> {
     tree.archive()
 }
 
-/// Builds the init as the agent carries it: static. Its flags are not the workspace's, so its folder is not either.
-fn build_init() -> Result<PathBuf> {
-    let folder = workspace::target_folder()?.join("init");
+/// Builds a program as it is given out.
+fn static_program(package: &str, program: &str) -> Result<PathBuf> {
     let status = workspace::cargo()
-        .args([
-            "build",
-            "--quiet",
-            "--locked",
-            "--release",
-            "--package",
-            "sealci-guest",
-            "--bin",
-            "sealci-init",
-        ])
-        .args(["--target", TARGET, "--target-dir"])
-        .arg(&folder)
-        .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static\x1f-Crelocation-model=static")
-        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "s")
-        .env("CARGO_PROFILE_RELEASE_PANIC", "abort")
-        .env("CARGO_PROFILE_RELEASE_STRIP", "symbols")
+        .args(["build", "--release", "--locked", "--package", package, "--bin", program, "--target", TARGET])
+        .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-C target-feature=+crt-static")
         .stdin(Stdio::null())
         .status()
         .context("cannot run cargo")?;
     if !status.success() {
-        bail!("sealci-init could not be built: cargo ended with {status}");
+        bail!("cargo build ended with {status}");
     }
-    Ok(folder.join(TARGET).join("release/sealci-init"))
+    Ok(workspace::target_folder()?.join(TARGET).join("release").join(program))
 }
-
-/// What guests of this kind of machine run.
-const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Builds the one program that the guests within the guest need of ours: without crates, and static.
 fn build_peer(to: &Path) -> Result<()> {

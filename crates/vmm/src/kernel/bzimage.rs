@@ -56,6 +56,15 @@ impl Image {
         Ok(Some(Self { header, offset, bytes }))
     }
 
+    /// Where in the file the packed kernel lies, and how many bytes it has.
+    pub fn payload(&self, source: &Source) -> Result<(u64, u64), KernelError> {
+        let (begin, bytes) = (u64::from(self.header.payload_offset), u64::from(self.header.payload_length));
+        if bytes < 4 || begin + bytes > self.bytes {
+            return Err(source.damaged("what is packed in it lies outside of it"));
+        }
+        Ok((self.offset + begin, bytes))
+    }
+
     pub fn load(&self, source: &mut Source, memory: &GuestMemory) -> Result<Loaded, KernelError> {
         let unpacked = self.header.pref_address.checked_add(u64::from(self.header.init_size));
         let unpacked = unpacked.ok_or_else(|| source.damaged("it is unpacked behind all memory"))?;
@@ -67,7 +76,7 @@ impl Image {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use vm_memory::Bytes;
 
     use super::super::Kernel;
@@ -92,6 +101,19 @@ mod tests {
         let mut bytes = vec![0; 1024];
         bytes[HEADER_OFFSET as usize..][..HEADER_BYTES].copy_from_slice(header.as_slice());
         bytes.extend((0..1024_u32).map(|index| index as u8));
+        bytes
+    }
+
+    /// With such a payload behind the code.
+    pub fn image_with(payload: &[u8], change: impl FnOnce(&mut setup_header)) -> Vec<u8> {
+        let mut bytes = image(|header| {
+            header.payload_offset = 1024;
+            header.payload_length = payload.len() as u32;
+            header.syssize = (1024 + payload.len().div_ceil(16) * 16) as u32 / 16;
+            change(header);
+        });
+        bytes.extend(payload);
+        bytes.resize(bytes.len().next_multiple_of(16), 0);
         bytes
     }
 

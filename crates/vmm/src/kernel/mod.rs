@@ -5,6 +5,7 @@
 
 mod bzimage;
 mod elf;
+mod extract;
 
 use std::fs::File;
 use std::io;
@@ -16,6 +17,8 @@ use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::memory::GuestMemory;
+
+pub use extract::{ExtractError, extract};
 
 /// Why a file is no kernel that can be started.
 #[derive(Debug, Error)]
@@ -118,9 +121,14 @@ impl Source {
             return Ok(None);
         }
         let mut bytes = [0; N];
-        let read = self.file.read_exact_at(&mut bytes, offset);
-        read.map_err(|source| KernelError::Read { path: self.path.clone(), source })?;
+        self.read_into(offset, &mut bytes)?;
         Ok(Some(bytes))
+    }
+
+    /// What the file is known to have.
+    fn read_into(&self, offset: u64, bytes: &mut [u8]) -> Result<(), KernelError> {
+        let read = self.file.read_exact_at(bytes, offset);
+        read.map_err(|source| KernelError::Read { path: self.path.clone(), source })
     }
 
     fn foreign_or_unknown(&self) -> Result<KernelError, KernelError> {

@@ -19,10 +19,7 @@ use virtio_queue::{Queue, QueueState, QueueT as _};
 use vm_memory::GuestAddress;
 
 use super::queue::Queues;
-use super::{
-    Broken, Cause, Device, DeviceState, FEATURE_EVENT_IDX, FEATURE_INDIRECT, FEATURE_VERSION_1, ForeignState,
-    Interrupt, Kind,
-};
+use super::{Broken, Cause, Device, FEATURE_EVENT_IDX, FEATURE_INDIRECT, FEATURE_VERSION_1, Interrupt, Kind};
 use crate::memory::GuestMemory;
 
 /// How much of the guest's addresses a transport takes.
@@ -71,7 +68,6 @@ pub struct TransportState {
     pub queue_select: u32,
     pub generation: u32,
     pub queues: Vec<QueueState>,
-    pub device: DeviceState,
 }
 
 /// Why a state cannot be gone on from.
@@ -87,8 +83,6 @@ pub enum RestoreError {
     Queues,
     #[error("the state's queue {index} cannot be one")]
     Queue { index: usize },
-    #[error("the device does not take its state")]
-    Device(#[from] ForeignState),
 }
 
 impl Transport {
@@ -435,7 +429,6 @@ impl Registers {
             queue_select: self.queue_select,
             generation: self.generation,
             queues: self.queues.iter().map(Queue::state).collect(),
-            device: self.device.state(),
         }
     }
 
@@ -472,7 +465,8 @@ impl Registers {
         if state.status == IS_READY {
             self.activate();
         }
-        Ok(self.device.restore(&state.device)?)
+        self.device.restored();
+        Ok(())
     }
 }
 

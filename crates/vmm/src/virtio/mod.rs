@@ -14,6 +14,7 @@
 //! cannot mean makes the device [`Broken`] until it is reset, and what a request cannot mean is answered as that device's
 //! protocol says; nothing is allocated by a guest's word beyond a fixed bound; one call does a bounded amount of work.
 
+pub mod balloon;
 pub mod block;
 pub mod entropy;
 pub mod mmio;
@@ -26,8 +27,6 @@ mod driver;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-
-use thiserror::Error;
 
 pub use queue::{Broken, Buffers, Chain, Queues};
 
@@ -50,22 +49,6 @@ pub enum Cause {
     /// The descriptor that the device has watched is ready, or there was more to do than one call does.
     Ready,
 }
-
-/// What of a device outlives it in a snapshot, beside its registers and queues.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum DeviceState {
-    /// There is nothing else.
-    Stateless,
-    Balloon {
-        target_pages: u32,
-        actual_pages: u32,
-    },
-}
-
-/// A device's state that is not this device's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error("the state is another kind of device's")]
-pub struct ForeignState;
 
 /// One device. All of its methods are called one at a time, under its transport's lock.
 pub trait Device: Send {
@@ -104,14 +87,9 @@ pub trait Device: Send {
     /// Forgets its driver and everything done for it.
     fn reset(&mut self);
 
-    fn state(&self) -> DeviceState {
-        DeviceState::Stateless
-    }
-
-    /// Goes on where `state` was taken; after `activate`, if the driver was ready then.
-    fn restore(&mut self, state: &DeviceState) -> Result<(), ForeignState> {
-        if *state == DeviceState::Stateless { Ok(()) } else { Err(ForeignState) }
-    }
+    /// Its transport goes on from a snapshot, in which a device has no state of its own; after `activate`, if the driver was ready
+    /// then.
+    fn restored(&mut self) {}
 }
 
 /// A device's interrupt line, which is edge-triggered.

@@ -86,3 +86,18 @@ pub fn receive(socket: BorrowedFd<'_>, into: &Buffers<'_>) -> io::Result<usize> 
     // SAFETY: as in `read_at`; the header points to pieces that live until the call is over.
     moved(|| unsafe { libc::recvmsg(socket.as_raw_fd(), &mut header, libc::MSG_DONTWAIT) })
 }
+
+/// Gives the whole pages of these back to the host: they read as zeros next time, or as the file that is mapped there.
+pub fn give_up(buffers: &Buffers<'_>) {
+    let page = rustix::param::page_size();
+    for slice in buffers.slices() {
+        let begin = slice.ptr_guard_mut().as_ptr();
+        let skipped = begin.addr().next_multiple_of(page) - begin.addr();
+        let bytes = slice.len().saturating_sub(skipped) / page * page;
+        if bytes > 0 {
+            // SAFETY: these pages are the guest's, mapped for longer than the buffers live, and no Rust reference ever points
+            // into them. It is advice: what the kernel does not take leaves them as they are.
+            unsafe { libc::madvise(begin.add(skipped).cast(), bytes, libc::MADV_DONTNEED) };
+        }
+    }
+}

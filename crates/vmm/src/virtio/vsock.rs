@@ -25,7 +25,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 
 use self::connection::{Connection, Word};
 use self::packet::{HEADER_BYTES, HOST_CID, Header, Operation, STREAM};
-use super::{Broken, Buffers, Cause, Device, DeviceState, ForeignState, Kind, Queues};
+use super::{Broken, Buffers, Cause, Device, Kind, Queues};
 
 pub use self::connection::WINDOW_BYTES;
 
@@ -378,9 +378,8 @@ impl Device for Vsock {
     }
 
     /// Its connections did not outlive the snapshot: the guest is told that all are gone.
-    fn restore(&mut self, state: &DeviceState) -> Result<(), ForeignState> {
+    fn restored(&mut self) {
         self.owes_transport_reset = true;
-        if *state == DeviceState::Stateless { Ok(()) } else { Err(ForeignState) }
     }
 }
 

@@ -1,7 +1,12 @@
 //! A stock kernel boots: with any number of virtual CPUs, with little memory and with much.
 
+use std::fs;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
 use super::initramfs::Initramfs;
-use super::lab::{Lab, figure, run};
+use super::lab::{Lab, figure, run, vmm};
 
 const NOTHING: [&str; 0] = [];
 
@@ -71,11 +76,24 @@ fn a_kernel_that_panics_ends() {
 }
 
 #[test]
-fn a_boot_takes_few_exits() {
+fn a_kernel_that_was_unpacked_boots() {
     let Some(lab) = Lab::open() else { return };
-    let initramfs = Initramfs::only(&lab.busybox, "#!/bin/busybox sh\n/bin/busybox reboot -f\n").file();
-    let outcome = run(lab.command(&initramfs), std::time::Duration::from_secs(150)).unwrap();
-    let words: Vec<_> = outcome.said.split_whitespace().filter_map(|word| word.parse::<u64>().ok()).collect();
-    let [ports, registers] = words[..] else { panic!("{outcome:?}") };
-    assert!(ports + registers <= 300, "{outcome:?}");
+    let folder = TempDir::new().unwrap();
+    let vmlinux = folder.path().join("vmlinux");
+    let mut command = vmm();
+    command.arg("--kernel").arg(&lab.kernel).arg("--extract").arg(&vmlinux);
+    let outcome = run(command, Duration::from_secs(60)).unwrap();
+    assert!(outcome.status.success(), "{outcome:?}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "something is left");
+
+    let unpacked = Lab { kernel: vmlinux, ..lab };
+    let outcome = unpacked.run("echo vcpus=$(nproc)", ["--vcpus", "2"]);
+    assert_eq!(figure(&outcome.console, "vcpus"), 2);
+    assert!(outcome.status.success(), "{outcome:?}");
+
+    let mut again = vmm();
+    again.arg("--kernel").arg(&unpacked.kernel).arg("--extract").arg(folder.path().join("twice"));
+    let outcome = run(again, Duration::from_secs(60)).unwrap();
+    assert!(outcome.said.contains("is a vmlinux already"), "{outcome:?}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "something is left");
 }

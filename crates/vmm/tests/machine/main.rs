@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod boot;
+mod cost;
 mod devices;
 mod initramfs;
 mod lab;

@@ -29,7 +29,7 @@ fn what_is_no_kernel_is_refused() {
     text.write_all(b"hello\n").unwrap();
     assert!(refused(&["--kernel", text.path().to_str().unwrap()], 1).contains("is no Linux kernel"));
     // Our own program is for this machine, but no kernel.
-    let error = refused(&["--kernel", env!("CARGO_BIN_EXE_sealci-vmm")], 1);
+    let error = refused(&["--kernel", vmm().get_program().to_str().unwrap()], 1);
     assert!(error.contains("is damaged"), "{error}");
 }
 

@@ -397,7 +397,6 @@ fn a_state_that_cannot_be_is_refused() {
         |state| state.queues[1].size = 3,
         |state| state.queues[0].used_ring = MEMORY_BYTES as u64,
         |state| state.queues[0].avail_ring = 1,
-        |state| state.device = DeviceState::Balloon { target_pages: 0, actual_pages: 0 },
     ];
     for (index, damage) in damages.iter().enumerate() {
         let mut state = good.clone();
