@@ -82,6 +82,12 @@ fn port(command_line: &str) -> io::Result<u32> {
     value.parse().map_err(|_| io::Error::other(format!("`{value}` is no port")))
 }
 
+/// Of the whole machine, since it booted.
+fn oom_kills(vmstat: &str) -> u64 {
+    let count = vmstat.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok());
+    count.unwrap_or(0)
+}
+
 fn load_modules() -> Result<(), Failure> {
     let order = Path::new(MODULES).join("order");
     let names = fs::read_to_string(&order).doing(|| format!("read {}", order.display()))?;
@@ -135,6 +141,11 @@ impl Machine {
         root::write_hosts(&wake.host_name, &wake.names)
     }
 
+    /// Whether its kernel has killed processes to have memory.
+    pub fn ran_out_of_memory(&self) -> bool {
+        oom_kills(&fs::read_to_string("/proc/vmstat").unwrap_or_default()) > 0
+    }
+
     /// What this kernel's clock reads when the host's reads `at`, or a moment before: the host read its own after it was called.
     /// None while that is not known.
     pub fn in_own_clock(&self, at: Duration) -> Option<Duration> {
@@ -159,6 +170,12 @@ mod tests {
             let error = port(line).unwrap_err().to_string();
             assert!(error.contains(why), "{line}: {error}");
         }
+    }
+
+    #[test]
+    fn what_the_kernel_killed_is_counted() {
+        assert_eq!(oom_kills("nr_free_pages 7\noom_kill 3\noom_killer 9\n"), 3);
+        assert_eq!(oom_kills("nr_free_pages 7\n"), 0);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! frame    length: u32 LE, of the payload alone | kind: u8 | payload
 //! host     Hello  Wake?  (Put PutData* PutEnd)*  Lease?  Start  (Signal | Exec | Lease | Cancel)*  Take*  Leave?  Kill?
 //! init     Hello  (PutRoom* Stored)*  Ready  (CommandStarted | Output | CommandFinished | ExecEnded)*
-//!                                            (Ended  (TakeData* Taken)*)?  Finished
+//!                                            OutOfMemory?  (Ended  (TakeData* Taken)*)?  Finished
 //! ```
 //!
 //! `Ended` comes only where `Start` said that the init stays. `Refused` may stand in the place of `Stored` and `Taken`.
@@ -218,6 +218,8 @@ pub enum FromInit<'a> {
         log_offset: u64,
         usage: Usage,
     },
+    /// Of a machine: its memory ran out, and its kernel has killed processes for it. Said once.
+    OutOfMemory,
     /// The commands are over, nothing of them lives, and the log is complete; the init waits for `Take` and `Leave`.
     Ended {
         ending: Ending,
@@ -298,6 +300,7 @@ mod kind {
     pub const EXEC_ENDED: u8 = 0x96;
     pub const EXEC_OUTPUT: u8 = 0x97;
     pub const INIT_EXEC_TAKEN: u8 = 0x98;
+    pub const OUT_OF_MEMORY: u8 = 0x99;
 }
 
 /// The kind of an `Output` frame: its payload is the output and nothing else, so that both ends can move it without
@@ -424,6 +427,7 @@ impl<'a> FromInit<'a> {
                 kind::INIT_HELLO
             }
             Self::Ready => kind::READY,
+            Self::OutOfMemory => kind::OUT_OF_MEMORY,
             Self::CommandStarted { index, log_offset } => {
                 out.extend(index.to_le_bytes());
                 out.extend(log_offset.to_le_bytes());
@@ -498,6 +502,7 @@ impl<'a> FromInit<'a> {
         let message = match kind {
             kind::INIT_HELLO => Self::Hello { version: fields.u16()? },
             kind::READY => Self::Ready,
+            kind::OUT_OF_MEMORY => Self::OutOfMemory,
             kind::COMMAND_STARTED => Self::CommandStarted { index: fields.u32()?, log_offset: fields.u64()? },
             kind::OUTPUT => return Ok(Self::Output(payload)),
             kind::COMMAND_FINISHED => Self::CommandFinished {

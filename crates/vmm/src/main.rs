@@ -17,6 +17,7 @@ use sealci_vmm::kernel;
 use sealci_vmm::machine::{Command, Config, Control, Ending, Machine};
 use sealci_vmm::serial::Output;
 use sealci_vmm::virtio::Device;
+use sealci_vmm::virtio::balloon::Balloon;
 use sealci_vmm::virtio::block::{Access, Block};
 use sealci_vmm::virtio::entropy::Entropy;
 use sealci_vmm::virtio::vsock::{HostEnd, MIN_GUEST_CID, Vsock};
@@ -113,6 +114,7 @@ fn devices(options: &Options) -> Result<Vec<Box<dyn Device>>, Box<dyn Error>> {
         devices.push(Box::new(vsock.map_err(|error| format!("cannot connect the guest's ports: {error}"))?));
     }
     devices.push(Box::new(Entropy));
+    devices.push(Box::new(Balloon::default()));
     Ok(devices)
 }
 

@@ -24,7 +24,8 @@ usage: sealci-vmm --kernel FILE [OPTION…]
                               sooner from it, and at an address that is no secret
   --version                   says which version this is
 
-Disks and ports may be several; the guest's own CID is 3, and it has a source of random numbers.
+Disks and ports may be several; the guest's own CID is 3. It has a source of random
+numbers, and a balloon by which it gives back what memory it does not use.
 It ends with 0 when the guest has reset the machine or turned it off.";
 
 const MEMORY_MEBIBYTES: u64 = 256;

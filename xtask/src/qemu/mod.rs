@@ -144,7 +144,7 @@ pub const EXECUTORS: Suite = Suite {
 /// now and then where it emulates more than one processor.
 pub const MACHINES: Suite = Suite {
     name: "vm",
-    parts: &["machine", "whole"],
+    parts: &["machine", "whole", "microvm"],
     hardware: Hardware { emulated: "EPYC,+svm", processors: 1 },
     pack: payload::machines,
 };

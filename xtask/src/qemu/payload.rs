@@ -26,7 +26,7 @@ const MACHINES: &str = "modprobe kvm_amd || modprobe kvm_intel\n\
 
 /// The part of whole machines: an image's root, our init, and the virtual machine monitor.
 const WHOLE: &str = "export SEALCI_TEST_MODULES=/lib/modules/$(uname -r)\n\
-    export SEALCI_TEST_VMM=/sealci/sealci-vmm SEALCI_TEST_INIT=/sealci/sealci-init\n\
+    export SEALCI_TEST_INIT=/sealci/sealci-init\n\
     TESTS=/sealci/whole SEALCI_REQUIRE=kvm part whole 0 --test-threads=1\n\
     TESTS=/sealci/executor SEALCI_REQUIRE=kvm,root part microvm 0 --test-threads=1 microvm::\n";
 
@@ -55,8 +55,9 @@ pub fn machines(folder: &Path, base: &Base) -> Result<PathBuf> {
     tree.place(&built.find("machine", true)?, "sealci/tests")?;
     tree.place(&built.find("whole", true)?, "sealci/whole")?;
     tree.place(&built.find("executor", true)?, "sealci/executor")?;
-    tree.copy(&build_static("sealci-guest", "sealci-init")?, "sealci/sealci-init")?;
-    tree.copy(&build_static("sealci-vmm", "sealci-vmm")?, "sealci/sealci-vmm")?;
+    for (package, program) in [("sealci-vmm", "sealci-vmm"), ("sealci-guest", "sealci-init")] {
+        tree.copy(&build_static(package, program)?, &format!("sealci/{program}"))?;
+    }
     tree.copy(&base.kernel, "sealci/vmlinuz")?;
     build_peer(&tree.path.join("sealci/peer"))?;
     let busybox = machine::find("busybox").context("busybox is not installed")?;

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
-use conversation::Conversation;
+use conversation::{Conversation, Held};
 use sealci_core::outcome::{Cause, Limit, Outcome};
 use sealci_guest::wire::{self, Ending, ToInit, WireError};
 use tokio::net::UnixStream;
@@ -28,6 +28,14 @@ use super::{Backstage, ExecutionEvent, ExecutorError, Lease, Wish, cause_of_comp
 /// What an init runs in.
 #[async_trait]
 pub(super) trait Environment: Send {
+    /// What an init in a machine of its own has to be told first, with the clocks of this moment.
+    fn wake(&mut self) -> Option<wire::Wake> {
+        None
+    }
+
+    /// A machine's memory ran out, says its init.
+    fn ran_out_of_memory(&mut self) {}
+
     /// Does what has to be done between the filling of the workspace and the first command.
     async fn open_up(&mut self) -> Result<(), ExecutorError>;
 
@@ -115,11 +123,11 @@ pub(super) async fn drive(prepared: Prepared, backstage: Backstage) {
     let conversation =
         Conversation::new(channel::split(channel), environment.as_mut(), start, (timeout, grace), owner);
     // With it the channel ends, and with that the init, if anything of it is left.
-    let (end, wish, over) = conversation.hold(go, &events).await;
+    let Held { end, wish, limit, over } = conversation.hold(go, &events).await;
     if matches!(end, End::Abandoned | End::NotOpened(_)) {
         environment.kill();
     }
-    let limit = environment.limit_reached();
+    let limit = limit.or_else(|| environment.limit_reached());
     let orderly = matches!(end, End::Told { survivors: 0, .. });
     let cleared = environment.clear(orderly).await;
     // Some environments hear of it only with their end.

@@ -131,6 +131,7 @@ proptest! {
         for message in [
             FromInit::Hello { version: 3 },
             FromInit::Ready,
+            FromInit::OutOfMemory,
             FromInit::CommandStarted { index, log_offset },
             FromInit::Output(&output),
             FromInit::CommandFinished { index, exit_code, duration_us, log_offset, usage },

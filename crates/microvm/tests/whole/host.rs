@@ -17,6 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(150);
 #[derive(Debug, PartialEq, Eq)]
 pub enum Said {
     Output(String),
+    OutOfMemory,
     Finished(Ending),
     Other,
 }
@@ -111,6 +112,7 @@ impl Machine {
                 assert_eq!(survivors, 0);
                 Said::Finished(ending)
             }
+            FromInit::OutOfMemory => Said::OutOfMemory,
             _ => Said::Other,
         }
     }
@@ -122,6 +124,7 @@ impl Machine {
             match self.hear() {
                 Said::Output(piece) => text.push_str(&piece),
                 Said::Finished(ending) => return (text, ending),
+                Said::OutOfMemory => text.push_str("(out of memory)\n"),
                 Said::Other => {}
             }
         }

@@ -18,8 +18,10 @@ use crate::host::{Machine, ended_or_killed};
 
 /// What the init calls.
 const PORT: &str = "sealci.port=1024";
-const PROGRAMS: &[&str] =
-    &["cat", "cut", "date", "df", "grep", "head", "hostname", "id", "sh", "sleep", "tail", "test", "uname"];
+const PROGRAMS: &[&str] = &[
+    "cat", "cut", "date", "dd", "df", "grep", "head", "hostname", "id", "sh", "sleep", "tail", "test",
+    "uname",
+];
 
 pub struct Lab {
     pub folder: TempDir,

@@ -94,6 +94,21 @@ fn what_is_written_takes_memory_where_there_is_no_disk_for_it() {
 }
 
 #[test]
+fn a_machine_without_memory_says_so_and_lives() {
+    let Some(lab) = Lab::open() else { return };
+    let mut machine = lab.boot(&Wanted { scratch_bytes: Some(1 << 30), ..lab.wanted() });
+    machine.send(&ToInit::Hello { version: VERSION });
+    machine.send(&wake());
+    // Its buffer is more than there is, which is found out only as it is filled.
+    machine.send(&start(&[
+        "echo 1 >/proc/sys/vm/overcommit_memory",
+        "dd if=/dev/zero of=/dev/null bs=400M count=1 2>/dev/null",
+    ]));
+    let (text, ending) = machine.listen();
+    assert_eq!((text.lines().last(), ending), (Some("(out of memory)"), Ending::Failed { exit_code: 137 }));
+}
+
+#[test]
 fn a_lease_holds_where_the_clocks_are_not_the_same() {
     let Some(lab) = Lab::open() else { return };
     let mut machine = lab.boot(&lab.wanted());
