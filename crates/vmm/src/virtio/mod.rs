@@ -23,7 +23,7 @@ mod sys;
 pub mod vsock;
 
 #[cfg(test)]
-mod driver;
+pub(crate) mod driver;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
