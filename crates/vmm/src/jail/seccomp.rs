@@ -80,12 +80,14 @@ const DEVICES_CALLS: &[i64] = &[
     libc::SYS_preadv,
     libc::SYS_pwritev,
     libc::SYS_read,
+    libc::SYS_readv,
     libc::SYS_recvfrom,
     libc::SYS_recvmsg,
     libc::SYS_sendmsg,
     libc::SYS_sendto,
     libc::SYS_shutdown,
     libc::SYS_socket,
+    libc::SYS_writev,
 ];
 
 fn calls(role: Role) -> Vec<i64> {

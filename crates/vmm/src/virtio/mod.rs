@@ -18,6 +18,7 @@ pub mod balloon;
 pub mod block;
 pub mod entropy;
 pub mod mmio;
+pub mod net;
 mod queue;
 mod sys;
 pub mod vsock;
