@@ -42,6 +42,7 @@ const TARGETS: &[Target] = &[
     Target { name: "vsock", longest_bytes: 256, seeds: &[] },
     Target { name: "entropy", longest_bytes: 256, seeds: &[] },
     Target { name: "balloon", longest_bytes: 256, seeds: &[] },
+    Target { name: "net", longest_bytes: 256, seeds: &[] },
 ];
 
 /// Crates of others that do much of the work: without optimization they are most of a run's time.
