@@ -101,3 +101,17 @@ pub fn give_up(buffers: &Buffers<'_>) {
         }
     }
 }
+
+/// Reads one frame, or what there is, into the guest.
+pub fn read(from: BorrowedFd<'_>, into: &Buffers<'_>) -> io::Result<usize> {
+    let pieces = Pieces::of(into);
+    // SAFETY: as in `read_at`.
+    moved(|| unsafe { libc::readv(from.as_raw_fd(), pieces.vectors.as_ptr(), pieces.count as libc::c_int) })
+}
+
+/// Writes the guest's bytes as one frame.
+pub fn write(to: BorrowedFd<'_>, from: &Buffers<'_>) -> io::Result<usize> {
+    let pieces = Pieces::of(from);
+    // SAFETY: as in `write_at`.
+    moved(|| unsafe { libc::writev(to.as_raw_fd(), pieces.vectors.as_ptr(), pieces.count as libc::c_int) })
+}
