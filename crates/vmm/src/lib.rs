@@ -12,6 +12,7 @@
 
 pub mod bus;
 mod devices;
+mod jail;
 pub mod kernel;
 pub mod machine;
 pub mod memory;
