@@ -74,7 +74,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "sealci-scheduler",
         ],
     ),
-    ("sealci-fuzz", &["sealci-archive", "sealci-core", "sealci-guest", "sealci-proto"]),
+    ("sealci-fuzz", &["sealci-archive", "sealci-core", "sealci-guest", "sealci-proto", "sealci-vmm"]),
     ("xtask", &[]),
 ];
 

@@ -23,7 +23,7 @@ use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::{self, Bus, Overlap};
-use crate::jail::calls::{Calls, CallsError};
+use crate::jail::seccomp::{Filter, SeccompError};
 use crate::memory::GuestMemory;
 use crate::vcpu::STACK_BYTES;
 use crate::virtio::mmio::{QUEUE_NOTIFY, Transport, WINDOW_BYTES};
@@ -49,7 +49,7 @@ pub enum StartError {
     #[error("the devices' thread cannot be started")]
     Thread(#[from] io::Error),
     #[error(transparent)]
-    Calls(#[from] CallsError),
+    Seccomp(#[from] SeccompError),
 }
 
 /// A device's interrupt: KVM raises it.
@@ -168,13 +168,13 @@ impl Devices {
         Ok(epoll::add(&self.epoll, descriptor, data, EventFlags::IN)?)
     }
 
-    /// Starts their thread, which ends with what is returned; it is bound to these system calls before it does anything.
-    pub fn start(self, calls: Calls) -> Result<Running, StartError> {
+    /// Starts their thread, which ends with what is returned; its filter binds it before it does anything.
+    pub fn start(self, filter: Filter) -> Result<Running, StartError> {
         let stop = event()?;
         self.watch(event_fd(&stop), EventData::new_u64(STOP))?;
         let (told, bound) = mpsc::sync_channel(1);
         let run = move || {
-            let is_bound = calls.bind();
+            let is_bound = filter.apply();
             let may_run = is_bound.is_ok();
             // Whoever waits for it does so until it comes.
             let _ = told.send(is_bound);

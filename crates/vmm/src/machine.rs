@@ -21,7 +21,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::{Bus, Overlap};
 use crate::devices::{Devices, DevicesError, StartError};
-use crate::jail::calls::{Calls, CallsError};
+use crate::jail::seccomp::{Filter, Role, SeccompError};
 use crate::kernel::{Kernel, KernelError, Loaded};
 use crate::memory::{self, GuestMemory, MemoryError};
 use crate::serial::{Output, SerialLine};
@@ -78,7 +78,7 @@ pub enum BuildError {
     #[error(transparent)]
     Devices(#[from] DevicesError),
     #[error(transparent)]
-    Calls(#[from] CallsError),
+    Seccomp(#[from] SeccompError),
 }
 
 /// Why a guest cannot be run.
@@ -89,7 +89,7 @@ pub enum RunError {
     #[error(transparent)]
     Devices(#[from] StartError),
     #[error(transparent)]
-    Calls(#[from] CallsError),
+    Seccomp(#[from] SeccompError),
 }
 
 fn no_kvm(errno: i32) -> String {
@@ -128,17 +128,17 @@ impl Control {
 }
 
 /// What each kind of thread may ask the host's kernel for.
-struct ThreadCalls {
-    vcpu: Calls,
-    devices: Calls,
-    main: Calls,
+struct Filters {
+    vcpu: Filter,
+    devices: Filter,
+    main: Filter,
 }
 
 /// A machine whose guest has not begun.
 pub struct Machine {
     vcpus: Vec<VcpuFd>,
     devices: Devices,
-    calls: ThreadCalls,
+    filters: Filters,
     shared: Arc<Shared>,
     events: mpsc::Receiver<Event>,
     told: mpsc::SyncSender<Event>,
@@ -178,9 +178,12 @@ impl Machine {
         let vcpus = create_vcpus(&kvm, &vm, &memory, vcpus, &loaded)?;
         let (told, events) = mpsc::sync_channel(WAITING_COMMANDS);
         let shared = Arc::new(Shared::new(ports, registers));
-        let (vcpu, devices_thread, main) = (Calls::of_vcpu()?, Calls::of_devices()?, Calls::of_main()?);
-        let calls = ThreadCalls { vcpu, devices: devices_thread, main };
-        Ok(Self { vcpus, devices, calls, shared, events, told, _vm: vm })
+        let filters = Filters {
+            vcpu: Filter::compile(Role::Vcpu)?,
+            devices: Filter::compile(Role::Devices)?,
+            main: Filter::compile(Role::Main)?,
+        };
+        Ok(Self { vcpus, devices, filters, shared, events, told, _vm: vm })
     }
 
     pub fn control(&self) -> Control {
@@ -189,10 +192,10 @@ impl Machine {
 
     /// Runs the guest to its end. The calling thread is bound as the machine's are: it can print, and end the process.
     pub fn run(self) -> Result<(Ending, Totals), RunError> {
-        let Self { vcpus, devices, calls, shared, events, told, _vm } = self;
-        let devices = devices.start(calls.devices)?;
-        let threads = Threads::start(vcpus, &calls.vcpu, &shared, &told, Event::Ended)?;
-        calls.main.bind()?;
+        let Self { vcpus, devices, filters, shared, events, told, _vm } = self;
+        let devices = devices.start(filters.devices)?;
+        let threads = Threads::start(vcpus, &filters.vcpu, &shared, &told, Event::Ended)?;
+        filters.main.apply()?;
         // We hold a sender ourselves, so that it always ends with an event.
         let ending = match events.recv() {
             Ok(Event::Ended(ending)) => ending,

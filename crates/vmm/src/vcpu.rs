@@ -14,7 +14,7 @@ use libc::{c_int, c_void, siginfo_t};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::bus::Bus;
-use crate::jail::calls::Calls;
+use crate::jail::seccomp::Filter;
 use crate::x86_64::acpi;
 
 /// Of every thread of a machine's: less than a huge page, which the host's kernel would give for a stack of Rust's own size.
@@ -91,7 +91,7 @@ impl Threads {
     /// Starts all. Each sends its ending.
     pub fn start<E: Send + 'static>(
         vcpus: Vec<VcpuFd>,
-        calls: &Calls,
+        filter: &Filter,
         shared: &Arc<Shared>,
         ended: &mpsc::SyncSender<E>,
         event: fn(Ending) -> E,
@@ -99,9 +99,9 @@ impl Threads {
         register_signal_handler(SIGRTMIN(), on_kick)?;
         let mut all = Self { shared: Arc::clone(shared), threads: Vec::new() };
         for (index, mut vcpu) in vcpus.into_iter().enumerate() {
-            let (calls, shared, ended) = (calls.clone(), Arc::clone(shared), ended.clone());
+            let (filter, shared, ended) = (filter.clone(), Arc::clone(shared), ended.clone());
             let run = move || {
-                let ending = match calls.bind() {
+                let ending = match filter.apply() {
                     Ok(()) => run(&mut vcpu, &shared),
                     Err(error) => Ending::Broken(error.to_string()),
                 };

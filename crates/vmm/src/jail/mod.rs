@@ -1,3 +1,3 @@
-//! Takes from the threads that a guest can influence what they do not need.
+//! Takes from the machine's threads what they have no need of, so that a guest that takes one over gains nothing.
 
-pub mod calls;
+pub mod seccomp;

@@ -63,8 +63,12 @@ impl Driver {
     }
 
     pub fn over(memory: GuestMemory, device: impl Device + 'static) -> Self {
+        Self::boxed(memory, Box::new(device))
+    }
+
+    fn boxed(memory: GuestMemory, device: Box<dyn Device>) -> Self {
         let interrupts = Arc::new(Count::default());
-        let transport = Transport::new(Box::new(device), memory.clone(), interrupts.clone());
+        let transport = Transport::new(device, memory.clone(), interrupts.clone());
         let filled = vec![Filled::default(); transport.queue_count()];
         Self { memory, transport, interrupts, filled, next_data: DATA + 0x8_0000 }
     }
@@ -73,6 +77,12 @@ impl Driver {
     pub fn started(device: impl Device + 'static, features: u64) -> Self {
         let driver = Self::new(device);
         driver.start(features);
+        driver
+    }
+
+    pub fn started_boxed(device: Box<dyn Device>) -> Self {
+        let driver = Self::boxed(memory(), device);
+        driver.start(0);
         driver
     }
 

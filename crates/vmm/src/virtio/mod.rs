@@ -18,12 +18,13 @@ pub mod balloon;
 pub mod block;
 pub mod entropy;
 pub mod mmio;
+pub mod net;
 mod queue;
 mod sys;
 pub mod vsock;
 
 #[cfg(test)]
-mod driver;
+pub(crate) mod driver;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

@@ -89,7 +89,9 @@ pub fn receive(socket: BorrowedFd<'_>, into: &Buffers<'_>) -> io::Result<usize> 
 
 /// Gives the whole pages of these back to the host: they read as zeros next time, or as the file that is mapped there.
 pub fn give_up(buffers: &Buffers<'_>) {
-    let page = rustix::param::page_size();
+    // Not by rustix, which asks the kernel for it the first time: a call that a bound thread may not make.
+    // SAFETY: it reads what the C library was told when the process began.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
     for slice in buffers.slices() {
         let begin = slice.ptr_guard_mut().as_ptr();
         let skipped = begin.addr().next_multiple_of(page) - begin.addr();
@@ -100,4 +102,18 @@ pub fn give_up(buffers: &Buffers<'_>) {
             unsafe { libc::madvise(begin.add(skipped).cast(), bytes, libc::MADV_DONTNEED) };
         }
     }
+}
+
+/// Reads one frame, or what there is, into the guest.
+pub fn read(from: BorrowedFd<'_>, into: &Buffers<'_>) -> io::Result<usize> {
+    let pieces = Pieces::of(into);
+    // SAFETY: as in `read_at`.
+    moved(|| unsafe { libc::readv(from.as_raw_fd(), pieces.vectors.as_ptr(), pieces.count as libc::c_int) })
+}
+
+/// Writes the guest's bytes as one frame.
+pub fn write(to: BorrowedFd<'_>, from: &Buffers<'_>) -> io::Result<usize> {
+    let pieces = Pieces::of(from);
+    // SAFETY: as in `write_at`.
+    moved(|| unsafe { libc::writev(to.as_raw_fd(), pieces.vectors.as_ptr(), pieces.count as libc::c_int) })
 }
