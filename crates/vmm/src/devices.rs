@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 
 use kvm_ioctls::{IoEventAddress, VmFd};
@@ -23,7 +23,9 @@ use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::{self, Bus, Overlap};
+use crate::jail::seccomp::{Filter, SeccompError};
 use crate::memory::GuestMemory;
+use crate::vcpu::STACK_BYTES;
 use crate::virtio::mmio::{QUEUE_NOTIFY, Transport, WINDOW_BYTES};
 use crate::virtio::{Cause, Device, Interrupt};
 use crate::x86_64::layout;
@@ -39,6 +41,15 @@ pub enum DevicesError {
     Event(#[from] io::Error),
     #[error(transparent)]
     Overlap(#[from] Overlap),
+}
+
+/// Why the devices' thread does not run.
+#[derive(Debug, Error)]
+pub enum StartError {
+    #[error("the devices' thread cannot be started")]
+    Thread(#[from] io::Error),
+    #[error(transparent)]
+    Seccomp(#[from] SeccompError),
 }
 
 /// A device's interrupt: KVM raises it.
@@ -157,12 +168,27 @@ impl Devices {
         Ok(epoll::add(&self.epoll, descriptor, data, EventFlags::IN)?)
     }
 
-    /// Starts their thread, which ends with what is returned.
-    pub fn start(self) -> io::Result<Running> {
+    /// Starts their thread, which ends with what is returned; its filter binds it before it does anything.
+    pub fn start(self, filter: Filter) -> Result<Running, StartError> {
         let stop = event()?;
         self.watch(event_fd(&stop), EventData::new_u64(STOP))?;
-        let thread = thread::Builder::new().name("devices".to_owned()).spawn(move || self.run())?;
-        Ok(Running { stop, thread: Some(thread) })
+        let (told, bound) = mpsc::sync_channel(1);
+        let run = move || {
+            let is_bound = filter.apply();
+            let may_run = is_bound.is_ok();
+            // Whoever waits for it does so until it comes.
+            let _ = told.send(is_bound);
+            if may_run {
+                self.run();
+            }
+        };
+        let thread = thread::Builder::new().name("devices".to_owned()).stack_size(STACK_BYTES).spawn(run)?;
+        let running = Running { stop, thread: Some(thread) };
+        match bound.recv() {
+            Ok(is_bound) => is_bound?,
+            Err(_) => return Err(io::Error::other("the devices' thread has ended").into()),
+        }
+        Ok(running)
     }
 
     fn run(self) {

@@ -12,7 +12,7 @@
 
 pub mod bus;
 mod devices;
-pub mod jail;
+mod jail;
 pub mod kernel;
 pub mod machine;
 pub mod memory;

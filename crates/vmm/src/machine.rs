@@ -20,7 +20,8 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::{Bus, Overlap};
-use crate::devices::{Devices, DevicesError};
+use crate::devices::{Devices, DevicesError, StartError};
+use crate::jail::seccomp::{Filter, Role, SeccompError};
 use crate::kernel::{Kernel, KernelError, Loaded};
 use crate::memory::{self, GuestMemory, MemoryError};
 use crate::serial::{Output, SerialLine};
@@ -76,6 +77,19 @@ pub enum BuildError {
     Overlap(#[from] Overlap),
     #[error(transparent)]
     Devices(#[from] DevicesError),
+    #[error(transparent)]
+    Seccomp(#[from] SeccompError),
+}
+
+/// Why a guest cannot be run.
+#[derive(Debug, Error)]
+pub enum RunError {
+    #[error("a virtual CPU's thread cannot be started")]
+    Vcpus(#[from] io::Error),
+    #[error(transparent)]
+    Devices(#[from] StartError),
+    #[error(transparent)]
+    Seccomp(#[from] SeccompError),
 }
 
 fn no_kvm(errno: i32) -> String {
@@ -113,10 +127,18 @@ impl Control {
     }
 }
 
+/// What each kind of thread may ask the host's kernel for.
+struct Filters {
+    vcpu: Filter,
+    devices: Filter,
+    main: Filter,
+}
+
 /// A machine whose guest has not begun.
 pub struct Machine {
     vcpus: Vec<VcpuFd>,
     devices: Devices,
+    filters: Filters,
     shared: Arc<Shared>,
     events: mpsc::Receiver<Event>,
     told: mpsc::SyncSender<Event>,
@@ -156,18 +178,24 @@ impl Machine {
         let vcpus = create_vcpus(&kvm, &vm, &memory, vcpus, &loaded)?;
         let (told, events) = mpsc::sync_channel(WAITING_COMMANDS);
         let shared = Arc::new(Shared::new(ports, registers));
-        Ok(Self { vcpus, devices, shared, events, told, _vm: vm })
+        let filters = Filters {
+            vcpu: Filter::compile(Role::Vcpu)?,
+            devices: Filter::compile(Role::Devices)?,
+            main: Filter::compile(Role::Main)?,
+        };
+        Ok(Self { vcpus, devices, filters, shared, events, told, _vm: vm })
     }
 
     pub fn control(&self) -> Control {
         Control(self.told.clone())
     }
 
-    /// Runs the guest to its end.
-    pub fn run(self) -> Result<(Ending, Totals), io::Error> {
-        let Self { vcpus, devices, shared, events, told, _vm } = self;
-        let devices = devices.start()?;
-        let threads = Threads::start(vcpus, &shared, &told, Event::Ended)?;
+    /// Runs the guest to its end. The calling thread is bound as the machine's are: it can print, and end the process.
+    pub fn run(self) -> Result<(Ending, Totals), RunError> {
+        let Self { vcpus, devices, filters, shared, events, told, _vm } = self;
+        let devices = devices.start(filters.devices)?;
+        let threads = Threads::start(vcpus, &filters.vcpu, &shared, &told, Event::Ended)?;
+        filters.main.apply()?;
         // We hold a sender ourselves, so that it always ends with an event.
         let ending = match events.recv() {
             Ok(Event::Ended(ending)) => ending,

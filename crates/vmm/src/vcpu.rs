@@ -14,7 +14,11 @@ use libc::{c_int, c_void, siginfo_t};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::bus::Bus;
+use crate::jail::seccomp::Filter;
 use crate::x86_64::acpi;
+
+/// Of every thread of a machine's: less than a huge page, which the host's kernel would give for a stack of Rust's own size.
+pub const STACK_BYTES: usize = 256 << 10;
 
 /// How a virtual CPU ended, and with it the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,6 +91,7 @@ impl Threads {
     /// Starts all. Each sends its ending.
     pub fn start<E: Send + 'static>(
         vcpus: Vec<VcpuFd>,
+        filter: &Filter,
         shared: &Arc<Shared>,
         ended: &mpsc::SyncSender<E>,
         event: fn(Ending) -> E,
@@ -94,13 +99,17 @@ impl Threads {
         register_signal_handler(SIGRTMIN(), on_kick)?;
         let mut all = Self { shared: Arc::clone(shared), threads: Vec::new() };
         for (index, mut vcpu) in vcpus.into_iter().enumerate() {
-            let (shared, ended) = (Arc::clone(shared), ended.clone());
+            let (filter, shared, ended) = (filter.clone(), Arc::clone(shared), ended.clone());
             let run = move || {
-                let ending = run(&mut vcpu, &shared);
+                let ending = match filter.apply() {
+                    Ok(()) => run(&mut vcpu, &shared),
+                    Err(error) => Ending::Broken(error.to_string()),
+                };
                 // Nobody listens any more once the machine has ended.
                 let _ = ended.send(event(ending));
             };
-            all.threads.push(thread::Builder::new().name(format!("vcpu{index}")).spawn(run)?);
+            let thread = thread::Builder::new().name(format!("vcpu{index}")).stack_size(STACK_BYTES);
+            all.threads.push(thread.spawn(run)?);
         }
         Ok(all)
     }

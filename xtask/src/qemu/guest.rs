@@ -84,7 +84,7 @@ impl Guest {
         let (console, complaints) = (folder.join("console.log"), folder.join("qemu.log"));
         let _ = fs::remove_file(&console);
         let mut qemu = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "nice", "-n", "19", "qemu-system-x86_64"])
+            .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
             .args(["-accel", accelerator, "-cpu", processor, "-smp", &processors.to_string()])
             .args(["-m", &format!("{}M", memory_mebibytes()), "-nodefaults", "-nographic", "-no-reboot"])
             .args(["-serial", &format!("file:{}", console.display()), "-serial", "stdio"])

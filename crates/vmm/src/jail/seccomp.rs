@@ -27,6 +27,8 @@ pub enum Role {
     Vcpu,
     /// Works for all devices.
     Devices,
+    /// Has started the others, and waits for the guest's end.
+    Main,
 }
 
 /// A thread's filter, compiled.
@@ -90,10 +92,18 @@ const DEVICES_CALLS: &[i64] = &[
     libc::SYS_writev,
 ];
 
+const MAIN_CALLS: &[i64] = &[
+    libc::SYS_exit_group,
+    libc::SYS_getpid,
+    // Others are told to end by a signal.
+    libc::SYS_tgkill,
+];
+
 fn calls(role: Role) -> Vec<i64> {
     let own = match role {
         Role::Vcpu => VCPU_CALLS,
         Role::Devices => DEVICES_CALLS,
+        Role::Main => MAIN_CALLS,
     };
     // Before it closes a descriptor, a debug build asks whether it is open.
     let debug: &[i64] = if cfg!(debug_assertions) { &[libc::SYS_fcntl] } else { &[] };

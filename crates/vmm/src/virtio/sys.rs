@@ -89,7 +89,9 @@ pub fn receive(socket: BorrowedFd<'_>, into: &Buffers<'_>) -> io::Result<usize> 
 
 /// Gives the whole pages of these back to the host: they read as zeros next time, or as the file that is mapped there.
 pub fn give_up(buffers: &Buffers<'_>) {
-    let page = rustix::param::page_size();
+    // Not by rustix, which asks the kernel for it the first time: a call that a bound thread may not make.
+    // SAFETY: it reads what the C library was told when the process began.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
     for slice in buffers.slices() {
         let begin = slice.ptr_guard_mut().as_ptr();
         let skipped = begin.addr().next_multiple_of(page) - begin.addr();

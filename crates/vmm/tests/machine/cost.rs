@@ -1,10 +1,6 @@
 //! What a guest costs beside what it was given.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Stdio};
-use std::sync::mpsc;
-use std::thread;
 use std::time::Duration;
 
 use super::initramfs::Initramfs;
@@ -14,8 +10,6 @@ const PATIENCE: Duration = Duration::from_secs(150);
 const MOST_EXITS: u64 = 300;
 const MOST_PROGRAM_BYTES: u64 = 2_500_000;
 const MOST_KIBIBYTES: u64 = 2048;
-/// In a line of smaps, which tells a mapping's size first.
-const GUEST_KIBIBYTES: u64 = 128 << 10;
 
 #[test]
 fn a_boot_takes_few_exits() {
@@ -38,16 +32,6 @@ fn the_program_is_small() {
     assert!(bytes <= MOST_PROGRAM_BYTES, "{bytes} bytes");
 }
 
-/// Kills it in the end, whatever happened.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 fn a_guest_takes_little_memory_beside_its_own() {
     let Some(lab) = Lab::open() else { return };
@@ -55,31 +39,30 @@ fn a_guest_takes_little_memory_beside_its_own() {
         return skip("SEALCI_TEST_VMM does not name the static program (cargo xtask vm-test builds it)");
     }
     let initramfs = Initramfs::running(&lab.busybox, "echo ready; sleep 1000\n").file();
-    let mut command = lab.command(&initramfs);
-    command.args(["--memory-mib", "128", "--vcpus", "2", "--serial", "-", "--command-line-extra", "quiet"]);
-    let mut guest = Running(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap());
-    let console = BufReader::new(guest.0.stdout.take().unwrap());
-    let (said, ready) = mpsc::sync_channel(1);
-    let reader = thread::spawn(move || {
-        let is_ready = console.lines().map_while(Result::ok).any(|line| line.trim() == "ready");
-        said.send(is_ready).unwrap();
-    });
-    assert!(ready.recv_timeout(PATIENCE).unwrap(), "the guest ended");
-    let smaps = fs::read_to_string(format!("/proc/{}/smaps", guest.0.id())).unwrap();
-    drop(guest);
-    reader.join().unwrap();
-
-    let (mut kibibytes, mut is_guests, mut guests) = (0, false, 0);
-    let figure = |line: &str| line.split_whitespace().nth(1).and_then(|word| word.parse::<u64>().ok());
-    for line in smaps.lines() {
-        if line.starts_with("Size:") {
-            is_guests = figure(line).unwrap() == GUEST_KIBIBYTES;
-            guests += u64::from(is_guests);
-        } else if line.starts_with("Rss:") && !is_guests {
-            kibibytes += figure(line).unwrap();
-        }
-    }
+    let guest = lab.start(&initramfs, ["--memory-mib", "128", "--vcpus", "2"]);
+    guest.wait_for("ready");
+    let (_, kibibytes) = guest.resident(128);
     eprintln!("memory beside the guest's: {kibibytes} KiB");
-    assert_eq!(guests, 1, "{smaps}");
-    assert!(kibibytes <= MOST_KIBIBYTES, "{kibibytes} KiB: {smaps}");
+    assert!(kibibytes <= MOST_KIBIBYTES, "{kibibytes} KiB");
+}
+
+#[test]
+fn every_thread_is_bound() {
+    let Some(lab) = Lab::open() else { return };
+    let initramfs = Initramfs::running(&lab.busybox, "echo ready; sleep 1000\n").file();
+    let guest = lab.start(&initramfs, ["--vcpus", "2"]);
+    guest.wait_for("ready");
+    let mut bound = Vec::new();
+    for thread in fs::read_dir(guest.proc("task")).unwrap() {
+        let status = fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap_or_default().trim().to_owned()
+        };
+        // proc(5): 2 is a filter.
+        bound.push((field("Name:"), field("Seccomp:") == "2"));
+    }
+    bound.sort();
+    let all = ["devices", "sealci-vmm", "vcpu0", "vcpu1"].map(|name| (name.to_owned(), true));
+    assert_eq!(bound, all);
 }

@@ -14,6 +14,7 @@ use super::lab::{Lab, Outcome, figure};
 
 const VIRTIO: [&str; 3] = ["virtio_ring", "virtio", "virtio_mmio"];
 const BLOCK: &str = "virtio_blk";
+const BALLOON: &str = "virtio_balloon";
 const ENTROPY: &str = "virtio-rng";
 const VSOCK: [&str; 3] = ["vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"];
 
@@ -31,17 +32,21 @@ fn run_with(
     arguments: &[String],
     change: impl FnOnce(Initramfs) -> Initramfs,
 ) -> Outcome {
+    let initramfs = with_modules(lab, modules, &format!("{script}\nreboot -f\n"));
+    let outcome = lab.run_with(change(initramfs), arguments);
+    assert!(outcome.status.success(), "{outcome:?}");
+    outcome
+}
+
+fn with_modules(lab: &Lab, modules: &[&str], script: &str) -> Initramfs {
     let mut prologue = String::new();
     let names = VIRTIO.iter().chain(modules);
     let files: Vec<_> = names.map(|name| (format!("modules/{name}.ko"), lab.module(name))).collect();
     for (name, _) in &files {
         prologue.push_str(&format!("insmod /{name} || echo no {name}\n"));
     }
-    let initramfs = Initramfs::running(&lab.busybox, &format!("{prologue}{script}\nreboot -f\n"));
-    let initramfs = files.iter().fold(initramfs, |initramfs, (name, bytes)| initramfs.with(name, bytes));
-    let outcome = lab.run_with(change(initramfs), arguments);
-    assert!(outcome.status.success(), "{outcome:?}");
-    outcome
+    let initramfs = Initramfs::running(&lab.busybox, &format!("{prologue}{script}"));
+    files.iter().fold(initramfs, |initramfs, (name, bytes)| initramfs.with(name, bytes))
 }
 
 fn disk() -> NamedTempFile {
@@ -107,6 +112,21 @@ fn random_numbers_come_from_the_host() {
     let outcome = run(&lab, &[ENTROPY], script, &[]);
     assert!(outcome.console.contains("virtio_rng"), "{outcome:?}");
     assert_eq!((figure(&outcome.console, "bytes"), figure(&outcome.console, "different")), (64, 4));
+}
+
+#[test]
+fn memory_that_the_guest_frees_goes_back_to_the_host() {
+    let Some(lab) = Lab::open() else { return };
+    // Its driver reports two seconds after there is something to report.
+    let script = "mount -t tmpfs -o size=90% tmpfs /tmp\n\
+        yes | head -c 100000000 >/tmp/file; echo full; sleep 3; rm /tmp/file; sleep 8; echo freed; sleep 1000\n";
+    let initramfs = with_modules(&lab, &[BALLOON], script).file();
+    let guest = lab.start(&initramfs, ["--memory-mib", "256"]);
+    guest.wait_for("full");
+    let (full, _) = guest.resident(256);
+    guest.wait_for("freed");
+    let (freed, _) = guest.resident(256);
+    assert!(full >= 100 << 10 && freed + (64 << 10) <= full, "{full} KiB, then {freed} KiB");
 }
 
 /// Answers each connection with how much came, once all of it has come.

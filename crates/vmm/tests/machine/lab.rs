@@ -2,11 +2,11 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{OnceLock, mpsc};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use tempfile::NamedTempFile;
@@ -88,6 +88,17 @@ impl Lab {
         path.map(|path| fs::read(path).unwrap())
     }
 
+    /// Starts a guest that runs a script, and whose console is heard.
+    pub fn start<S: AsRef<OsStr>>(
+        &self,
+        initramfs: &NamedTempFile,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Running {
+        let mut command = self.command(initramfs);
+        command.args(["--serial", "-", "--command-line-extra", QUIET]).args(arguments);
+        Running::start(command)
+    }
+
     /// A guest of the least size, without a serial line.
     pub fn command(&self, initramfs: &NamedTempFile) -> Command {
         let mut command = vmm();
@@ -109,6 +120,68 @@ impl Lab {
         let mut command = self.command(&initramfs);
         command.args(["--serial", "-", "--command-line-extra", QUIET]).args(arguments);
         run(command, PATIENCE).expect("the guest came to no end")
+    }
+}
+
+/// A guest that goes on until it has been looked at.
+pub struct Running {
+    child: Child,
+    lines: mpsc::Receiver<String>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Running {
+    pub fn start(mut command: Command) -> Self {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let console = BufReader::new(child.stdout.take().unwrap());
+        let (said, lines) = mpsc::sync_channel(1000);
+        let reader = thread::spawn(move || {
+            console.lines().map_while(Result::ok).try_for_each(|line| said.send(line)).unwrap_or_default();
+        });
+        Self { child, lines, reader: Some(reader) }
+    }
+
+    /// Until the guest's console shows this line.
+    pub fn wait_for(&self, line: &str) {
+        loop {
+            let found = self.lines.recv_timeout(PATIENCE);
+            if found.unwrap_or_else(|error| panic!("the guest did not say {line}: {error}")).trim() == line {
+                return;
+            }
+        }
+    }
+
+    /// A file of the process's below /proc.
+    pub fn proc(&self, name: &str) -> PathBuf {
+        format!("/proc/{}/{name}", self.child.id()).into()
+    }
+
+    /// What is in memory of the guest's own, of so many MiB, and of all else, in KiB.
+    pub fn resident(&self, mebibytes: u64) -> (u64, u64) {
+        let smaps = fs::read_to_string(self.proc("smaps")).unwrap();
+        let figure = |line: &str| line.split_whitespace().nth(1).and_then(|word| word.parse::<u64>().ok());
+        let (mut guests, mut others, mut is_guests, mut found) = (0, 0, false, 0);
+        for line in smaps.lines() {
+            if line.starts_with("Size:") {
+                is_guests = figure(line) == Some(mebibytes << 10);
+                found += u64::from(is_guests);
+            } else if line.starts_with("Rss:") {
+                *(if is_guests { &mut guests } else { &mut others }) += figure(line).unwrap();
+            }
+        }
+        assert_eq!(found, 1, "{smaps}");
+        (guests, others)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        self.lines.try_iter().for_each(drop);
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
     }
 }
 

@@ -1,8 +1,10 @@
 //! Starts the monitor for one machine, and keeps it until the machine is over.
 
 use std::ffi::{OsStr, OsString};
-use std::io;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -11,7 +13,6 @@ use sealci_core::plan::Resources;
 use sealci_guest::wire::machine as inside;
 use sealci_microvm::scratch;
 use sealci_vmm::machine::MAX_VCPUS;
-use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 
 use crate::executor::cgroup::{Cgroups, Limits};
@@ -25,7 +26,6 @@ const MONITOR_BYTES: u64 = 64 << 20;
 const MONITOR_PIDS: u64 = 128;
 /// Less does not hold a kernel and what it unpacks.
 const LEAST_MEBIBYTES: u64 = 128;
-const PROBING: &str = "run a machine";
 /// Where the init calls.
 const PORT: u32 = 1024;
 
@@ -102,22 +102,31 @@ pub(super) fn prepare(
     Ok(Prepared { channel, start, environment, timeout, grace })
 }
 
-/// Starts a machine without anything in it, and waits for its init to call.
-pub(super) async fn probe(recipe: &Recipe, patience: Duration) -> Result<(), ExecutorError> {
+/// Runs a machine without anything in it until its init calls. Blocks.
+pub(super) fn probe(recipe: &Recipe, patience: Duration) -> Result<(), ExecutorError> {
     let resources = Resources { cpu_millis: 1000, memory_bytes: LEAST_MEBIBYTES << 20 };
-    let name = format!("probe-{:016x}", rand::random::<u64>());
-    let (mut channel, mut host) = recipe.start(name, &resources, &[])?;
-    let called = tokio::time::timeout(patience, channel.read_u8()).await;
-    host.kill();
-    let cleared = host.clear(true).await;
-    let why = match called {
-        Ok(Ok(_)) => {
-            return cleared.map_err(|remains| ExecutorError::Helper { doing: PROBING, complaint: remains });
+    let failed = |error| ExecutorError::io("run a machine")(error);
+    let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(failed)?;
+    ours.set_read_timeout(Some(patience)).map_err(failed)?;
+    let mut monitor = Command::new(&recipe.vmm)
+        .args(recipe.arguments(&resources, &[]))
+        .env_clear()
+        .stdin(OwnedFd::from(theirs))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
+    let called = ours.read_exact(&mut [0]);
+    let _ = monitor.kill();
+    let output = monitor.wait_with_output().map_err(failed)?;
+    let complaint = match called {
+        Ok(()) => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            format!("its guest did not come up within {} s; `sealci doctor` says more", patience.as_secs())
         }
-        Ok(Err(_)) => host.complaints(),
-        Err(_) => format!("its guest did not come up within {} s", patience.as_secs()),
+        Err(_) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
     };
-    Err(ExecutorError::Helper { doing: PROBING, complaint: why })
+    Err(ExecutorError::Helper { doing: "run a machine", complaint })
 }
 
 struct MachineEnvironment {

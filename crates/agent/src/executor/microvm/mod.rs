@@ -100,9 +100,9 @@ impl MicrovmExecutor {
         Ok(Self { means: Arc::new(means), images, running: Running::default(), tasks: TaskTracker::new() })
     }
 
-    /// Runs a small machine until its init calls: whether machines run here at all.
-    pub async fn probe(&self, patience: Duration) -> Result<(), ExecutorError> {
-        machine::probe(&self.recipe(None), patience).await
+    /// Runs a small machine until its init calls: whether machines run here at all. Blocks.
+    pub fn probe(&self, patience: Duration) -> Result<(), ExecutorError> {
+        machine::probe(&self.recipe(None), patience)
     }
 
     fn recipe(&self, root: Option<&Root>) -> Recipe {

@@ -14,7 +14,7 @@ use super::*;
 fn threads_have_no_more_calls_than_was_promised() {
     assert!(calls(Role::Vcpu).len() <= 15, "{}", calls(Role::Vcpu).len());
     assert!(calls(Role::Devices).len() <= 35, "{}", calls(Role::Devices).len());
-    for role in [Role::Vcpu, Role::Devices] {
+    for role in [Role::Vcpu, Role::Devices, Role::Main] {
         Filter::compile(role).unwrap();
     }
 }
