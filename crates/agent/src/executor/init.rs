@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
-use conversation::{Conversation, Held};
+use conversation::Conversation;
 use sealci_core::outcome::{Cause, Limit, Outcome};
 use sealci_guest::wire::{self, Ending, ToInit, WireError};
 use tokio::net::UnixStream;
@@ -28,14 +28,6 @@ use super::{Backstage, ExecutionEvent, ExecutorError, Lease, Wish, cause_of_comp
 /// What an init runs in.
 #[async_trait]
 pub(super) trait Environment: Send {
-    /// What an init in a machine of its own has to be told first, with the clocks of this moment.
-    fn wake(&mut self) -> Option<wire::Wake> {
-        None
-    }
-
-    /// A machine's memory ran out, says its init.
-    fn ran_out_of_memory(&mut self) {}
-
     /// Does what has to be done between the filling of the workspace and the first command.
     async fn open_up(&mut self) -> Result<(), ExecutorError>;
 
@@ -43,6 +35,9 @@ pub(super) trait Environment: Send {
     fn machine(&self) -> Option<Machine> {
         None
     }
+
+    /// A machine's memory ran out, says its init.
+    fn ran_out_of_memory(&mut self) {}
 
     /// Ends everything in it, the init included, without asking. May be repeated.
     fn kill(&mut self);
@@ -123,11 +118,11 @@ pub(super) async fn drive(prepared: Prepared, backstage: Backstage) {
     let conversation =
         Conversation::new(channel::split(channel), environment.as_mut(), start, (timeout, grace), owner);
     // With it the channel ends, and with that the init, if anything of it is left.
-    let Held { end, wish, limit, over } = conversation.hold(go, &events).await;
+    let (end, wish, over) = conversation.hold(go, &events).await;
     if matches!(end, End::Abandoned | End::NotOpened(_)) {
         environment.kill();
     }
-    let limit = limit.or_else(|| environment.limit_reached());
+    let limit = environment.limit_reached();
     let orderly = matches!(end, End::Told { survivors: 0, .. });
     let cleared = environment.clear(orderly).await;
     // Some environments hear of it only with their end.

@@ -10,7 +10,7 @@
 
 use std::time::Duration;
 
-use sealci_core::outcome::{Limit, Outcome};
+use sealci_core::outcome::Outcome;
 use sealci_guest::wire::{self, Ending, FromInit, ToInit, WireError};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -30,17 +30,6 @@ const END_PATIENCE: Duration = Duration::from_secs(3);
 /// How long an init may be silent while it packs or unpacks: long, for it waits for disks, and it says when it gets on.
 const FILES_PATIENCE: Duration =
     if cfg!(test) { Duration::from_millis(600) } else { Duration::from_secs(60) };
-
-/// How it came to its end.
-pub(super) struct Held {
-    pub end: End,
-    /// What was wished last.
-    pub wish: Wish,
-    /// The limit that a machine has told of.
-    pub limit: Option<Limit>,
-    /// What the commands came to, if that is told already.
-    pub over: Option<Outcome>,
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -82,8 +71,6 @@ pub(super) struct Conversation<'a> {
     is_late: bool,
     /// An event that there is no room for yet; nothing else is heard meanwhile.
     waiting: Option<ExecutionEvent>,
-    /// The limit that a machine has told of.
-    limit: Option<Limit>,
     /// What the commands came to, once that is told.
     over: Option<Outcome>,
 }
@@ -138,22 +125,18 @@ impl<'a> Conversation<'a> {
             deadline: Instant::now() + START_PATIENCE,
             is_late: false,
             waiting: None,
-            limit: None,
             over: None,
         }
     }
 
-    /// Holds it to its end.
+    /// Holds it to its end. Returns that, what was wished last, and what the commands came to if that is told already.
     pub async fn hold(
         mut self,
         mut go: oneshot::Receiver<()>,
         events: &mpsc::Sender<ExecutionEvent>,
-    ) -> Held {
+    ) -> (End, Wish, Option<Outcome>) {
         // It sets a helper on its way. Should it not arrive, that shows in what is heard.
         let _ = self.outgoing.post(&ToInit::Hello { version: wire::VERSION });
-        if let Some(wake) = self.environment.wake() {
-            let _ = self.outgoing.post(&ToInit::Wake(wake));
-        }
         let end = loop {
             let step = self.step(&mut go, events).await;
             if let Some(end) = self.take(step).await {
@@ -161,7 +144,7 @@ impl<'a> Conversation<'a> {
             }
         };
         let wish = *self.wishes.borrow();
-        Held { end, wish, limit: self.limit, over: self.over }
+        (end, wish, self.over)
     }
 
     async fn step<'e>(
@@ -415,13 +398,9 @@ impl<'a> Conversation<'a> {
                     },
                 }
             }
-            FromInit::OutOfMemory if self.machine.is_some() => {
-                self.limit = Some(Limit::Memory);
-                return Ok(None);
-            }
             FromInit::Ended { ending, survivors } if self.phase == Phase::Running => {
                 self.phase = Phase::Staying;
-                let limit = self.limit.or_else(|| self.environment.limit_reached());
+                let limit = self.environment.limit_reached();
                 let wish = *self.wishes.borrow();
                 let outcome = End::Told { ending, survivors }.outcome(limit, wish, String::new);
                 self.over = Some(outcome.clone());
@@ -431,7 +410,7 @@ impl<'a> Conversation<'a> {
                 return Ok(Some(End::Told { ending, survivors }));
             }
             // `Frame` keeps these apart.
-            FromInit::Output(_) | FromInit::TakeData(_) | FromInit::Ended { .. } | FromInit::OutOfMemory => {
+            FromInit::Output(_) | FromInit::TakeData(_) | FromInit::Ended { .. } => {
                 return Err(WireError::Invalid("kind"));
             }
             answer => return self.errands.hear(answer).map(|()| None),

@@ -98,7 +98,7 @@ pub(super) fn prepare(
         disks = vec![root, written.into_os_string()];
     }
     let (channel, host) = recipe.start(request.attempt.to_string(), &request.resources, &disks)?;
-    let environment = Box::new(MachineEnvironment { host, request });
+    let environment = Box::new(MachineEnvironment { host, request, ran_out_of_memory: false });
     Ok(Prepared { channel, start, environment, timeout, grace })
 }
 
@@ -133,6 +133,7 @@ struct MachineEnvironment {
     /// The monitor.
     host: HostEnvironment,
     request: ExecutionRequest,
+    ran_out_of_memory: bool,
 }
 
 #[async_trait]
@@ -153,8 +154,12 @@ impl Environment for MachineEnvironment {
         self.host.kill();
     }
 
+    fn ran_out_of_memory(&mut self) {
+        self.ran_out_of_memory = true;
+    }
+
     fn limit_reached(&self) -> Option<Limit> {
-        self.host.limit_reached()
+        if self.ran_out_of_memory { Some(Limit::Memory) } else { self.host.limit_reached() }
     }
 
     async fn clear(&mut self, orderly: bool) -> Result<(), String> {
