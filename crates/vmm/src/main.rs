@@ -5,6 +5,7 @@ mod options;
 use std::error::Error;
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -56,6 +57,8 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
         return extract(&options.kernel, to);
     }
     let devices = devices(&options)?;
+    let stdin = || io::stdin().as_fd().try_clone_to_owned();
+    let owner = options.ends_with_stdin.then(stdin).transpose()?;
     let serial = options.serial.as_deref().map(open_output).transpose()?;
     let machine = Machine::build(Config {
         kernel: options.kernel,
@@ -65,6 +68,7 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
         vcpus: options.vcpus,
         serial,
         devices,
+        owner,
     })?;
     let (ending, totals) = machine.run()?;
     let how = match ending {
