@@ -48,8 +48,18 @@ pub enum DevicesError {
 pub enum StartError {
     #[error("the devices' thread cannot be started")]
     Thread(#[from] io::Error),
+    #[error("the machine's owner cannot be watched: a pipe or a socket is needed")]
+    Owner(#[source] io::Error),
     #[error(transparent)]
     Seccomp(#[from] SeccompError),
+}
+
+/// Whoever wants the machine.
+pub struct Owner {
+    /// Our end of a pipe or socket: its other end closes with the owner, however that one ends.
+    pub end: OwnedFd,
+    /// Called then, once.
+    pub gone: Box<dyn FnOnce() + Send>,
 }
 
 /// A device's interrupt: KVM raises it.
@@ -92,8 +102,9 @@ struct Work {
 }
 
 const READY: u32 = u32::MAX;
-/// No device's: the thread is to end.
+/// No device's: the thread is to end, and the machine's owner is gone.
 const STOP: u64 = u64::MAX;
+const OWNER_GONE: u64 = u64::MAX - 1;
 
 impl Work {
     fn to_event(self) -> EventData {
@@ -110,7 +121,7 @@ impl Work {
             READY => Cause::Ready,
             index => Cause::Queue(index as usize),
         };
-        (data != STOP).then_some(Self { device: (data >> 32) as u32, cause })
+        (data < OWNER_GONE).then_some(Self { device: (data >> 32) as u32, cause })
     }
 }
 
@@ -168,18 +179,25 @@ impl Devices {
         Ok(epoll::add(&self.epoll, descriptor, data, EventFlags::IN)?)
     }
 
-    /// Starts their thread, which ends with what is returned; its filter binds it before it does anything.
-    pub fn start(self, filter: Filter) -> Result<Running, StartError> {
+    /// Starts their thread, which ends with what is returned; its filter binds it before it does anything. With an owner, it
+    /// tells when that one is gone.
+    pub fn start(self, filter: Filter, owner: Option<Owner>) -> Result<Running, StartError> {
         let stop = event()?;
         self.watch(event_fd(&stop), EventData::new_u64(STOP))?;
+        if let Some(owner) = &owner {
+            let data = EventData::new_u64(OWNER_GONE);
+            // A pipe that hangs up is told of anyway, and what comes by it is nobody's.
+            epoll::add(&self.epoll, &owner.end, data, EventFlags::RDHUP)
+                .map_err(|error| StartError::Owner(error.into()))?;
+        }
         let (told, bound) = mpsc::sync_channel(1);
         let run = move || {
             let is_bound = filter.apply();
             let may_run = is_bound.is_ok();
             // Whoever waits for it does so until it comes.
             let _ = told.send(is_bound);
-            if may_run {
-                self.run();
+            if may_run && self.run() == OWNER_GONE {
+                owner.into_iter().for_each(|owner| (owner.gone)());
             }
         };
         let thread = thread::Builder::new().name("devices".to_owned()).stack_size(STACK_BYTES).spawn(run)?;
@@ -191,7 +209,8 @@ impl Devices {
         Ok(running)
     }
 
-    fn run(self) {
+    /// Works until it is to end; why it is.
+    fn run(&self) -> u64 {
         let mut waiting = VecDeque::new();
         loop {
             let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -203,7 +222,7 @@ impl Devices {
                 match Work::from_event(event.data) {
                     Some(work) if !waiting.contains(&work) => waiting.push_back(work),
                     Some(_) => {}
-                    None => return,
+                    None => return event.data.u64(),
                 }
             }
             for work in mem::take(&mut waiting) {
@@ -260,6 +279,8 @@ mod tests {
                 assert_eq!(Work::from_event(work.to_event()), Some(work));
             }
         }
-        assert_eq!(Work::from_event(EventData::new_u64(STOP)), None);
+        for none in [STOP, OWNER_GONE] {
+            assert_eq!(Work::from_event(EventData::new_u64(none)), None);
+        }
     }
 }

@@ -10,6 +10,7 @@
 
 use std::io;
 use std::num::NonZeroU8;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 
@@ -20,7 +21,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::{Bus, Overlap};
-use crate::devices::{Devices, DevicesError, StartError};
+use crate::devices::{Devices, DevicesError, Owner, StartError};
 use crate::jail::seccomp::{Filter, Role, SeccompError};
 use crate::kernel::{Kernel, KernelError, Loaded};
 use crate::memory::{self, GuestMemory, MemoryError};
@@ -50,6 +51,8 @@ pub struct Config {
     pub serial: Option<Output>,
     /// Virtio devices, in the order in which the guest finds them.
     pub devices: Vec<Box<dyn Device>>,
+    /// Our end of a pipe or socket: the machine is stopped when its other end closes.
+    pub owner: Option<OwnedFd>,
 }
 
 /// Why there is no machine.
@@ -138,6 +141,7 @@ struct Filters {
 pub struct Machine {
     vcpus: Vec<VcpuFd>,
     devices: Devices,
+    owner: Option<OwnedFd>,
     filters: Filters,
     shared: Arc<Shared>,
     events: mpsc::Receiver<Event>,
@@ -183,7 +187,8 @@ impl Machine {
             devices: Filter::compile(Role::Devices)?,
             main: Filter::compile(Role::Main)?,
         };
-        Ok(Self { vcpus, devices, filters, shared, events, told, _vm: vm })
+        let owner = config.owner;
+        Ok(Self { vcpus, devices, owner, filters, shared, events, told, _vm: vm })
     }
 
     pub fn control(&self) -> Control {
@@ -192,8 +197,13 @@ impl Machine {
 
     /// Runs the guest to its end. The calling thread is bound as the machine's are: it can print, and end the process.
     pub fn run(self) -> Result<(Ending, Totals), RunError> {
-        let Self { vcpus, devices, filters, shared, events, told, _vm } = self;
-        let devices = devices.start(filters.devices)?;
+        let Self { vcpus, devices, owner, filters, shared, events, told, _vm } = self;
+        let owner = owner.map(|end| {
+            let told = told.clone();
+            // Where there is no room for it, or nobody who hears it, the machine is about to end.
+            Owner { end, gone: Box::new(move || drop(told.try_send(Event::Command(Command::Stop)))) }
+        });
+        let devices = devices.start(filters.devices, owner)?;
         let threads = Threads::start(vcpus, &filters.vcpu, &shared, &told, Event::Ended)?;
         filters.main.apply()?;
         // We hold a sender ourselves, so that it always ends with an event.

@@ -5,16 +5,13 @@ mod options;
 use std::error::Error;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::thread;
 
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::Errno;
 use sealci_vmm::kernel;
-use sealci_vmm::machine::{Command, Config, Control, Ending, Machine};
+use sealci_vmm::machine::{Config, Ending, Machine};
 use sealci_vmm::serial::Output;
 use sealci_vmm::virtio::Device;
 use sealci_vmm::virtio::balloon::Balloon;
@@ -61,7 +58,7 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
         return extract(&options.kernel, to);
     }
     let devices = devices(&options)?;
-    let is_called = options.vsock.values().any(|path| path == Path::new(STANDARD));
+    let owner = options.ends_with_stdin.then(standard_input).transpose()?;
     let serial = options.serial.as_deref().map(open_output).transpose()?;
     let machine = Machine::build(Config {
         kernel: options.kernel,
@@ -71,10 +68,8 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
         vcpus: options.vcpus,
         serial,
         devices,
+        owner,
     })?;
-    if is_called {
-        end_with_standard_input(machine.control())?;
-    }
     let (ending, totals) = machine.run()?;
     let how = match ending {
         Ending::Reset => "has reset the machine",
@@ -122,21 +117,13 @@ fn host_end((port, path): (&u32, &PathBuf)) -> io::Result<(u32, HostEnd)> {
     if path != Path::new(STANDARD) {
         return Ok((*port, HostEnd::Listener(path.clone())));
     }
-    let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let socket = UnixStream::from(standard_input()?);
     socket.set_nonblocking(true)?;
     Ok((*port, HostEnd::Connected(socket)))
 }
 
-/// Ends the machine with the other end of standard input, whatever its guest is at.
-fn end_with_standard_input(control: Control) -> io::Result<()> {
-    let socket = io::stdin().as_fd().try_clone_to_owned()?;
-    // It waits for as long as this process lives.
-    thread::Builder::new().name("standard input".to_owned()).spawn(move || {
-        // That the other end is gone is told unasked.
-        while let Err(Errno::INTR) = poll(&mut [PollFd::new(&socket, PollFlags::empty())], None) {}
-        control.send(Command::Stop);
-    })?;
-    Ok(())
+fn standard_input() -> io::Result<OwnedFd> {
+    io::stdin().as_fd().try_clone_to_owned()
 }
 
 fn open_disk(disk: &Disk, index: usize) -> Result<Block, Box<dyn Error>> {

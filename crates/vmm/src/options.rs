@@ -19,7 +19,8 @@ usage: sealci-vmm --kernel FILE [OPTION…]
   --serial FILE               gives it a serial line and console, written to a file, or with - to standard output
   --disk FILE[:ro]            a disk, /dev/vda, /dev/vdb, … in this order; with :ro it cannot be written
   --vsock PORT=SOCKET         what connects to this port of CID 2 gets this listening unix socket of the host's, or with -
-                              the socket that is this program's standard input, whose other end's end ends the guest
+                              the socket that is standard input
+  --end-with-stdin            stops the guest when standard input, a pipe or a socket, is closed by its other end
   --extract FILE              runs no guest, but writes the vmlinux that is in the bzImage to a file: guests start
                               sooner from it, and at an address that is no secret
   --version                   says which version this is
@@ -43,6 +44,7 @@ pub struct Options {
     /// By port.
     pub vsock: BTreeMap<u32, PathBuf>,
     pub extract: Option<PathBuf>,
+    pub ends_with_stdin: bool,
 }
 
 /// In the place of a path: standard input, or standard output.
@@ -77,11 +79,15 @@ impl Options {
     pub fn read(arguments: impl IntoIterator<Item = String>) -> Result<Self, OptionsError> {
         let (mut kernel, mut initramfs, mut serial) = (None, None, None);
         let (mut extra, mut memory, mut vcpus, mut extract) = (None, None, None, None);
-        let (mut disks, mut vsock) = (Vec::new(), BTreeMap::new());
+        let (mut disks, mut vsock, mut ends_with_stdin) = (Vec::new(), BTreeMap::new(), false);
         let mut arguments = arguments.into_iter();
         while let Some(name) = arguments.next() {
             let mut value = || arguments.next().ok_or_else(|| OptionsError::NoValue(name.clone()));
             let (option, place) = match name.as_str() {
+                "--end-with-stdin" => {
+                    ends_with_stdin = true;
+                    continue;
+                }
                 "--disk" => {
                     disks.push(Disk::read(&value()?));
                     continue;
@@ -115,6 +121,7 @@ impl Options {
             disks,
             vsock,
             extract: extract.map(PathBuf::from),
+            ends_with_stdin,
         })
     }
 }
@@ -153,9 +160,11 @@ mod tests {
     fn what_is_asked_for_is_read() {
         let plain = read("--kernel k").unwrap();
         assert_eq!((plain.memory_mebibytes, plain.vcpus.get(), plain.serial), (256, 1, None));
-        let all =
-            read("--vcpus 4 --kernel k --memory-mib 6144 --initramfs i --serial - --command-line-extra x");
+        let all = read(
+            "--vcpus 4 --end-with-stdin --kernel k --memory-mib 6144 --initramfs i --serial - --command-line-extra x",
+        );
         let all = all.unwrap();
+        assert!(all.ends_with_stdin && !plain.ends_with_stdin);
         assert_eq!((all.memory_mebibytes, all.vcpus.get(), all.serial), (6144, 4, Some("-".into())));
         assert_eq!((all.initramfs, all.command_line_extra.as_str()), (Some("i".into()), "x"));
     }

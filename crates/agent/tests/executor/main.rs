@@ -89,19 +89,13 @@ executors! {
 executors! {
     microvm;
     crate::machines::a_machine_comes_up as a_machine_comes_up,
+    crate::machines::a_machine_is_cancelled_and_timed_out as a_machine_is_cancelled_and_timed_out,
+    crate::machines::what_a_machine_has_is_bounded as what_a_machine_has_is_bounded,
+    crate::machines::a_dropped_machine_is_gone as a_dropped_machine_is_gone,
     crate::behaviour::exit_codes_are_the_shells as exit_codes_are_the_shells,
-    crate::behaviour::one_shell_runs_all_commands as one_shell_runs_all_commands,
-    crate::behaviour::resource_use_is_told as resource_use_is_told,
-    crate::behaviour::limits_are_named as limits_are_named,
     crate::behaviour::a_standby_sees_what_came_after_it as a_standby_sees_what_came_after_it,
     crate::behaviour::an_abandoned_standby_leaves_nothing as an_abandoned_standby_leaves_nothing,
     crate::doors::files_go_in_and_come_out as files_go_in_and_come_out,
-    crate::ending::what_is_left_behind_is_gone as what_is_left_behind_is_gone,
-    crate::ending::cancel_ends_with_grace as cancel_ends_with_grace,
-    crate::ending::kill_ends_at_once as kill_ends_at_once,
-    crate::ending::a_timeout_counts_and_ends as a_timeout_counts_and_ends,
-    crate::ending::a_dropped_execution_is_killed as a_dropped_execution_is_killed,
-    crate::ending::nothing_outlives_a_killed_agent as nothing_outlives_a_killed_agent,
     crate::volume::bytes_arrive_as_written as bytes_arrive_as_written,
 }
 

@@ -7,6 +7,7 @@
 mod boot;
 mod cost;
 mod devices;
+mod ending;
 mod initramfs;
 mod lab;
 mod refusals;

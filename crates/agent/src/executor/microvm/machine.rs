@@ -45,7 +45,7 @@ impl Recipe {
     fn arguments(&self, resources: &Resources, disks: &[OsString]) -> Vec<OsString> {
         let mebibytes = (resources.memory_bytes >> 20).max(LEAST_MEBIBYTES);
         let vcpus = resources.cpu_millis.div_ceil(1000).clamp(1, u64::from(MAX_VCPUS));
-        let mut arguments: Vec<OsString> = Vec::new();
+        let mut arguments: Vec<OsString> = vec!["--end-with-stdin".into()];
         for (name, value) in [
             ("--kernel", self.kernel.clone().into_os_string()),
             ("--initramfs", self.initramfs.clone().into_os_string()),
