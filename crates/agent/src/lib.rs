@@ -205,7 +205,7 @@ impl Periods {
         let rhythm = Rhythm {
             resend: ResendRules { without_progress: self.resend, when_told: self.resend / 20 },
             claim_again: self.resend / 5,
-            held_interval: self.held_interval * 4 / 5,
+            held_interval: self.held_interval * 9 / 10,
         };
         SessionTimes {
             rhythm,

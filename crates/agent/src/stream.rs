@@ -387,7 +387,7 @@ impl Stream {
         self.welcomed = true;
         if welcome.held_interval_ms > 0 {
             // A little sooner than asked, so that a slow moment is no silence.
-            self.held_interval = Duration::from_millis(welcome.held_interval_ms) * 4 / 5;
+            self.held_interval = Duration::from_millis(welcome.held_interval_ms) * 9 / 10;
         }
         Ok(())
     }

@@ -22,7 +22,7 @@ pub struct Config {
     pub cluster_secret: SecretString,
     /// Periods and bounds of the scheduling itself.
     pub settings: Settings,
-    /// How often a connection is probed. A half-open one is found after this and `keepalive_timeout`.
+    /// A connection on which nothing came for so long is probed. A half-open one is found after this and `keepalive_timeout`.
     pub keepalive_interval: Duration,
     pub keepalive_timeout: Duration,
     /// So long a TLS handshake may take.
@@ -66,10 +66,11 @@ impl Config {
             tls: None,
             cluster_secret,
             settings: Settings::default(),
-            // Counted from what was heard last, which a line that is cut in the other direction lets through for up to 8 s more:
-            // 23 s in all.
-            keepalive_interval: Duration::from_secs(5),
-            keepalive_timeout: Duration::from_secs(10),
+            // A line that is cut in the other direction lets what the agent says through, which puts the probe off once: it is
+            // found after twice the interval and the timeout, 22 s, at the latest. The interval is as long as that allows, for
+            // each probe of an idle agent costs as much as its word does.
+            keepalive_interval: Duration::from_secs(7),
+            keepalive_timeout: Duration::from_secs(8),
             handshake_timeout: Duration::from_secs(10),
             hello_timeout: Duration::from_secs(10),
             shutdown_timeout: Duration::from_secs(5),

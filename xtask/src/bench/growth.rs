@@ -21,6 +21,8 @@ const QUEUED: [usize; 4] = [100, 1_000, 10_000, 100_000];
 const ACTIONS_A_PIPELINE: usize = 500;
 /// So long nothing is asked, to see what that costs.
 const IDLE: Duration = Duration::from_secs(10);
+/// What the background writer notes of running transactions, once in 15 s; no commit that writes is as small.
+const OWN_WAL_BYTES: f64 = 56.0;
 const PATIENCE: Duration = Duration::from_secs(300);
 /// So long a queue of which nobody sees the end is worked on.
 const DRAIN: Duration = Duration::from_secs(20);
@@ -146,7 +148,8 @@ fn measure_postgres(bench: &Bench, table: &mut Table) -> Result<()> {
     let (before, wal) = (commits(&postgres)?, wal_bytes(&postgres)?);
     idle_cost(&fleet)?;
     let name = |what: &str| format!("1,000 agents idle for {} s, PostgreSQL: {what}", IDLE.as_secs());
-    push(table, name("write-ahead log"), wal_bytes(&postgres)? - wal, "B", Some(Target::AtMost(0.0)));
+    let target = Some(Target::AtMost(OWN_WAL_BYTES));
+    push(table, name("write-ahead log"), wal_bytes(&postgres)? - wal, "B", target);
     // The question itself is one.
     push(table, name("commits, those of the questions included"), commits(&postgres)? - before, "", None);
     Ok(())
