@@ -38,9 +38,12 @@ pub struct Machine {
     trouble: Option<String>,
 }
 
-/// Whether this is the first process of a machine, of our own initial RAM disk.
+/// Whether this is the first process of a machine, of our own initial RAM disk. An image could have that one's files, but nobody
+/// but a kernel calls the init by this name.
 pub fn is_this() -> bool {
-    std::process::id() == 1 && Path::new(MODULES).join("order").exists()
+    std::process::id() == 1
+        && std::env::args_os().next().is_some_and(|name| name == "/init")
+        && Path::new(MODULES).join("order").exists()
 }
 
 /// Serves, and ends the machine.
