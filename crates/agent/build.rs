@@ -1,46 +1,46 @@
-//! Builds `sealci-init`, which the agent carries: a static binary runs in any environment, whatever libc it has.
+//! Builds the programs that the agent carries: a static binary runs in any environment, whatever libc it has.
 //!
-//! A static binary needs other compiler flags than the agent, so it is a build of its own, in its own target folder: the
-//! outer cargo holds the lock of the other one. It resolves nothing and downloads nothing, since it is a member of the
-//! workspace that is being built and its dependencies are the agent's, too.
+//! A static binary needs other compiler flags than the agent, so each is a build of its own, in its own target folder: the
+//! outer cargo holds the lock of the other one. It resolves nothing and downloads nothing, since they are members of the
+//! workspace that is being built, and what they depend on is in its lock file.
 
 use std::env;
 use std::path::PathBuf;
 use std::process::Command;
 
+/// The folder of its crate, its name, and the variable that tells the agent where it is.
+const PROGRAMS: [(&str, &str, &str); 2] =
+    [("guest", "sealci-init", "SEALCI_INIT_BINARY"), ("vmm", "sealci-vmm", "SEALCI_VMM_BINARY")];
+
 fn main() {
-    if let Err(message) = build() {
-        // Cargo shows it as the build's error.
-        eprintln!("cannot build sealci-init: {message}");
-        std::process::exit(1);
+    println!("cargo::rerun-if-changed=build.rs");
+    for (folder, name, told_as) in PROGRAMS {
+        match build(folder, name) {
+            Ok(binary) => println!("cargo::rustc-env={told_as}={}", binary.display()),
+            Err(message) => {
+                // Cargo shows it as the build's error.
+                eprintln!("cannot build {name}: {message}");
+                std::process::exit(1);
+            }
+        }
     }
 }
 
-fn build() -> Result<(), String> {
+/// Builds one of them; where it is.
+fn build(folder: &str, name: &str) -> Result<PathBuf, String> {
     let variable = |name: &str| env::var(name).map_err(|error| format!("{name}: {error}"));
-    let manifest_dir = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
-    let guest = manifest_dir.join("../guest");
-    println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rerun-if-changed={}", guest.display());
+    let crates = PathBuf::from(variable("CARGO_MANIFEST_DIR")?).join("..");
+    let crate_folder = crates.join(folder);
+    println!("cargo::rerun-if-changed={}", crate_folder.display());
 
     // Where the agent runs the init runs.
     let target = variable("TARGET")?;
-    let target_dir = PathBuf::from(variable("OUT_DIR")?).join("init");
+    let target_dir = PathBuf::from(variable("OUT_DIR")?).join("programs");
     let mut cargo = Command::new(variable("CARGO")?);
     cargo
-        .args([
-            "build",
-            "--quiet",
-            "--locked",
-            "--offline",
-            "--release",
-            "--bin",
-            "sealci-init",
-            "--target",
-            &target,
-        ])
+        .args(["build", "--quiet", "--locked", "--offline", "--release", "--bin", name, "--target", &target])
         .arg("--manifest-path")
-        .arg(guest.join("Cargo.toml"))
+        .arg(crate_folder.join("Cargo.toml"))
         .arg("--target-dir")
         .arg(&target_dir);
     for (name, _) in env::vars_os() {
@@ -72,7 +72,5 @@ fn build() -> Result<(), String> {
     if !status.success() {
         return Err(format!("{cargo:?} ended with {status}"));
     }
-    let binary = target_dir.join(&target).join("release/sealci-init");
-    println!("cargo::rustc-env=SEALCI_INIT_BINARY={}", binary.display());
-    Ok(())
+    Ok(target_dir.join(&target).join("release").join(name))
 }

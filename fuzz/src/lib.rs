@@ -1,9 +1,12 @@
-//! Holds what the fuzz targets share: how values are read out of a fuzzer's bytes, a bound on memory, and a place for files.
+//! Holds what the fuzz targets share: how values are read out of a fuzzer's bytes, a bound on memory, a place for files, and a
+//! hostile guest.
 
+mod guest;
 mod memory;
 mod place;
 mod tape;
 
+pub use guest::{DATA, Guest, address};
 pub use memory::within;
 pub use place::{Place, become_nobody};
 pub use tape::tape;

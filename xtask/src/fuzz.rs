@@ -37,10 +37,17 @@ const TARGETS: &[Target] = &[
     Target { name: "messages", longest_bytes: 1024, seeds: &[] },
     Target { name: "put", longest_bytes: 2048, seeds: &[] },
     Target { name: "layer", longest_bytes: 2048, seeds: &[] },
+    Target { name: "registers", longest_bytes: 256, seeds: &[] },
+    Target { name: "block", longest_bytes: 256, seeds: &[] },
+    Target { name: "vsock", longest_bytes: 256, seeds: &[] },
+    Target { name: "entropy", longest_bytes: 256, seeds: &[] },
+    Target { name: "balloon", longest_bytes: 256, seeds: &[] },
+    Target { name: "net", longest_bytes: 256, seeds: &[] },
 ];
 
 /// Crates of others that do much of the work: without optimization they are most of a run's time.
-const OPTIMIZED: &[&str] = &["libfuzzer-sys", "zstd-sys", "granit-parser"];
+const OPTIMIZED: &[&str] =
+    &["libfuzzer-sys", "zstd-sys", "granit-parser", "rustix", "virtio-queue", "vm-memory"];
 
 /// What the test command gives each.
 const SHORT_SECONDS: u64 = 4;

@@ -17,6 +17,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("sealci-guest", &[]),
     ("sealci-image", &[]),
     ("sealci-archive", &[]),
+    // Its tests speak with the init of a machine.
+    ("sealci-microvm", &["sealci-image", "sealci-guest"]),
     ("sealci-vmm", &[]),
     ("sealci-api", &["sealci-core"]),
     ("sealci-proto", &["sealci-core"]),
@@ -38,6 +40,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "sealci-guest",
             "sealci-sandbox",
             "sealci-image",
+            "sealci-microvm",
             "sealci-api",
             "sealci-archive",
         ],
@@ -58,6 +61,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "sealci-sandbox",
             "sealci-guest",
             "sealci-image",
+            "sealci-microvm",
             "sealci-archive",
             "sealci-release-agent",
         ],
@@ -74,7 +78,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "sealci-scheduler",
         ],
     ),
-    ("sealci-fuzz", &["sealci-archive", "sealci-core", "sealci-guest", "sealci-proto"]),
+    ("sealci-fuzz", &["sealci-archive", "sealci-core", "sealci-guest", "sealci-proto", "sealci-vmm"]),
     ("xtask", &[]),
 ];
 

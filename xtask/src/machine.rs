@@ -109,6 +109,8 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("skopeo", "skopeo"),
     ("dockerd", "docker.io"),
     ("busybox", "busybox-static"),
+    ("unsquashfs", "squashfs-tools"),
+    ("cpio", "cpio"),
 ];
 
 /// Those that make and run a guest, which is of this kind of machine only.

@@ -31,6 +31,7 @@ use sealci_guest::wire::{self, Ending, FromInit};
 
 use crate::beside::{Beside, End};
 use crate::carrier::Carrier;
+use crate::machine::Machine;
 use crate::outbox::Outbox;
 use crate::run::{Run, Surroundings};
 use crate::sys::{self, Reaped, Reaping, Watch};
@@ -87,6 +88,8 @@ pub struct Supervisor {
     /// What `Ended` said, and `Finished` says again.
     ended: Option<(Ending, u32)>,
     children_left: bool,
+    /// Where all of it is this init's.
+    machine: Option<Machine>,
 }
 
 /// On what a watch is.
@@ -133,12 +136,21 @@ impl Supervisor {
             cut_short: None,
             ended: None,
             children_left: false,
+            machine: None,
         })
+    }
+
+    /// Answers for a whole machine.
+    pub fn of(self, machine: Machine) -> Self {
+        Self { machine: Some(machine), ..self }
     }
 
     /// Runs until everything is reported or the host is gone.
     pub fn run(mut self) -> io::Result<ExitCode> {
         self.push(&FromInit::Hello { version: wire::VERSION });
+        if let Some(why) = self.machine.as_mut().and_then(Machine::take_trouble) {
+            self.finish(Ending::Error(why));
+        }
         loop {
             if self.flush_or_abandon() && self.phase == Phase::Reporting && self.outbox.is_empty() {
                 return Ok(ExitCode::SUCCESS);

@@ -1,6 +1,8 @@
 //! Wraps the few kernel calls that std does not offer, each as a safe function.
 //!
-//! All unsafe code of the init stands here.
+//! All unsafe code of the init stands here and in [`machine`].
+
+pub mod machine;
 
 use std::ffi::CString;
 use std::fs::File;

@@ -1,11 +1,11 @@
 //! Encodes and decodes the frames between an agent (the host) and `sealci-init`, over one byte channel that keeps order
-//! (a socket pair, later vsock).
+//! (a socket pair, two pipes, vsock).
 //!
 //! ```text
 //! frame    length: u32 LE, of the payload alone | kind: u8 | payload
-//! host     Hello  (Put PutData* PutEnd)*  Lease?  Start  (Signal | Exec | Lease | Cancel)*  Take*  Leave?  Kill?
+//! host     Hello  Wake?  (Put PutData* PutEnd)*  Lease?  Start  (Signal | Exec | Lease | Cancel)*  Take*  Leave?  Kill?
 //! init     Hello  (PutRoom* Stored)*  Ready  (CommandStarted | Output | CommandFinished | ExecEnded)*
-//!                                            (Ended  (TakeData* Taken)*)?  Finished
+//!                                            OutOfMemory?  (Ended  (TakeData* Taken)*)?  Finished
 //! ```
 //!
 //! `Ended` comes only where `Start` said that the init stays. `Refused` may stand in the place of `Stored` and `Taken`.
@@ -19,23 +19,30 @@
 //! read: when it is reached everything is killed without grace. Only a later `Lease` moves it, so a host that is stopped, or
 //! whose word is late, cannot. What has a lease never runs without one again.
 //!
+//! A `Wake` is for the init of a machine, which knows neither the time nor anything that others could not guess: it comes before
+//! all else where the init is one, and nowhere else. It also says what the host's boot-time clock reads, so that leases hold: the
+//! init takes its own clock's reading of a moment before it called the host for the same, and so is never late.
+//!
 //! Invariants: a payload is never longer than its direction's bound, which is checked before a byte of it is kept;
 //! bytes left over in a payload are an error; no decoder panics or reserves memory on a stranger's word. The channel's end
 //! is a message too: it tells the init to end everything. Kinds from 0x20 up are kept free for messages to come, which raise
 //! [`VERSION`].
 
 mod fields;
+pub mod machine;
 mod requests;
 mod start;
+mod wake;
 
 use std::fmt;
 
 use fields::{Fields, put_bytes};
 pub use requests::{Exec, ExecEnd, Put, Take, Taken};
 pub use start::{DEFAULT_STOP_SIGNAL, Start, User};
+pub use wake::{MAX_ENTROPY_BYTES, Wake};
 
 /// The protocol both ends speak; each says its own in `Hello` and refuses another.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 
 /// Bytes in front of every payload.
 pub const HEADER_BYTES: usize = 5;
@@ -117,6 +124,7 @@ pub enum ToInit {
     Hello {
         version: u16,
     },
+    Wake(Wake),
     Start(Start),
     /// Passed on to the shell and what stands in its process group.
     Signal {
@@ -210,6 +218,8 @@ pub enum FromInit<'a> {
         log_offset: u64,
         usage: Usage,
     },
+    /// Of a machine: its memory ran out, and its kernel has killed processes for it. Said once.
+    OutOfMemory,
     /// The commands are over, nothing of them lives, and the log is complete; the init waits for `Take` and `Leave`.
     Ended {
         ending: Ending,
@@ -273,6 +283,7 @@ mod kind {
     pub const EXEC_INPUT: u8 = 0x17;
     pub const EXEC_TAKEN: u8 = 0x18;
     pub const LEASE: u8 = 0x20;
+    pub const WAKE: u8 = 0x21;
 
     pub const INIT_HELLO: u8 = 0x81;
     pub const READY: u8 = 0x82;
@@ -289,6 +300,7 @@ mod kind {
     pub const EXEC_ENDED: u8 = 0x96;
     pub const EXEC_OUTPUT: u8 = 0x97;
     pub const INIT_EXEC_TAKEN: u8 = 0x98;
+    pub const OUT_OF_MEMORY: u8 = 0x99;
 }
 
 /// The kind of an `Output` frame: its payload is the output and nothing else, so that both ends can move it without
@@ -327,6 +339,10 @@ impl ToInit {
             Self::Hello { version } => {
                 out.extend(version.to_le_bytes());
                 kind::HELLO
+            }
+            Self::Wake(wake) => {
+                wake.encode(out);
+                kind::WAKE
             }
             Self::Start(start) => {
                 start.encode(out);
@@ -381,6 +397,7 @@ impl ToInit {
         let mut fields = Fields(payload);
         let message = match kind {
             kind::HELLO => Self::Hello { version: fields.u16()? },
+            kind::WAKE => Self::Wake(Wake::decode(&mut fields)?),
             kind::START => Self::Start(Start::decode(&mut fields)?),
             kind::SIGNAL => Self::Signal { number: fields.u8()? },
             kind::CANCEL => Self::Cancel { grace_ms: fields.u64()? },
@@ -410,6 +427,7 @@ impl<'a> FromInit<'a> {
                 kind::INIT_HELLO
             }
             Self::Ready => kind::READY,
+            Self::OutOfMemory => kind::OUT_OF_MEMORY,
             Self::CommandStarted { index, log_offset } => {
                 out.extend(index.to_le_bytes());
                 out.extend(log_offset.to_le_bytes());
@@ -484,6 +502,7 @@ impl<'a> FromInit<'a> {
         let message = match kind {
             kind::INIT_HELLO => Self::Hello { version: fields.u16()? },
             kind::READY => Self::Ready,
+            kind::OUT_OF_MEMORY => Self::OutOfMemory,
             kind::COMMAND_STARTED => Self::CommandStarted { index: fields.u32()?, log_offset: fields.u64()? },
             kind::OUTPUT => return Ok(Self::Output(payload)),
             kind::COMMAND_FINISHED => Self::CommandFinished {

@@ -96,7 +96,8 @@ pub async fn run(args: RunArgs, terminal: Terminal) -> Result<Exit, Failure> {
         ExecutorKind::Process => args.allow_process,
         ExecutorKind::Sandbox | ExecutorKind::Container => sealing.is_ok(),
         ExecutorKind::Docker => args.images.docker_host.is_some(),
-        _ => false,
+        ExecutorKind::Microvm => args.images.microvms,
+        ExecutorKind::Fake => false,
     })?;
     let capacity = sealci_agent::machine_capacity();
     fit::check_machine(&plan, capacity, &BTreeMap::from(sealci_agent::machine_labels()))?;
@@ -251,7 +252,9 @@ fn agent_parts(
     capacity: Resources,
 ) -> Result<impl Future<Output = Result<AgentParts, Failure>> + Send + 'static, Failure> {
     let has_images = plan.actions.iter().any(|action| {
-        action.environment.required_executor() == Some(ExecutorKind::Container) || !action.services.is_empty()
+        let executor = action.environment.required_executor();
+        matches!(executor, Some(ExecutorKind::Container | ExecutorKind::Microvm))
+            || !action.services.is_empty()
     });
     let offer = ExecutorOffer {
         // The way outwards is only made where somebody will go it.

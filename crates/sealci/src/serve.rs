@@ -309,13 +309,20 @@ pub fn executors(offer: &ExecutorOffer, own: &Path) -> Result<Vec<Arc<dyn Execut
     if let Err(error) = &cgroups {
         tracing::warn!(%error, "no limits of CPU and memory will hold: there are no control groups to use (`sealci doctor` says more)");
     }
+    let images = offer.images.as_ref().and_then(|images| match images.open() {
+        Ok(store) => Some((images, store)),
+        Err(why) => {
+            tracing::warn!(%why, "actions cannot run in images");
+            None
+        }
+    });
     let sandbox = sealer(offer, own, &cgroups).map(|sealer| {
         if let Some(problem) = sealer.network_problem().filter(|_| offer.network) {
             tracing::warn!(problem, "actions in the sandbox have no network");
         }
         executors.push(Arc::new(SandboxExecutor::new(sealer.clone(), offer.sandbox_path.clone())));
-        if let Some(images) = &offer.images {
-            match images.executor(sealer) {
+        if let Some((images, store)) = &images {
+            match images.executor(sealer, store.clone()) {
                 Ok(executor) => executors.push(executor),
                 Err(why) => tracing::warn!(%why, "actions cannot run in images"),
             }
@@ -323,6 +330,10 @@ pub fn executors(offer: &ExecutorOffer, own: &Path) -> Result<Vec<Arc<dyn Execut
     });
     if let Err(why) = &sandbox {
         tracing::warn!(%why, "actions cannot be sealed here");
+    }
+    if let Some((images, store)) = images {
+        let groups = cgroups.as_ref().ok().cloned();
+        executors.extend(images.machines(own, store, groups).map_err(|error| unusable("microvm", error))?);
     }
     if let Some(socket) = &offer.docker {
         let options = DockerOptions {

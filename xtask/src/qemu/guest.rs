@@ -17,10 +17,22 @@ use crate::machine;
 const KVM_BOOT: Duration = Duration::from_secs(60);
 const EMULATED_BOOT: Duration = Duration::from_secs(240);
 
+/// On a busy machine an emulated timer comes late, which the kernel would take for a broken one.
+const COMMAND_LINE: &str =
+    "root=/dev/vda rw rootfstype=ext4 console=ttyS0 init=/sealci-start quiet panic=-1 no_timer_check";
+
 /// Lines that may wait to be read.
 const WAITING_LINES: usize = 1024;
 /// Of the console and of QEMU's own complaints.
 const LAST_LINES: usize = 40;
+
+/// What a guest has.
+pub struct Hardware {
+    /// Its kind of processor where it is emulated.
+    pub emulated: &'static str,
+    /// How many it has at most.
+    pub processors: usize,
+}
 
 /// A running guest.
 pub struct Guest {
@@ -48,18 +60,22 @@ pub fn bounded(program: &str, patience: Duration) -> Command {
 
 impl Guest {
     /// Returns when the guest's script says that it runs.
-    pub fn boot(folder: &Path, base: &Base, payload: &Path) -> Result<Self> {
-        if fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok() {
-            match Self::boot_with("kvm", KVM_BOOT, folder, base, payload) {
+    pub fn boot(folder: &Path, base: &Base, payload: &Path, hardware: &Hardware) -> Result<Self> {
+        let processors = processors().min(hardware.processors);
+        let is_there = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
+        let useless = Useless::of(folder);
+        if is_there && !useless.is_known() {
+            match Self::boot_with(("kvm", "max", processors), KVM_BOOT, folder, base, payload) {
                 Ok(guest) => return Ok(guest),
                 Err(_) => println!("/dev/kvm does not work here: the guest is emulated"),
             }
+            useless.remember();
         }
-        Self::boot_with("tcg", EMULATED_BOOT, folder, base, payload)
+        Self::boot_with(("tcg", hardware.emulated, processors), EMULATED_BOOT, folder, base, payload)
     }
 
     fn boot_with(
-        accelerator: &str,
+        (accelerator, processor, processors): (&str, &str, usize),
         patience: Duration,
         folder: &Path,
         base: &Base,
@@ -67,21 +83,16 @@ impl Guest {
     ) -> Result<Self> {
         let (console, complaints) = (folder.join("console.log"), folder.join("qemu.log"));
         let _ = fs::remove_file(&console);
-        // Emulated, these cost much, and no test is about them.
-        let processor = if accelerator == "tcg" { "max,la57=off,smap=off,smep=off" } else { "max" };
         let mut qemu = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "nice", "-n", "19", "qemu-system-x86_64"])
-            .args(["-accel", accelerator, "-cpu", processor, "-smp", &processors().to_string()])
+            .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
+            .args(["-accel", accelerator, "-cpu", processor, "-smp", &processors.to_string()])
             .args(["-m", &format!("{}M", memory_mebibytes()), "-nodefaults", "-nographic", "-no-reboot"])
             .args(["-serial", &format!("file:{}", console.display()), "-serial", "stdio"])
             .arg("-kernel")
             .arg(&base.kernel)
             .arg("-initrd")
             .arg(&base.initrd)
-            .args([
-                "-append",
-                "root=/dev/vda rw rootfstype=ext4 console=ttyS0 init=/sealci-start quiet panic=-1",
-            ])
+            .args(["-append", COMMAND_LINE])
             // Writes go into a file that QEMU makes in TMPDIR and unlinks at once.
             .arg("-drive")
             .arg(format!("file={},format=raw,if=virtio,snapshot=on", base.root.display()))
@@ -158,8 +169,29 @@ impl Drop for Guest {
     }
 }
 
+/// That `/dev/kvm` has not worked since the machine was started, which takes a minute to find out.
+struct Useless {
+    note: PathBuf,
+    boot: String,
+}
+
+impl Useless {
+    fn of(folder: &Path) -> Self {
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        Self { note: folder.join("kvm-is-useless"), boot }
+    }
+
+    fn is_known(&self) -> bool {
+        fs::read_to_string(&self.note).is_ok_and(|boot| boot == self.boot)
+    }
+
+    fn remember(&self) {
+        let _ = fs::write(&self.note, &self.boot);
+    }
+}
+
 fn processors() -> usize {
-    thread::available_parallelism().map_or(1, usize::from).min(4)
+    thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Half of what is there: the tests' own limits are far below.

@@ -28,7 +28,8 @@ chmod 1777 /tmp
 
 echo "guest: up $(uname -r)" >&3
 
-# part NAME USER ARGUMENT…: runs the tests that the arguments choose, as a user.
+# part NAME USER ARGUMENT…: runs the tests that the arguments choose, as a user; those of another program than the first
+# where TESTS says so.
 part() {
     local name=$1 user=$2 skips=/tmp/skips-$1 group=/sys/fs/cgroup/part-$1 as=()
     shift 2
@@ -43,7 +44,7 @@ part() {
     echo "guest: begin $name" >&3
     (
         cd / && echo "$BASHPID" >"$group/cgroup.procs"
-        SEALCI_SKIPS=$skips HOME=/tmp exec "${as[@]}" /sealci/executor --color=never "$@" >&3 2>&1 3>&-
+        SEALCI_SKIPS=$skips HOME=/tmp exec "${as[@]}" "${TESTS:-/sealci/tests}" --color=never "$@" >&3 2>&1 3>&-
     )
     local status=$?
     sed 's/^/guest: skipped /' "$skips" >&3

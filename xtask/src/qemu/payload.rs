@@ -1,4 +1,4 @@
-//! Builds the test program, and packs what the guest needs of this run.
+//! Builds a test program, and packs what the guest needs of this run.
 
 use std::fmt::Write;
 use std::fs;
@@ -9,41 +9,139 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use super::base::Base;
 use super::{NOT_CORE, Part};
-use crate::workspace;
+use crate::{machine, workspace};
 
 /// What it does when it has booted.
 const SCRIPT: &str = include_str!("guest.sh");
+/// What it does at the end.
+const OVER: &str = "echo 'guest: over' >&3\nsync\necho o >/proc/sysrq-trigger\nsleep 60\n";
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// The part of the virtual machine monitor's tests.
+const MACHINES: &str = "modprobe kvm_amd || modprobe kvm_intel\n\
+    export SEALCI_TEST_KERNEL=/sealci/vmlinuz SEALCI_TEST_PEER=/sealci/peer\n\
+    export SEALCI_TEST_VMM=/sealci/sealci-vmm\n\
+    SEALCI_REQUIRE=kvm part machine 0 --test-threads=1\n";
 
-/// Makes the archive below `folder`.
-pub fn pack(folder: &Path, parts: &[Part]) -> Result<PathBuf> {
-    let programs = Programs::build()?;
-    let tree = folder.join("payload");
-    if tree.exists() {
-        fs::remove_dir_all(&tree)?;
-    }
-    let sealci = tree.join("sealci");
-    fs::create_dir_all(&sealci)?;
-    fs::write(sealci.join("guest.sh"), script(parts))?;
-    place(&programs.tests, &sealci.join("executor"))?;
+/// The part of whole machines: an image's root, our init, and the virtual machine monitor.
+const WHOLE: &str = "export SEALCI_TEST_MODULES=/lib/modules/$(uname -r)\n\
+    export SEALCI_TEST_INIT=/sealci/sealci-init\n\
+    TESTS=/sealci/whole SEALCI_REQUIRE=kvm part whole 0 --test-threads=1\n\
+    TESTS=/sealci/executor SEALCI_REQUIRE=kvm,root part microvm 0 --test-threads=1 microvm::\n";
+
+/// Packs the executors' tests.
+pub fn executors(folder: &Path, parts: &[Part]) -> Result<PathBuf> {
+    // The whole workspace, so that what `cargo xtask test` has built is not built with other features once more.
+    let built = Built::by(&["--workspace"])?;
+    let tree = Tree::begin(folder)?;
+    tree.script(&script(parts))?;
+    tree.place(&built.find("executor", true)?, "sealci/tests")?;
     // The test program looks for it where it was built.
-    let below_root = programs.helper.strip_prefix("/").context("cargo builds at a relative path")?;
-    place(&programs.helper, &tree.join(below_root))?;
+    tree.place_where_built(&built.find("sealci-sandbox-helper", false)?)?;
     // So does it with its folder for what it makes, which is everybody's: it runs as more than one user.
     let own = workspace::target_folder()?.join("tmp");
-    let own = tree.join(own.strip_prefix("/").context("cargo builds at a relative path")?);
+    let own = tree.path.join(own.strip_prefix("/").context("cargo builds at a relative path")?);
     fs::create_dir_all(&own)?;
     fs::set_permissions(&own, fs::Permissions::from_mode(0o1777))?;
+    tree.archive()
+}
 
-    let archive = folder.join("payload.tar");
-    let mut tar = Command::new("tar");
-    tar.args(["--create", "--owner=0", "--group=0", "--mode=a+rX", "--file"]).arg(&archive);
-    let status = tar.arg("--directory").arg(&tree).arg(".").status().context("cannot run tar")?;
-    if !status.success() {
-        bail!("tar ended with {status}");
+/// Packs the virtual machine monitor and its tests, and the kernel, which is that of the guests within the guest, too.
+pub fn machines(folder: &Path, base: &Base) -> Result<PathBuf> {
+    let built = Built::by(&["--workspace"])?;
+    let tree = Tree::begin(folder)?;
+    tree.script(&format!("{SCRIPT}{MACHINES}{WHOLE}{OVER}"))?;
+    tree.place(&built.find("machine", true)?, "sealci/tests")?;
+    tree.place(&built.find("whole", true)?, "sealci/whole")?;
+    tree.place(&built.find("executor", true)?, "sealci/executor")?;
+    for (package, program) in [("sealci-vmm", "sealci-vmm"), ("sealci-guest", "sealci-init")] {
+        tree.copy(&build_static(package, program)?, &format!("sealci/{program}"))?;
     }
-    fs::remove_dir_all(&tree)?;
-    Ok(archive)
+    tree.copy(&base.kernel, "sealci/vmlinuz")?;
+    build_peer(&tree.path.join("sealci/peer"))?;
+    let busybox = machine::find("busybox").context("busybox is not installed")?;
+    tree.copy(&busybox, "usr/bin/busybox")?;
+    tree.archive()
+}
+
+/// Builds a program as the agent carries it: static. Its flags are not the workspace's, so its folder is not either.
+fn build_static(package: &str, name: &str) -> Result<PathBuf> {
+    let folder = workspace::target_folder()?.join("static");
+    let status = workspace::cargo()
+        .args(["build", "--quiet", "--locked", "--release", "--package", package, "--bin", name])
+        .args(["--target", TARGET, "--target-dir"])
+        .arg(&folder)
+        .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static\x1f-Crelocation-model=static")
+        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "s")
+        .env("CARGO_PROFILE_RELEASE_PANIC", "abort")
+        .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
+        .env("CARGO_PROFILE_RELEASE_STRIP", "symbols")
+        .stdin(Stdio::null())
+        .status()
+        .context("cannot run cargo")?;
+    if !status.success() {
+        bail!("{name} could not be built: cargo ended with {status}");
+    }
+    Ok(folder.join(TARGET).join("release").join(name))
+}
+
+/// Builds the one program that the guests within the guest need of ours: without crates, and static.
+fn build_peer(to: &Path) -> Result<()> {
+    let mut rustc = Command::new("rustc");
+    rustc.args(["--edition=2024", "-O", "-C", "target-feature=+crt-static", "-C", "strip=symbols", "-o"]);
+    let status = rustc.arg(to).arg(workspace::root().join("crates/vmm/tests/machine/peer.rs")).status();
+    let status = status.context("cannot run rustc")?;
+    if status.success() { Ok(()) } else { bail!("rustc ended with {status}") }
+}
+
+/// What becomes the guest's disk, on its way there.
+struct Tree {
+    path: PathBuf,
+    archive: PathBuf,
+}
+
+impl Tree {
+    fn begin(folder: &Path) -> Result<Self> {
+        let path = folder.join("payload");
+        if path.exists() {
+            fs::remove_dir_all(&path)?;
+        }
+        fs::create_dir_all(path.join("sealci"))?;
+        Ok(Self { path, archive: folder.join("payload.tar") })
+    }
+
+    fn script(&self, text: &str) -> Result<()> {
+        Ok(fs::write(self.path.join("sealci/guest.sh"), text)?)
+    }
+
+    fn place(&self, program: &Path, to: &str) -> Result<()> {
+        place(program, &self.path.join(to))
+    }
+
+    fn place_where_built(&self, program: &Path) -> Result<()> {
+        place(program, &self.path.join(program.strip_prefix("/").context("cargo builds at a relative path")?))
+    }
+
+    fn copy(&self, file: &Path, to: &str) -> Result<()> {
+        let to = self.path.join(to);
+        if let Some(folder) = to.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        fs::copy(file, to).with_context(|| format!("cannot copy {}", file.display()))?;
+        Ok(())
+    }
+
+    fn archive(self) -> Result<PathBuf> {
+        let mut tar = Command::new("tar");
+        tar.args(["--create", "--owner=0", "--group=0", "--mode=a+rX", "--file"]).arg(&self.archive);
+        let status = tar.arg("--directory").arg(&self.path).arg(".").status().context("cannot run tar")?;
+        if !status.success() {
+            bail!("tar ended with {status}");
+        }
+        fs::remove_dir_all(&self.path)?;
+        Ok(self.archive)
+    }
 }
 
 /// Copies a program without its debug information, which is most of it.
@@ -70,22 +168,20 @@ fn script(parts: &[Part]) -> String {
         }
         text.push('\n');
     }
-    text.push_str("echo 'guest: over' >&3\nsync\necho o >/proc/sysrq-trigger\nsleep 60\n");
+    text.push_str(OVER);
     text
 }
 
 /// What cargo has built.
-struct Programs {
-    tests: PathBuf,
-    helper: PathBuf,
-}
+struct Built(Vec<Value>);
 
-impl Programs {
-    fn build() -> Result<Self> {
-        // The whole workspace, so that what `cargo xtask test` has built is not built with other features once more.
+impl Built {
+    /// Builds the tests of these packages, and their programs.
+    fn by(packages: &[&str]) -> Result<Self> {
         let output = workspace::cargo()
-            .args(["test", "--workspace", "--locked", "--no-run"])
-            .arg("--message-format=json-render-diagnostics")
+            .arg("test")
+            .args(packages)
+            .args(["--locked", "--no-run", "--message-format=json-render-diagnostics"])
             .stdin(Stdio::null())
             .stderr(Stdio::inherit())
             .output()
@@ -93,19 +189,16 @@ impl Programs {
         if !output.status.success() {
             bail!("cargo test --no-run ended with {}", output.status);
         }
-        let messages: Vec<Value> = output
-            .stdout
-            .split(|byte| *byte == b'\n')
-            .filter_map(|line| serde_json::from_slice(line).ok())
-            .collect();
-        // A program of its own has tests of its own, which are another program of the same name.
-        let find = |name: &str, is_test: bool| {
-            let is_meant =
-                |message: &&Value| message["target"]["name"] == name && message["profile"]["test"] == is_test;
-            let path = messages.iter().filter(is_meant).find_map(|message| message["executable"].as_str());
-            path.map(PathBuf::from).with_context(|| format!("cargo built no program `{name}`"))
-        };
-        Ok(Self { tests: find("executor", true)?, helper: find("sealci-sandbox-helper", false)? })
+        let lines = output.stdout.split(|byte| *byte == b'\n');
+        Ok(Self(lines.filter_map(|line| serde_json::from_slice(line).ok()).collect()))
+    }
+
+    /// A program of its own has tests of its own, which are another program of the same name.
+    fn find(&self, name: &str, is_test: bool) -> Result<PathBuf> {
+        let is_meant =
+            |message: &&Value| message["target"]["name"] == name && message["profile"]["test"] == is_test;
+        let path = self.0.iter().filter(is_meant).find_map(|message| message["executable"].as_str());
+        path.map(PathBuf::from).with_context(|| format!("cargo built no program `{name}`"))
     }
 }
 

@@ -20,7 +20,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 /// How many requests wait for the environment.
 const REQUEST_CAPACITY: usize = 4;
 /// How many pieces of an archive wait on either side.
-const PIECE_CAPACITY: usize = 2;
+pub(super) const PIECE_CAPACITY: usize = 2;
 
 /// The way into one environment. Its clones are the same door; requests for files go through it one after another.
 #[derive(Debug, Clone)]

@@ -6,15 +6,13 @@
 //! bounded); an environment is cleared before its end is told; an init that does not answer in time is ended by force,
 //! but never while what it sent still waits to be taken.
 
+mod cargo;
 mod channel;
 mod conversation;
 mod errands;
 
-use std::fs;
-use std::io::Write;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use conversation::Conversation;
@@ -27,57 +25,19 @@ use tokio_util::sync::CancellationToken;
 use super::door::Request;
 use super::{Backstage, ExecutionEvent, ExecutorError, Lease, Wish, cause_of_complaint};
 
-/// The static init, built for the machine this agent is built for.
-static INIT_BINARY: &[u8] = include_bytes!(env!("SEALCI_INIT_BINARY"));
-
-/// Puts the init where it can be executed: `<data_dir>/bin/sealci-init-<checksum>`, unless it is there. What a former process was
-/// killed over goes.
-pub fn install(data_dir: &Path) -> Result<PathBuf, ExecutorError> {
-    // It only keeps versions apart: what is there is compared as a whole.
-    let checksum = crc32fast::hash(INIT_BINARY);
-    let folder = data_dir.join("bin");
-    let path = folder.join(format!("sealci-init-{checksum:08x}"));
-    remove_leftovers(&folder);
-    if fs::read(&path).is_ok_and(|bytes| bytes == INIT_BINARY) {
-        return Ok(path);
-    }
-    let write = || {
-        fs::create_dir_all(&folder)?;
-        // Its own name for each process: two that start together do not write into one file.
-        let partial = folder.join(format!("{PARTIAL}{}", std::process::id()));
-        let mut file =
-            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o755).open(&partial)?;
-        file.write_all(INIT_BINARY)?;
-        // Whatever the umask is.
-        file.set_permissions(fs::Permissions::from_mode(0o755))?;
-        // Not synced: what a crash leaves of it is found to be broken at the next start.
-        drop(file);
-        fs::rename(&partial, &path)
-    };
-    write().map_err(ExecutorError::io(format_args!("write {}", path.display())))?;
-    Ok(path)
-}
-
-/// What is being written, by the process with the number that follows.
-const PARTIAL: &str = ".sealci-init-";
-
-/// Removes what processes that are dead have begun to write.
-fn remove_leftovers(folder: &Path) {
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let writer = name.to_str().and_then(|name| name.strip_prefix(PARTIAL)?.parse::<u32>().ok());
-        if writer.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
-            // One that stays is in nobody's way.
-            let _ = fs::remove_file(entry.path());
-        }
-    }
-}
-
 /// What an init runs in.
 #[async_trait]
 pub(super) trait Environment: Send {
     /// Does what has to be done between the filling of the workspace and the first command.
     async fn open_up(&mut self) -> Result<(), ExecutorError>;
+
+    /// What is particular to its init, where that is a machine's.
+    fn machine(&self) -> Option<Machine> {
+        None
+    }
+
+    /// A machine's memory ran out, says its init.
+    fn ran_out_of_memory(&mut self) {}
 
     /// Ends everything in it, the init included, without asking. May be repeated.
     fn kill(&mut self);
@@ -91,6 +51,30 @@ pub(super) trait Environment: Send {
 
     /// What init and helpers complained of on their standard error; for a person, bounded. Asked after `clear`.
     fn complaints(&mut self) -> String;
+}
+
+/// What a machine's init needs: it calls when the machine has come up, knows neither the time nor its name, and sees no folder
+/// of the host's.
+pub(super) struct Machine {
+    pub host_name: String,
+    /// More names for `localhost`.
+    pub names: Vec<String>,
+    /// The host's folder that becomes the working folder.
+    pub workspace: PathBuf,
+}
+
+impl Machine {
+    /// What it is told once it has called.
+    fn wake(&self) -> wire::Wake {
+        let unix_time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        wire::Wake {
+            unix_time_us: u64::try_from(unix_time.as_micros()).unwrap_or(0),
+            host_boot_ms: u64::try_from(crate::lease::boot_time().as_millis()).unwrap_or(u64::MAX),
+            entropy: rand::random::<[u8; 32]>().to_vec(),
+            host_name: self.host_name.clone(),
+            names: self.names.clone(),
+        }
+    }
 }
 
 /// An environment whose init waits for its `Start`.

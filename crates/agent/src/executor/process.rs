@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use super::cgroup::{Cgroups, Limits};
 use super::environment::{DEFAULT_PIDS, Group, HostEnvironment, Running, blocking, stand_by};
 use super::init::{self, Prepared};
+use super::programs;
 use super::{ExecutionRequest, Executor, ExecutorError, Standby};
 
 /// The executor without isolation.
@@ -32,7 +33,7 @@ pub struct ProcessExecutor {
 impl ProcessExecutor {
     /// `data_dir` takes the init; without `cgroups` nothing is limited.
     pub fn new(data_dir: &Path, cgroups: Option<Cgroups>) -> Result<Self, ExecutorError> {
-        let init = init::install(data_dir)?;
+        let init = programs::install(data_dir, programs::INIT)?;
         Ok(Self { init, cgroups, pids: DEFAULT_PIDS, tasks: TaskTracker::new(), running: Running::default() })
     }
 

@@ -29,6 +29,7 @@ use super::environment::{
 use super::helper::HelperCommand;
 use super::init::{self, Environment, Prepared};
 use super::neighbourhood::{Home, Neighbourhood};
+use super::programs;
 use super::rootless::{self, RootlessEnvironment};
 use super::{ExecutionRequest, ExecutorError, Standby};
 use crate::causes::with_causes;
@@ -115,7 +116,7 @@ impl Sealer {
         way_out: Result<WayOut, String>,
         rootless: bool,
     ) -> Result<Self, ExecutorError> {
-        let init = init::install(data_dir)?;
+        let init = programs::install(data_dir, programs::INIT)?;
         Ok(Self(Arc::new(Means {
             data_dir: data_dir.to_owned(),
             init,

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use sealci_agent::executor::cgroup::{Cgroups, Layout};
 use sealci_agent::executor::container::{ContainerExecutor, ContainerOptions};
 use sealci_agent::executor::helper::HelperCommand;
+use sealci_agent::executor::microvm::{MicrovmExecutor, MicrovmOptions};
 use sealci_agent::executor::process::ProcessExecutor;
 use sealci_agent::executor::sandbox::SandboxExecutor;
 use sealci_agent::executor::sealed::{Sealer, SealerOptions};
@@ -159,6 +160,29 @@ impl Lab {
         let store = Arc::new(TestImages::stored(folder.path()));
         let executor = ContainerExecutor::new(sealer, store, ContainerOptions::default()).unwrap();
         Some(Self::of(Box::new(executor), folder, Some(groups)))
+    }
+
+    /// `microvm`, where machines run.
+    pub fn microvm() -> Option<Self> {
+        let name = std::thread::current().name().unwrap_or_default().to_owned();
+        let Some(kernel) = std::env::var_os("SEALCI_TEST_KERNEL") else {
+            skip("kvm", &name, "`cargo xtask vm-test` runs it, in a guest that runs machines");
+            return None;
+        };
+        let folder = TempDir::new().unwrap();
+        let (cgroups, cgroup_folders, instance) = cgroups("root")?;
+        let options = MicrovmOptions {
+            kernel: Some(kernel.into()),
+            modules: std::env::var_os("SEALCI_TEST_MODULES").map(PathBuf::from),
+            // An image's is made once for all tests.
+            roots: Some(std::env::temp_dir().join("sealci-test-roots")),
+            disk_bytes: 1 << 30,
+        };
+        let images = Arc::new(TestImages::new());
+        let executor = MicrovmExecutor::new(folder.path(), images.clone(), Some(cgroups), &options).unwrap();
+        let mut lab = Self::of(Box::new(executor), folder, Some((cgroup_folders, instance)));
+        lab.images = images;
+        Some(lab)
     }
 
     /// With control groups where there are some: their folders, and the instance under which they are found again.

@@ -11,6 +11,7 @@ mod doors;
 mod ending;
 mod images;
 mod lab;
+mod machines;
 mod network;
 mod sealing;
 mod volume;
@@ -82,6 +83,20 @@ executors! {
     crate::volume::a_hundred_megabytes_arrive_whole as a_hundred_megabytes_arrive_whole,
     crate::volume::a_thousand_commands_run as a_thousand_commands_run,
     crate::volume::many_run_side_by_side as many_run_side_by_side,
+}
+
+// What depends on the environment's being a machine; the rest is the init's, which is everywhere the same. Each boots one.
+executors! {
+    microvm;
+    crate::machines::a_machine_comes_up as a_machine_comes_up,
+    crate::machines::a_machine_is_cancelled_and_timed_out as a_machine_is_cancelled_and_timed_out,
+    crate::machines::what_a_machine_has_is_bounded as what_a_machine_has_is_bounded,
+    crate::machines::a_dropped_machine_is_gone as a_dropped_machine_is_gone,
+    crate::behaviour::exit_codes_are_the_shells as exit_codes_are_the_shells,
+    crate::behaviour::a_standby_sees_what_came_after_it as a_standby_sees_what_came_after_it,
+    crate::behaviour::an_abandoned_standby_leaves_nothing as an_abandoned_standby_leaves_nothing,
+    crate::doors::files_go_in_and_come_out as files_go_in_and_come_out,
+    crate::volume::bytes_arrive_as_written as bytes_arrive_as_written,
 }
 
 executors! {

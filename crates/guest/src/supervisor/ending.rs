@@ -8,6 +8,7 @@ use super::commands::{Boundary, Then};
 use super::host::shortened;
 use super::{Phase, Supervisor};
 use crate::kinfolk;
+use crate::machine::Machine;
 use crate::run::Run;
 use crate::sys;
 
@@ -77,6 +78,9 @@ impl Supervisor {
         let survivors = if self.children_left { kinfolk::count() } else { 0 };
         for ended in self.beside.give_up().collect::<Vec<_>>() {
             self.tell_of(ended);
+        }
+        if self.machine.as_ref().is_some_and(Machine::ran_out_of_memory) {
+            self.push(&FromInit::OutOfMemory);
         }
         // Of what was cancelled, or never ran, nobody wants files.
         let is_wanted = !matches!(ending, Ending::Cancelled | Ending::Expired);

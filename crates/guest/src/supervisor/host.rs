@@ -89,7 +89,11 @@ impl Supervisor {
                 "the agent speaks version {version} of the protocol, this sealci-init version {}",
                 wire::VERSION
             ))),
+            ToInit::Wake(wake) => self.wake(wake)?,
             ToInit::Start(start) => {
+                if self.machine.is_some() && self.phase == Phase::Reporting {
+                    return Ok(());
+                }
                 if self.phase != Phase::Waiting || self.carrier.is_some() {
                     return Err(WireError::Invalid("Start, which comes once and after all files,"));
                 }
@@ -118,6 +122,21 @@ impl Supervisor {
                 }
             }
             ToInit::Leave => self.leave(),
+        }
+        Ok(())
+    }
+
+    fn wake(&mut self, wake: wire::Wake) -> Result<(), WireError> {
+        let is_early = self.phase == Phase::Waiting && self.carrier.is_none();
+        let machine = self.machine.as_mut().filter(|_| is_early);
+        let Some(machine) = machine else {
+            // One that could not be made ready has said so.
+            let is_over = self.machine.is_some() && self.phase == Phase::Reporting;
+            let refused = WireError::Invalid("Wake, which is for a machine's init and before all else,");
+            return if is_over { Ok(()) } else { Err(refused) };
+        };
+        if let Err(failure) = machine.wake(wake) {
+            self.finish(Ending::Error(failure.to_string()));
         }
         Ok(())
     }

@@ -26,7 +26,11 @@ impl Supervisor {
     }
 
     fn set_lease(&mut self, lease: Lease) -> io::Result<Result<(), String>> {
-        let until = Duration::from_millis(lease.until_boot_ms);
+        let Some(until) = self.in_own_clock(Duration::from_millis(lease.until_boot_ms)) else {
+            return Ok(Err(
+                "nothing has told this machine the host's clock; an exclusive action cannot run".into()
+            ));
+        };
         let longest = Duration::from_millis(lease.longest_ms);
         if until > sys::boot_time()?.saturating_add(longest).saturating_add(TOLERANCE) {
             return Ok(Err(
@@ -41,6 +45,14 @@ impl Supervisor {
         sys::set_alarm(&alarm, until)?;
         self.lease = Some(alarm);
         Ok(Ok(()))
+    }
+
+    /// What this kernel's clock reads when the agent's reads `at`.
+    fn in_own_clock(&self, at: Duration) -> Option<Duration> {
+        match &self.machine {
+            None => Some(at),
+            Some(machine) => machine.in_own_clock(at),
+        }
     }
 
     /// Whether there is still something that the lease's end would end.

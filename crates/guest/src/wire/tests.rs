@@ -43,9 +43,18 @@ fn start() -> impl Strategy<Value = Start> {
     })
 }
 
+fn wake() -> impl Strategy<Value = Wake> {
+    let entropy = prop::collection::vec(any::<u8>(), 0..=MAX_ENTROPY_BYTES);
+    (any::<[u64; 2]>(), entropy, any::<String>(), texts()).prop_map(|(clocks, entropy, host_name, names)| {
+        let [unix_time_us, host_boot_ms] = clocks;
+        Wake { unix_time_us, host_boot_ms, entropy, host_name, names }
+    })
+}
+
 fn to_init() -> impl Strategy<Value = ToInit> {
     prop_oneof![
         any::<u16>().prop_map(|version| ToInit::Hello { version }),
+        wake().prop_map(ToInit::Wake),
         start().prop_map(ToInit::Start),
         any::<u8>().prop_map(|number| ToInit::Signal { number }),
         any::<u64>().prop_map(|grace_ms| ToInit::Cancel { grace_ms }),
@@ -122,6 +131,7 @@ proptest! {
         for message in [
             FromInit::Hello { version: 3 },
             FromInit::Ready,
+            FromInit::OutOfMemory,
             FromInit::CommandStarted { index, log_offset },
             FromInit::Output(&output),
             FromInit::CommandFinished { index, exit_code, duration_us, log_offset, usage },
@@ -204,6 +214,22 @@ fn pieces_of_an_archive_are_no_messages() {
     let header = Header::parse(put_data_header(MAX_PUT_DATA_BYTES), MAX_TO_INIT_BYTES).unwrap();
     assert_eq!(header, Header { kind: PUT_DATA_KIND, payload_bytes: MAX_PUT_DATA_BYTES });
     assert_eq!(FromInit::decode(TAKE_DATA_KIND, b"x"), Ok(FromInit::TakeData(b"x")));
+}
+
+#[test]
+fn more_entropy_than_the_kernel_takes_is_refused() {
+    let mut frame = Vec::new();
+    let wake = Wake { entropy: vec![0; MAX_ENTROPY_BYTES + 1], ..Wake::default() };
+    ToInit::Wake(wake).encode(&mut frame).unwrap();
+    let (header, payload) = header_of(&frame, MAX_TO_INIT_BYTES);
+    assert_eq!(ToInit::decode(header.kind, payload), Err(WireError::Invalid("entropy")));
+}
+
+#[test]
+fn what_wakes_a_machine_is_not_shown() {
+    let wake = Wake { entropy: vec![171; 4], host_name: "m1".to_owned(), ..Wake::default() };
+    let shown = format!("{wake:?}");
+    assert!(shown.contains("m1") && !shown.contains("171"), "{shown}");
 }
 
 #[test]

@@ -3,7 +3,9 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use sealci_guest::wire::{Ending, Lease, MAX_PUT_DATA_BYTES, PUT_DATA_KIND, PUT_WINDOW_BYTES, Start, ToInit};
+use sealci_guest::wire::{
+    Ending, Lease, MAX_PUT_DATA_BYTES, PUT_DATA_KIND, PUT_WINDOW_BYTES, Start, ToInit, Wake,
+};
 
 use crate::host::{Host, PATIENCE, Said, names_in};
 
@@ -215,4 +217,13 @@ fn a_lease_by_another_clock_is_refused() {
     host.send(&lease(Duration::from_secs(3600)));
     let Ending::Error(why) = host.finish().1 else { panic!("it was taken") };
     assert!(why.contains("clock"), "{why}");
+}
+
+#[test]
+fn only_the_init_of_a_machine_is_woken() {
+    let mut host = Host::new();
+    host.send(&ToInit::Wake(Wake { unix_time_us: 1, ..Wake::default() }));
+    // The clock is the host's own.
+    assert_eq!(host.try_hear(), None);
+    assert!(!host.child.wait().unwrap().success());
 }

@@ -140,6 +140,7 @@ impl Host {
                 assert_eq!(version, VERSION);
                 Said::Hello
             }
+            FromInit::OutOfMemory => panic!("only a machine's init says so"),
             FromInit::Ready => Said::Ready,
             FromInit::CommandStarted { index, .. } => Said::Started(index),
             FromInit::Output(bytes) => Said::Output(bytes.to_vec()),

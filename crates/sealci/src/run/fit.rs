@@ -22,6 +22,7 @@ pub fn check_executors(plan: &Plan, is_offered: impl Fn(ExecutorKind) -> bool) -
         return Err(match kind {
             ExecutorKind::Process => failure.help("say --allow-process; it isolates nothing"),
             ExecutorKind::Sandbox => failure.help("`sealci doctor` says what is missing for it"),
+            ExecutorKind::Microvm => failure.help("say --microvms, where /dev/kvm runs machines"),
             _ => failure.help("leave it out with --action, or change its `configuration`"),
         });
     }

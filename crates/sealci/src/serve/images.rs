@@ -1,20 +1,26 @@
-//! The flags about images: where they come from, how much of the disk they may take, and what may be done in them.
+//! The flags about images: where they come from, how much of the disk they may take, what may be done in them, and whether they
+//! run in machines, too.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use std::{env, fs, io};
 
 use clap::Args;
-use sealci_agent::executor::Executor;
+use sealci_agent::executor::cgroup::Cgroups;
 use sealci_agent::executor::container::{ContainerExecutor, ContainerOptions};
 use sealci_agent::executor::docker::socket_of;
-
+use sealci_agent::executor::microvm::{MicrovmExecutor, MicrovmOptions};
 use sealci_agent::executor::sealed::Sealer;
+use sealci_agent::executor::{Executor, ExecutorError};
 use sealci_image::{Credentials, ImageStore, Registries, StoreOptions};
 use sealci_sandbox::Capability;
 use sealci_service::problem::chain;
 
 use crate::exit::{Exit, Failure};
+
+/// A machine is up in a tenth of a second, and where its processor is emulated in some seconds.
+const MACHINE_PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default, Clone, Args)]
 #[command(next_help_heading = "Images")]
@@ -45,6 +51,15 @@ pub struct ImageArgs {
     /// network they reach this machine's own addresses [default: none]
     #[arg(long, value_name = "HOST", env = "DOCKER_HOST")]
     pub docker_host: Option<String>,
+    /// Also run actions that ask for the executor microvm, each in a machine of its own: where /dev/kvm runs machines
+    #[arg(long)]
+    pub microvms: bool,
+    /// The kernel of the machines [default: the newest of this machine's that has what they need]
+    #[arg(long, value_name = "FILE", requires = "microvms")]
+    pub microvm_kernel: Option<PathBuf>,
+    /// The folder with that kernel's modules [default: this machine's for its release]
+    #[arg(long, value_name = "DIR", requires = "microvm_kernel")]
+    pub microvm_modules: Option<PathBuf>,
 }
 
 fn capability(name: &str) -> Result<Capability, String> {
@@ -60,6 +75,8 @@ pub struct ImageOffer {
     folder: PathBuf,
     store: StoreOptions,
     capabilities: Vec<Capability>,
+    /// None: no action runs in a machine.
+    machines: Option<MicrovmOptions>,
 }
 
 impl ImageArgs {
@@ -87,7 +104,13 @@ impl ImageArgs {
             registries,
             ..usual
         };
-        Ok(ImageOffer { folder, store, capabilities: self.container_capability.clone() })
+        let machines = self.microvms.then(|| MicrovmOptions {
+            kernel: self.microvm_kernel.clone(),
+            modules: self.microvm_modules.clone(),
+            roots: Some(folder.join("machines")),
+            ..MicrovmOptions::default()
+        });
+        Ok(ImageOffer { folder, store, capabilities: self.container_capability.clone(), machines })
     }
 
     /// Where the daemon listens, if one is named.
@@ -119,22 +142,38 @@ impl ImageArgs {
 }
 
 impl ImageOffer {
-    /// What runs actions in images. The error is for a person. Blocks for a moment.
-    pub fn executor(&self, sealer: Sealer) -> Result<Arc<dyn Executor>, String> {
+    /// Opens where images are kept. The error is for a person.
+    pub fn open(&self) -> Result<Arc<ImageStore>, String> {
         fs::create_dir_all(&self.folder)
             .map_err(|error| format!("cannot make the folder {}: {error}", self.folder.display()))?;
-        let store = ImageStore::open(&self.folder, self.store.clone()).map_err(|error| chain(&error))?;
+        ImageStore::open(&self.folder, self.store.clone()).map(Arc::new).map_err(|error| chain(&error))
+    }
+
+    /// What runs actions in images. The error is for a person. Blocks for a moment.
+    pub fn executor(&self, sealer: Sealer, store: Arc<ImageStore>) -> Result<Arc<dyn Executor>, String> {
         let options = ContainerOptions {
             layers: Some(self.folder.clone()),
             capabilities: self.capabilities.clone(),
             copies_layers: false,
         };
-        let images = Arc::new(store);
-        let executor = ContainerExecutor::new(sealer, images, options).map_err(|error| error.message())?;
+        let executor = ContainerExecutor::new(sealer, store, options).map_err(|error| error.message())?;
         if let Some(problem) = executor.stacking_problem() {
             tracing::warn!(problem, "the layers of images are copied for each action");
         }
         Ok(Arc::new(executor))
+    }
+
+    /// What runs actions in machines, where that is wanted: one was run. Blocks meanwhile.
+    pub fn machines(
+        &self,
+        own: &Path,
+        store: Arc<ImageStore>,
+        cgroups: Option<Cgroups>,
+    ) -> Result<Option<Arc<dyn Executor>>, ExecutorError> {
+        let Some(options) = &self.machines else { return Ok(None) };
+        let executor = MicrovmExecutor::new(own, store, cgroups, options)?;
+        executor.probe(MACHINE_PATIENCE)?;
+        Ok(Some(Arc::new(executor)))
     }
 }
 

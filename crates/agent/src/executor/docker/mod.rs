@@ -49,6 +49,7 @@ use super::container::{service_folder, service_program, stop_signal, wrapper};
 use super::environment::{DEFAULT_PIDS, Running, stand_by};
 use super::init::{self, Opening, Prepared};
 use super::neighbourhood::{Home, Neighbourhood};
+use super::programs;
 use super::sealed::start_message;
 use super::{ExecutionRequest, Executor, ExecutorError, Standby, all_of};
 
@@ -94,7 +95,7 @@ pub struct DockerExecutor {
 impl DockerExecutor {
     /// `data_dir` takes the init, and must be to be seen by the daemon. Does not ask it anything: see [`probe`].
     pub fn new(data_dir: &Path, options: DockerOptions) -> Result<Self, ExecutorError> {
-        let init = init::install(data_dir)?;
+        let init = programs::install(data_dir, programs::INIT)?;
         let network = AgentNetwork::of(&options.agent);
         let (running, tasks) = (Running::default(), TaskTracker::new());
         Ok(Self { options: Arc::new(options), init, network, running, tasks })

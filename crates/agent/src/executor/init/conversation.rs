@@ -5,6 +5,8 @@
 //!     put                exec                 take                  │
 //!                          └────────────── Finished ◀───────────────┘
 //! ```
+//!
+//! A machine's init calls first and is then woken; and its first files are the workspace's, which it does not see.
 
 use std::time::Duration;
 
@@ -14,9 +16,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::cargo::Cargo;
 use super::channel::{Frame, Incoming, Outgoing, Unreadable};
 use super::errands::{Errands, Move, refuse};
-use super::{End, Environment, Opening, Owner};
+use super::{End, Environment, Machine, Opening, Owner};
 use crate::executor::door::{DoorError, Request};
 use crate::executor::{ExecutionEvent, Lease, ResourceUse, Wish};
 
@@ -40,6 +43,13 @@ pub(super) struct Conversation<'a> {
     incoming: Incoming,
     outgoing: Outgoing,
     environment: &'a mut dyn Environment,
+    machine: Option<Machine>,
+    /// The machine's init has not called yet.
+    sleeps: bool,
+    /// The workspace, while it goes in.
+    cargo: Option<Cargo>,
+    /// What is put in after it.
+    set_aside: Option<Request>,
     opening: Opening,
     wishes: watch::Receiver<Wish>,
     leases: watch::Receiver<Option<Lease>>,
@@ -90,10 +100,15 @@ impl<'a> Conversation<'a> {
         (timeout, grace): (Duration, Duration),
         owner: Owner,
     ) -> Self {
+        let machine = environment.machine();
         Self {
             incoming,
             outgoing,
             environment,
+            sleeps: machine.is_some(),
+            machine,
+            cargo: None,
+            set_aside: None,
             opening,
             wishes: owner.wishes,
             leases: owner.leases,
@@ -107,7 +122,7 @@ impl<'a> Conversation<'a> {
             may_go: false,
             log_offset: 0,
             runs: false,
-            deadline: Instant::now(),
+            deadline: Instant::now() + START_PATIENCE,
             is_late: false,
             waiting: None,
             over: None,
@@ -149,10 +164,10 @@ impl<'a> Conversation<'a> {
             () = self.leave.cancelled(), if self.phase == Phase::Staying => Step::Leave,
             () = self.outgoing.write(), if !self.outgoing.is_empty() => Step::Written,
             permit = events.reserve(), if self.waiting.is_some() => Step::Permit(permit.ok()),
-            frame = self.incoming.next(), if !is_held_up && (!stands || self.errands.has_files()) => {
+            frame = self.incoming.next(), if !is_held_up && (!stands || self.sleeps || self.errands.has_files()) => {
                 Step::Frame(frame)
             }
-            request = self.requests.recv(), if !self.errands.has_files() => Step::Request(request),
+            request = self.requests.recv(), if !self.sleeps && !self.errands.has_files() => Step::Request(request),
             moved = self.errands.next_move(can_move), if can_move || self.errands.have_listeners() => {
                 Step::Move(moved)
             }
@@ -165,7 +180,7 @@ impl<'a> Conversation<'a> {
     fn awaits_init(&self) -> bool {
         match self.phase {
             Phase::Running | Phase::Leaving => true,
-            Phase::Standing | Phase::Staying => self.is_late || self.errands.await_init(),
+            Phase::Standing | Phase::Staying => self.is_late || self.sleeps || self.errands.await_init(),
         }
     }
 
@@ -215,11 +230,14 @@ impl<'a> Conversation<'a> {
 
     /// Sets the commands going once they may and the files are in.
     async fn start_if_ready(&mut self) -> Option<End> {
-        if self.phase != Phase::Standing || !self.may_go || self.errands.has_files() {
+        if self.phase != Phase::Standing || !self.may_go || self.sleeps || self.errands.has_files() {
             return None;
         }
         if let Err(end) = self.open_up().await {
             return Some(end);
+        }
+        if self.errands.has_files() {
+            return None;
         }
         // In front of it: nothing starts without its deadline.
         self.pass_lease_on();
@@ -234,22 +252,60 @@ impl<'a> Conversation<'a> {
             return Ok(());
         }
         self.is_open = true;
-        self.environment.open_up().await.map_err(End::NotOpened)
+        self.environment.open_up().await.map_err(End::NotOpened)?;
+        if let Some(machine) = &self.machine {
+            let (cargo, request) = Cargo::load(machine.workspace.clone());
+            self.cargo = Some(cargo);
+            self.put(request);
+        }
+        Ok(())
+    }
+
+    /// Once the cargo is in, what was set aside for it goes on.
+    fn unload(&mut self) -> Result<(), End> {
+        if self.errands.has_files() {
+            return Ok(());
+        }
+        if let Some(cargo) = self.cargo.take() {
+            cargo.arrived().map_err(End::NotOpened)?;
+        }
+        if let Some(request) = self.set_aside.take() {
+            self.put(request);
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, request: Request) {
+        let Request::Put { root, pieces, answer } = request else { return };
+        let put = wire::Put {
+            id: 0,
+            root: root.into_bytes(),
+            workdir: self.opening.workdir.clone(),
+            home: self.opening.home.clone(),
+        };
+        self.errands.put(put, pieces, answer, &mut self.outgoing);
+    }
+
+    /// Tells a machine that has called what it cannot know by itself.
+    fn wake(&mut self) {
+        if let Some(machine) = self.machine.as_ref().filter(|_| self.sleeps) {
+            let wake = machine.wake();
+            self.post(&ToInit::Wake(wake));
+            self.sleeps = false;
+        }
     }
 
     async fn accept(&mut self, request: Request) -> Option<End> {
         match (request, self.phase) {
-            (Request::Put { root, pieces, answer }, Phase::Standing) => {
+            (put @ Request::Put { .. }, Phase::Standing) => {
                 if let Err(end) = self.open_up().await {
                     return Some(end);
                 }
-                let put = wire::Put {
-                    id: 0,
-                    root: root.into_bytes(),
-                    workdir: self.opening.workdir.clone(),
-                    home: self.opening.home.clone(),
-                };
-                self.errands.put(put, pieces, answer, &mut self.outgoing);
+                if self.cargo.is_some() {
+                    self.set_aside = Some(put);
+                } else {
+                    self.put(put);
+                }
             }
             (Request::Take { wanted, pieces, answer }, Phase::Staying) => {
                 self.errands.take(wanted, pieces, answer, &mut self.outgoing);
@@ -295,7 +351,10 @@ impl<'a> Conversation<'a> {
         };
         self.put_off_files();
         match heard {
-            Ok(None) => self.start_if_ready().await,
+            Ok(None) => match self.unload() {
+                Ok(()) => self.start_if_ready().await,
+                Err(end) => Some(end),
+            },
             Ok(end) => end,
             Err(error) => Some(End::Garbled(error)),
         }
@@ -303,11 +362,18 @@ impl<'a> Conversation<'a> {
 
     fn understand(&mut self, told: FromInit<'_>) -> Result<Option<End>, WireError> {
         let event = match told {
-            FromInit::Hello { version: wire::VERSION } => return Ok(None),
+            FromInit::Hello { version: wire::VERSION } => {
+                self.wake();
+                return Ok(None);
+            }
             FromInit::Hello { version } => {
                 let text =
                     format!("sealci-init speaks version {version} of the protocol, not {}", wire::VERSION);
                 return Ok(Some(End::Told { ending: Ending::Error(text), survivors: u32::MAX }));
+            }
+            FromInit::OutOfMemory => {
+                self.environment.ran_out_of_memory();
+                return Ok(None);
             }
             FromInit::Ready => ExecutionEvent::Started,
             FromInit::CommandStarted { index, .. } => {
@@ -405,6 +471,7 @@ impl<'a> Conversation<'a> {
     fn late_end(&self) -> End {
         match self.phase {
             _ if self.runs => End::LateAfterTimeout,
+            Phase::Standing if self.sleeps => End::Late("did not come up"),
             Phase::Standing => End::Late("did not take its files"),
             _ if self.outgoing.is_empty() => End::Late("did not answer"),
             _ => End::Late("did not read its commands"),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use sealci_guest::wire::{FromInit, Taken, take_data_header};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
 
 use super::*;
@@ -117,27 +117,141 @@ async fn an_answer_to_nothing_is_garbage() {
     assert_eq!(execution.next().await, Some(finished));
 }
 
-#[test]
-fn what_a_dead_process_was_writing_goes_with_the_next_start() {
-    let folder = tempfile::tempdir().unwrap();
-    let bin = folder.path().join("bin");
-    fs::create_dir(&bin).unwrap();
-    let mut dead = std::process::Command::new("true").spawn().unwrap();
-    dead.wait().unwrap();
-    let own = format!(".sealci-init-{}", std::process::id());
-    let theirs = format!(".sealci-init-{}", dead.id());
-    for name in [&own, &theirs, ".sealci-init-", ".sealci-init-x", "other"] {
-        fs::write(bin.join(name), "half").unwrap();
+/// A machine of which there is nothing but its workspace.
+struct Nowhere(PathBuf);
+
+#[async_trait]
+impl Environment for Nowhere {
+    async fn open_up(&mut self) -> Result<(), ExecutorError> {
+        Ok(())
     }
-    for _ in ["where the init is missing", "where it is there"] {
-        fs::write(bin.join(&theirs), "half").unwrap();
-        let init = install(folder.path()).unwrap();
-        let mut names: Vec<_> = fs::read_dir(&bin)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .filter(|name| *name != own && !init.ends_with(name))
-            .collect();
-        names.sort();
-        assert_eq!(names, [".sealci-init-", ".sealci-init-x", "other"]);
+
+    fn machine(&self) -> Option<Machine> {
+        let names = vec!["db".to_owned()];
+        Some(Machine { host_name: "sealci".to_owned(), names, workspace: self.0.clone() })
+    }
+
+    fn kill(&mut self) {}
+
+    fn limit_reached(&self) -> Option<Limit> {
+        None
+    }
+
+    async fn clear(&mut self, _: bool) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn complaints(&mut self) -> String {
+        String::new()
+    }
+}
+
+/// What a machine's init hears, one frame after another.
+async fn hear(init: &mut UnixStream) -> (u8, Vec<u8>) {
+    let mut head = [0; wire::HEADER_BYTES];
+    init.read_exact(&mut head).await.unwrap();
+    let header = wire::Header::parse(head, wire::MAX_TO_INIT_BYTES).unwrap();
+    let mut payload = vec![0; header.payload_bytes];
+    init.read_exact(&mut payload).await.unwrap();
+    (header.kind, payload)
+}
+
+async fn hear_message(init: &mut UnixStream) -> ToInit {
+    let (kind, payload) = hear(init).await;
+    ToInit::decode(kind, &payload).unwrap()
+}
+
+/// Takes an archive; its names.
+async fn take_archive(init: &mut UnixStream) -> Vec<String> {
+    let mut archive = Vec::new();
+    loop {
+        let (kind, payload) = hear(init).await;
+        if kind == wire::PUT_DATA_KIND {
+            archive.extend(payload);
+        } else {
+            assert_eq!(ToInit::decode(kind, &payload), Ok(ToInit::PutEnd));
+            break;
+        }
+    }
+    let mut archive = tar::Archive::new(&archive[..]);
+    let name =
+        |entry: std::io::Result<tar::Entry<'_, _>>| entry.unwrap().path().unwrap().display().to_string();
+    let mut names: Vec<_> = archive.entries().unwrap().map(name).collect();
+    names.sort();
+    names
+}
+
+fn machine(workspace: PathBuf) -> (crate::executor::Standby, UnixStream) {
+    let (channel, init) = UnixStream::pair().unwrap();
+    let prepared = Prepared {
+        channel,
+        start: encoded(wire::Start { workdir: b"/workspace".to_vec(), ..wire::Start::default() }).unwrap(),
+        environment: Box::new(Nowhere(workspace)),
+        timeout: Duration::from_secs(60),
+        grace: Duration::ZERO,
+    };
+    let (standby, backstage) = standby();
+    tokio::spawn(drive(prepared, backstage));
+    (standby, init)
+}
+
+#[tokio::test]
+async fn a_machine_is_woken_when_it_calls_and_gets_the_workspace_first() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("sub")).unwrap();
+    std::fs::write(folder.path().join("sub/file"), "text").unwrap();
+    let (standby, mut init) = machine(folder.path().to_owned());
+    let door = standby.door();
+    let put = tokio::spawn(async move { door.put("~/cache", &b"an archive"[..]).await });
+    assert_eq!(hear_message(&mut init).await, ToInit::Hello { version: wire::VERSION });
+    // Nothing is said to who has not called.
+    let quiet = tokio::time::timeout(Duration::from_millis(50), hear(&mut init)).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+    say(&mut init, FromInit::Hello { version: wire::VERSION }).await;
+    let ToInit::Wake(wake) = hear_message(&mut init).await else { panic!("it is woken first") };
+    assert_eq!(
+        (wake.host_name.as_str(), &wake.names[..], wake.entropy.len()),
+        ("sealci", &["db".to_owned()][..], 32)
+    );
+    assert!(wake.host_boot_ms > 0 && wake.unix_time_us > 0, "{wake:?}");
+
+    let ToInit::Put(put_in) = hear_message(&mut init).await else { panic!("the workspace goes in") };
+    assert_eq!((put_in.root.as_slice(), put_in.workdir.as_slice()), (&b""[..], &b"/workspace"[..]));
+    assert_eq!(take_archive(&mut init).await, ["sub", "sub/file"]);
+    say(&mut init, FromInit::Stored { id: put_in.id, files: 2, bytes: 4 }).await;
+    let ToInit::Put(put_in) = hear_message(&mut init).await else { panic!("then what else there is") };
+    assert_eq!(put_in.root, b"~/cache");
+    loop {
+        let (kind, payload) = hear(&mut init).await;
+        if kind != wire::PUT_DATA_KIND {
+            assert_eq!(ToInit::decode(kind, &payload), Ok(ToInit::PutEnd));
+            break;
+        }
+    }
+    say(&mut init, FromInit::Stored { id: put_in.id, files: 1, bytes: 10 }).await;
+    assert_eq!(put.await.unwrap().unwrap(), crate::executor::door::Stored { files: 1, bytes: 10 });
+    let mut execution = standby.begin();
+    assert!(matches!(hear_message(&mut init).await, ToInit::Start(_)));
+    say(&mut init, FromInit::Finished { ending: Ending::Succeeded, survivors: 0 }).await;
+    let finished = ExecutionEvent::Finished { outcome: Outcome::Succeeded, remains: None };
+    assert_eq!(execution.next().await, Some(finished));
+}
+
+#[tokio::test]
+async fn a_workspace_that_cannot_be_packed_ends_it_before_it_begins() {
+    let (standby, mut init) = machine("/nowhere/at/all".into());
+    let mut execution = standby.begin();
+    say(&mut init, FromInit::Hello { version: wire::VERSION }).await;
+    let mut heard = Vec::new();
+    while !matches!(heard.last(), Some(ToInit::Stop { .. })) {
+        heard.push(hear_message(&mut init).await);
+    }
+    let Some(ToInit::Stop { id }) = heard.last() else { unreachable!() };
+    say(&mut init, FromInit::Refused { id: *id, why: "it was given up".into() }).await;
+    match execution.next().await {
+        Some(ExecutionEvent::Finished { outcome: Outcome::Errored { message, .. }, .. }) => {
+            assert!(message.contains("pack /nowhere/at/all: No such file"), "{message}");
+        }
+        other => panic!("{other:?}"),
     }
 }

@@ -1,0 +1,230 @@
+//! Runs each action in a machine of its own, behind hardware virtualization: the image's files as a disk that is only read, and
+//! nothing of the host.
+//!
+//! ```text
+//!   image ──▶ squashfs ──┐
+//!   kernel, init ──▶ RAM disk ──▶ sealci-vmm, in a control group ⇄ channel ⇄ conversation
+//! ```
+//!
+//! The channel is the monitor's standard input: it joins the port that the machine's init calls with that, and ends when the
+//! channel does, also when this process is killed. The workspace goes in through the channel, and what is wanted of it comes
+//! out the same way.
+
+mod machine;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use machine::{Recipe, prepare};
+use sealci_core::plan::{Container, ExecutorKind, Network};
+use sealci_guest::wire::{self, machine as inside};
+use sealci_image::Image;
+use sealci_microvm::initramfs::{Initramfs, InitramfsStore};
+use sealci_microvm::kernel::{FOR_MACHINE, Kernel, KernelError};
+use sealci_microvm::root::{Root, RootError, RootStore};
+use tokio_util::task::TaskTracker;
+
+use super::cgroup::Cgroups;
+use super::container::wrapper;
+use super::environment::{Running, blocking, stand_by};
+use super::{ExecutionRequest, Executor, ExecutorError, Images, Standby, init, programs};
+
+/// What a machine may write, where nothing else is said. It takes room as it is written.
+pub const DEFAULT_DISK_BYTES: u64 = 16 << 30;
+
+/// What an installation may choose.
+#[derive(Debug, Clone)]
+pub struct MicrovmOptions {
+    /// A bzImage, or what was extracted from one; none: the host's best.
+    pub kernel: Option<PathBuf>,
+    /// The folder with its modules; none: the host's for its release.
+    pub modules: Option<PathBuf>,
+    /// Where images' root file systems are kept, which agents may share; none: below the agent's data folder.
+    pub roots: Option<PathBuf>,
+    /// What a machine may write to its disk.
+    pub disk_bytes: u64,
+}
+
+impl Default for MicrovmOptions {
+    fn default() -> Self {
+        Self { kernel: None, modules: None, roots: None, disk_bytes: DEFAULT_DISK_BYTES }
+    }
+}
+
+/// The executor that runs machines.
+#[derive(Debug)]
+pub struct MicrovmExecutor {
+    means: Arc<Means>,
+    images: Arc<dyn Images>,
+    running: Running,
+    tasks: TaskTracker,
+}
+
+/// What all machines of an agent have in common.
+#[derive(Debug)]
+struct Means {
+    vmm: PathBuf,
+    kernel: Kernel,
+    initramfs: Initramfs,
+    roots: RootStore,
+    disk_bytes: u64,
+    cgroups: Option<Cgroups>,
+}
+
+impl MicrovmExecutor {
+    /// `data_dir` takes the monitor and the machines' disks. Finds the kernel, and packs its modules. Whether this machine runs
+    /// machines is told by nothing but running one: see [`MicrovmExecutor::probe`]. Blocks.
+    pub fn new(
+        data_dir: &Path,
+        images: Arc<dyn Images>,
+        cgroups: Option<Cgroups>,
+        options: &MicrovmOptions,
+    ) -> Result<Self, ExecutorError> {
+        let vmm = programs::install(data_dir, programs::VMM)?;
+        let kernel = match &options.kernel {
+            Some(path) => Kernel::at(path, options.modules.as_deref()),
+            None => Kernel::find(Path::new("/boot"), Path::new("/lib/modules")),
+        };
+        let kernel = kernel.map_err(unusable_kernel)?;
+        let modules = kernel.modules(FOR_MACHINE).map_err(unusable_kernel)?;
+        let folder = data_dir.join("machines");
+        let initramfs = InitramfsStore::open(&folder)
+            .and_then(|store| store.obtain(programs::INIT.bytes, &modules))
+            .map_err(|error| failed("make the machines' initial RAM disk", error))?;
+        let roots = RootStore::open(options.roots.as_deref().unwrap_or(&folder)).map_err(unusable_root)?;
+        let means = Means { vmm, kernel, initramfs, roots, disk_bytes: options.disk_bytes, cgroups };
+        Ok(Self { means: Arc::new(means), images, running: Running::default(), tasks: TaskTracker::new() })
+    }
+
+    /// Runs a small machine until its init calls: whether machines run here at all. Blocks.
+    pub fn probe(&self, patience: Duration) -> Result<(), ExecutorError> {
+        machine::probe(&self.recipe(None), patience)
+    }
+
+    fn recipe(&self, root: Option<&Root>) -> Recipe {
+        let means = &self.means;
+        Recipe {
+            vmm: means.vmm.clone(),
+            kernel: means.kernel.image.clone(),
+            initramfs: means.initramfs.path().to_owned(),
+            root: root.map(|root| root.path().to_owned()),
+            disk_bytes: means.disk_bytes,
+            cgroups: means.cgroups.clone(),
+        }
+    }
+
+    /// The image's files as a disk.
+    async fn root(&self, request: &ExecutionRequest, image: Image) -> Result<(Root, Image), ExecutorError> {
+        let (means, stop) = (self.means.clone(), Arc::new(AtomicBool::new(false)));
+        let making = {
+            let stop = stop.clone();
+            blocking(move || {
+                means.roots.obtain(&image, &stop).map(|root| (root, image)).map_err(unusable_root)
+            })
+        };
+        // It goes on until it has seen that, and leaves nothing.
+        let _stopping = Stopping(stop);
+        request.stop.run_until_cancelled(making).await.ok_or(ExecutorError::Stopped)?
+    }
+}
+
+/// Says that what is being made is not wanted any more.
+struct Stopping(Arc<AtomicBool>);
+
+impl Drop for Stopping {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[async_trait]
+impl Executor for MicrovmExecutor {
+    fn kind(&self) -> ExecutorKind {
+        ExecutorKind::Microvm
+    }
+
+    async fn prepare(&self, request: ExecutionRequest) -> Result<Standby, ExecutorError> {
+        request.refuse_service(self.kind())?;
+        let container = request.container.clone().ok_or_else(|| {
+            ExecutorError::Unsupported(
+                "the action names no image: it says `executor: microvm` and has no `container`".to_owned(),
+            )
+        })?;
+        if request.network == Network::On {
+            return Err(ExecutorError::Unsupported(
+                "machines have no network yet; an action that needs none says `network: off`".to_owned(),
+            ));
+        }
+        let guard = self.running.enter(request.attempt)?;
+        let obtaining = self.images.obtain(&container, &request.notes);
+        let image = request.stop.run_until_cancelled(obtaining).await.ok_or(ExecutorError::Stopped)??;
+        refuse_user(container.user.as_deref().unwrap_or(&image.config.user))?;
+        let (root, image) = self.root(&request, image).await?;
+        let start = init::encoded(start_message(&request, &container, &image))?;
+        let recipe = self.recipe(Some(&root));
+        let kept = (guard, root, self.means.clone());
+        stand_by(&self.tasks, blocking(move || prepare(&recipe, request, start)), kept).await
+    }
+
+    async fn sweep(&self) -> Result<(), ExecutorError> {
+        match self.means.cgroups.clone() {
+            Some(cgroups) => blocking(move || cgroups.sweep().map_err(ExecutorError::Cgroup)).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn close(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.images.close().await;
+    }
+}
+
+fn start_message(request: &ExecutionRequest, container: &Container, image: &Image) -> wire::Start {
+    let mut env = image.config.env.clone();
+    env.extend(request.env.clone());
+    env.entry("TMPDIR".to_owned()).or_insert_with(|| "/tmp".to_owned());
+    env.insert("SEALCI_ATTEMPT".to_owned(), request.attempt.to_string());
+    env.insert("SEALCI_WORKSPACE".to_owned(), inside::WORKSPACE.to_owned());
+    wire::Start {
+        commands: request.commands.clone(),
+        wrapper: wrapper(container, &image.config.entrypoint),
+        shell: request.shell.as_str().to_owned(),
+        env: env.into_iter().collect(),
+        workdir: inside::WORKSPACE.into(),
+        scratch: inside::SCRATCH.into(),
+        timeout_ms: Some(u64::try_from(request.timeout.as_millis()).unwrap_or(u64::MAX)),
+        grace_ms: u64::try_from(request.grace.as_millis()).unwrap_or(u64::MAX),
+        stays: request.stays,
+        ..wire::Start::default()
+    }
+}
+
+fn refuse_user(user: &str) -> Result<(), ExecutorError> {
+    match user {
+        "" | "root" | "0" | "0:0" | "root:root" => Ok(()),
+        other => Err(ExecutorError::Unsupported(format!(
+            "machines run actions as root only yet, and the image or the action asks for the user `{other}`; say `user: root`"
+        ))),
+    }
+}
+
+fn failed<E: std::error::Error + Send + Sync + 'static>(doing: impl fmt::Display, error: E) -> ExecutorError {
+    ExecutorError::io(doing)(std::io::Error::other(error))
+}
+
+fn unusable_kernel(error: KernelError) -> ExecutorError {
+    failed("start machines", error)
+}
+
+fn unusable_root(error: RootError) -> ExecutorError {
+    match error {
+        RootError::Stopped => ExecutorError::Stopped,
+        RootError::DiskFull { source } => ExecutorError::io("make the machine's root file system")(source),
+        error => failed("make the machine's root file system", error),
+    }
+}

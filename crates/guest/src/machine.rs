@@ -1,0 +1,195 @@
+//! Makes a machine ready of which this is the first process, and serves in it.
+//!
+//! ```text
+//! initial RAM disk:  dev, proc, sys ─▶ modules ─▶ call the host ─▶ root: squashfs (vda) under an overlay (vdb, or memory)
+//! root:              dev, proc, sys, shm, pts, run, cgroup ─▶ loopback ─▶ the supervisor, until it has reported ─▶ restart
+//! ```
+//! The host is called before the root is made, so that it hears what is wrong with it. What goes wrong before goes to the
+//! console. However it ends, the machine does.
+
+mod root;
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::net::Shutdown;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use sealci_guest::wire::Wake;
+use sealci_guest::wire::machine::{HOST_CID, PORT_KEY};
+
+use crate::failure::{Failure, While};
+use crate::supervisor::Supervisor;
+use crate::sys::{self, Watch};
+
+/// Where the initial RAM disk has them.
+const MODULES: &str = "/modules";
+/// How long the host may take to read the report before the machine ends.
+const LAST_WORD_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the supervisor knows of the machine it is in.
+pub struct Machine {
+    /// On this kernel's boot-time clock, before the host was called.
+    called_at: Duration,
+    /// The host's clock at that moment or later, once it is told.
+    host_clock: Option<Duration>,
+    /// Why nothing can run here.
+    trouble: Option<String>,
+}
+
+/// Whether this is the first process of a machine, of our own initial RAM disk. An image could have that one's files, but nobody
+/// but a kernel calls the init by this name.
+pub fn is_this() -> bool {
+    std::process::id() == 1
+        && std::env::args_os().next().is_some_and(|name| name == "/init")
+        && Path::new(MODULES).join("order").exists()
+}
+
+/// Serves, and ends the machine.
+pub fn live() -> ! {
+    if let Err(failure) = serve() {
+        eprintln!("sealci-init: {failure}");
+    }
+    sys::machine::restart()
+}
+
+fn serve() -> Result<(), Failure> {
+    root::mount_early()?;
+    let command_line = fs::read_to_string("/proc/cmdline").doing(|| "read /proc/cmdline".to_owned())?;
+    let port = port(&command_line).doing(|| format!("find `{PORT_KEY}=` on the kernel's command line"))?;
+    load_modules()?;
+    let called_at = sys::boot_time().doing(|| "read the clock".to_owned())?;
+    let channel = sys::machine::call(HOST_CID, port).doing(|| format!("call the host's port {port}"))?;
+    let last_word = channel.try_clone().doing(|| "keep the channel".to_owned())?;
+    let trouble = make_ready().err().map(|failure| failure.to_string());
+    let supervisor = Supervisor::new(channel, None).doing(|| "set up the channel".to_owned())?;
+    let machine = Machine { called_at, host_clock: None, trouble };
+    let served = supervisor.of(machine).run().doing(|| "go on".to_owned());
+    wait_for_the_host(last_word);
+    served.map(drop)
+}
+
+fn make_ready() -> Result<(), Failure> {
+    root::enter()?;
+    sys::machine::raise_loopback().doing(|| "set the loopback interface going".to_owned())?;
+    sys::machine::raise_file_limit().doing(|| "raise the limit of open files".to_owned())?;
+    crate::stand_apart().doing(|| "become what supervises others".to_owned())
+}
+
+/// The port on which the host is called.
+fn port(command_line: &str) -> io::Result<u32> {
+    let mut words = command_line.split_ascii_whitespace();
+    let value = words.find_map(|word| word.strip_prefix(PORT_KEY)?.strip_prefix('='));
+    let value = value.ok_or_else(|| io::Error::other("it is not there"))?;
+    value.parse().map_err(|_| io::Error::other(format!("`{value}` is no port")))
+}
+
+/// Of the whole machine, since it booted.
+fn oom_kills(vmstat: &str) -> u64 {
+    let count = vmstat.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok());
+    count.unwrap_or(0)
+}
+
+fn load_modules() -> Result<(), Failure> {
+    let order = Path::new(MODULES).join("order");
+    let names = fs::read_to_string(&order).doing(|| format!("read {}", order.display()))?;
+    for name in names.lines() {
+        let path = Path::new(MODULES).join(format!("{name}.ko"));
+        let module = File::open(&path).doing(|| format!("read {}", path.display()))?;
+        sys::machine::load_module(&module)
+            .doing(|| format!("load the module `{name}`, which may be another kernel's"))?;
+    }
+    Ok(())
+}
+
+/// What was sent is on its way when the machine ends, and lost then: so whoever reads it hangs up first.
+fn wait_for_the_host(channel: File) {
+    let give_up_at = Instant::now() + LAST_WORD_PATIENCE;
+    let mut channel = std::os::unix::net::UnixStream::from(std::os::fd::OwnedFd::from(channel));
+    let _ = channel.shutdown(Shutdown::Write);
+    let mut waste = [0; 4096];
+    while let Some(left) = give_up_at.checked_duration_since(Instant::now()) {
+        let mut watches = [Watch::new(&channel.as_fd(), true, false)];
+        if sys::poll(&mut watches, Some(left)).is_err() {
+            return;
+        }
+        match channel.read(&mut waste) {
+            Ok(0) => return,
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return,
+            _ => {}
+        }
+    }
+}
+
+impl Machine {
+    /// Why nothing can run here; said once.
+    pub fn take_trouble(&mut self) -> Option<String> {
+        self.trouble.take()
+    }
+
+    /// Takes what the host knows: the time, what is secret, the machine's name.
+    pub fn wake(&mut self, wake: Wake) -> Result<(), Failure> {
+        self.host_clock = Some(Duration::from_millis(wake.host_boot_ms));
+        if wake.unix_time_us != 0 {
+            sys::machine::set_clock(Duration::from_micros(wake.unix_time_us))
+                .doing(|| "set the clock".to_owned())?;
+        }
+        if !wake.entropy.is_empty() {
+            sys::machine::add_entropy(&wake.entropy).doing(|| "stir the random numbers".to_owned())?;
+        }
+        if !wake.host_name.is_empty() {
+            sys::machine::set_host_name(&wake.host_name).doing(|| "set the host name".to_owned())?;
+        }
+        root::write_hosts(&wake.host_name, &wake.names)
+    }
+
+    /// Whether its kernel has killed processes to have memory.
+    pub fn ran_out_of_memory(&self) -> bool {
+        oom_kills(&fs::read_to_string("/proc/vmstat").unwrap_or_default()) > 0
+    }
+
+    /// What this kernel's clock reads when the host's reads `at`, or a moment before: the host read its own after it was called.
+    /// None while that is not known.
+    pub fn in_own_clock(&self, at: Duration) -> Option<Duration> {
+        Some((self.called_at + at).saturating_sub(self.host_clock?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_port_stands_on_the_command_line() {
+        assert_eq!(port("console=ttyS0 sealci.port=1024 quiet\n").unwrap(), 1024);
+        for (line, why) in [
+            ("quiet", "not there"),
+            ("sealci.portal=1", "not there"),
+            ("sealci.port=", "no port"),
+            ("sealci.port=-1", "no port"),
+            ("sealci.port=4294967296", "no port"),
+        ] {
+            let error = port(line).unwrap_err().to_string();
+            assert!(error.contains(why), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_killed_is_counted() {
+        assert_eq!(oom_kills("nr_free_pages 7\noom_kill 3\noom_killer 9\n"), 3);
+        assert_eq!(oom_kills("nr_free_pages 7\n"), 0);
+    }
+
+    #[test]
+    fn a_lease_ends_no_later_here_than_there() {
+        let seconds = Duration::from_secs;
+        let mut machine = Machine { called_at: seconds(2), host_clock: None, trouble: None };
+        assert_eq!(machine.in_own_clock(seconds(1040)), None);
+        // The host read 1001 when the call of 2 had come; what is 40 s after that there is 42 here, or sooner.
+        machine.host_clock = Some(seconds(1001));
+        assert_eq!(machine.in_own_clock(seconds(1041)), Some(seconds(42)));
+        // A lease that was over before the machine began is over.
+        assert_eq!(machine.in_own_clock(seconds(5)), Some(seconds(0)));
+    }
+}

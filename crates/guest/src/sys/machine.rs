@@ -1,0 +1,136 @@
+//! Wraps what only the first process of a machine asks of its kernel.
+
+use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+use super::check;
+
+/// Flags of mount(2).
+pub const READ_ONLY: libc::c_ulong = libc::MS_RDONLY;
+pub const NO_ATIME: libc::c_ulong = libc::MS_NOATIME;
+/// For what is no place for programs.
+pub const PLAIN: libc::c_ulong = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+pub const NO_SETUID: libc::c_ulong = libc::MS_NOSUID;
+
+/// Mounts a file system of the kind `kind` (mount(2)).
+pub fn mount(source: &str, target: &str, kind: &str, flags: libc::c_ulong, data: &str) -> io::Result<()> {
+    let [source, target, kind, data] = [source, target, kind, data].map(CString::new);
+    let (source, target, kind, data) = (source?, target?, kind?, data?);
+    // SAFETY: all four are NUL-terminated strings that live over the call.
+    let mounted =
+        unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data.as_ptr().cast()) };
+    check(mounted).map(drop)
+}
+
+/// Makes the file system that is mounted at `folder` the root of this process and of all that it starts.
+pub fn move_root(folder: &str) -> io::Result<()> {
+    std::env::set_current_dir(folder)?;
+    // SAFETY: three NUL-terminated strings, and no data. An initial RAM disk cannot be pivoted away (pivot_root(2)).
+    let moved = unsafe {
+        libc::mount(c".".as_ptr(), c"/".as_ptr(), std::ptr::null(), libc::MS_MOVE, std::ptr::null())
+    };
+    check(moved)?;
+    // SAFETY: a NUL-terminated string.
+    check(unsafe { libc::chroot(c".".as_ptr()) })?;
+    std::env::set_current_dir("/")
+}
+
+/// Loads a module; one that is there already is as good (finit_module(2)).
+pub fn load_module(module: &File) -> io::Result<()> {
+    // SAFETY: a descriptor that is open, a NUL-terminated string, and an integer.
+    let loaded = unsafe { libc::syscall(libc::SYS_finit_module, module.as_raw_fd(), c"".as_ptr(), 0) };
+    if loaded == 0 {
+        return Ok(());
+    }
+    match io::Error::last_os_error() {
+        error if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+        error => Err(error),
+    }
+}
+
+/// Calls a port of the host's (vsock(7)).
+pub fn call(cid: u32, port: u32) -> io::Result<File> {
+    // SAFETY: takes integers only.
+    let socket = check(unsafe { libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: socket has just returned this descriptor, and nothing else owns it.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    // SAFETY: all zeroes is a valid sockaddr_vm.
+    let mut address: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
+    address.svm_family = libc::AF_VSOCK as libc::sa_family_t;
+    address.svm_cid = cid;
+    address.svm_port = port;
+    let length = size_of::<libc::sockaddr_vm>() as libc::socklen_t;
+    // SAFETY: the pointer is to a sockaddr_vm of this length, which lives over the call.
+    check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), length) })?;
+    Ok(File::from(socket))
+}
+
+/// Sets the wall clock (clock_settime(2)).
+pub fn set_clock(since_1970: Duration) -> io::Result<()> {
+    let time = libc::timespec {
+        tv_sec: libc::time_t::try_from(since_1970.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_nsec: since_1970.subsec_nanos().into(),
+    };
+    // SAFETY: `time` is initialised and lives over the call.
+    check(unsafe { libc::clock_settime(libc::CLOCK_REALTIME, &time) }).map(drop)
+}
+
+/// Has the kernel's generator start anew from what it had and these bytes (random(4)).
+pub fn add_entropy(bytes: &[u8]) -> io::Result<()> {
+    let count = i32::try_from(bytes.len()).map_err(io::Error::other)?;
+    // struct rand_pool_info: bits, bytes, and the bytes themselves.
+    let mut pool = Vec::with_capacity(8 + bytes.len());
+    pool.extend(count.saturating_mul(8).to_ne_bytes());
+    pool.extend(count.to_ne_bytes());
+    pool.extend(bytes);
+    let random = File::open("/dev/random")?;
+    // SAFETY: the pointer is to a rand_pool_info whose length stands in it; the kernel copies byte by byte, so its alignment
+    // is of no matter.
+    check(unsafe { libc::ioctl(random.as_raw_fd(), RNDADDENTROPY, pool.as_ptr()) })?;
+    // SAFETY: takes no argument.
+    check(unsafe { libc::ioctl(random.as_raw_fd(), RNDRESEEDCRNG) }).map(drop)
+}
+
+/// `_IOW('R', 0x03, int[2])` and `_IO('R', 0x07)` of linux/random.h.
+const RNDADDENTROPY: libc::Ioctl = 0x4008_5203;
+const RNDRESEEDCRNG: libc::Ioctl = 0x5207;
+
+pub fn set_host_name(name: &str) -> io::Result<()> {
+    // SAFETY: the pointer is to so many bytes, which live over the call.
+    check(unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) }).map(drop)
+}
+
+/// Sets the loopback interface going (netdevice(7)).
+pub fn raise_loopback() -> io::Result<()> {
+    // SAFETY: takes integers only.
+    let socket = check(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: socket has just returned this descriptor, and nothing else owns it.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    // SAFETY: all zeroes is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    let name: &CStr = c"lo";
+    for (to, from) in request.ifr_name.iter_mut().zip(name.to_bytes()) {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: the pointer is to an ifreq, which lives over the call.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) }).map(drop)
+}
+
+/// Lets programs open as many files as they are used to elsewhere, if they ask.
+pub fn raise_file_limit() -> io::Result<()> {
+    let limit = libc::rlimit { rlim_cur: 1024, rlim_max: 1 << 19 };
+    // SAFETY: `limit` is initialised and lives over the call.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }).map(drop)
+}
+
+/// Ends the machine, as whoever made it has it: by a restart, which ends the monitor that runs it.
+pub fn restart() -> ! {
+    // SAFETY: takes an integer only.
+    unsafe { libc::reboot(libc::RB_AUTOBOOT) };
+    // Not the first process of a machine, or not root: then ending is all there is to do.
+    std::process::exit(1)
+}

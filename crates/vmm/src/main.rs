@@ -1,0 +1,155 @@
+//! The program `sealci-vmm`: runs one guest, from its command line to the guest's end.
+
+mod options;
+
+use std::error::Error;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use sealci_vmm::kernel;
+use sealci_vmm::machine::{Config, Ending, Machine};
+use sealci_vmm::serial::Output;
+use sealci_vmm::virtio::Device;
+use sealci_vmm::virtio::balloon::Balloon;
+use sealci_vmm::virtio::block::{Access, Block};
+use sealci_vmm::virtio::entropy::Entropy;
+use sealci_vmm::virtio::vsock::{HostEnd, MIN_GUEST_CID, Vsock};
+
+use options::{Disk, Options, STANDARD, USAGE};
+
+const USAGE_ERROR: u8 = 2;
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> =
+        std::env::args_os().skip(1).map(|text| text.to_string_lossy().into_owned()).collect();
+    match arguments.first().map(String::as_str) {
+        Some("--help" | "-h") => {
+            println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        Some("--version") => {
+            println!("sealci-vmm {}", env!("CARGO_PKG_VERSION"));
+            return ExitCode::SUCCESS;
+        }
+        _ => {}
+    }
+    let options = match Options::read(arguments) {
+        Ok(options) => options,
+        Err(error) => {
+            eprintln!("error: {error}\n\n{USAGE}");
+            return ExitCode::from(USAGE_ERROR);
+        }
+    };
+    match run(options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", with_causes(&*error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: Options) -> Result<(), Box<dyn Error>> {
+    if let Some(to) = &options.extract {
+        return extract(&options.kernel, to);
+    }
+    let devices = devices(&options)?;
+    let owner = options.ends_with_stdin.then(standard_input).transpose()?;
+    let serial = options.serial.as_deref().map(open_output).transpose()?;
+    let machine = Machine::build(Config {
+        kernel: options.kernel,
+        initramfs: options.initramfs,
+        command_line_extra: options.command_line_extra,
+        memory_mebibytes: options.memory_mebibytes,
+        vcpus: options.vcpus,
+        serial,
+        devices,
+        owner,
+    })?;
+    let (ending, totals) = machine.run()?;
+    let how = match ending {
+        Ending::Reset => "has reset the machine",
+        Ending::Off => "has turned the machine off",
+        Ending::Stopped => "was stopped",
+        Ending::Broken(why) => return Err(format!("the guest cannot go on: {why}").into()),
+    };
+    let (ports, registers) = (totals.port_exits, totals.register_exits);
+    eprintln!("the guest {how}, after {ports} exits by ports and {registers} by devices' registers");
+    Ok(())
+}
+
+/// The file gets its name when it is whole.
+fn extract(kernel: &Path, to: &Path) -> Result<(), Box<dyn Error>> {
+    let mut partial = to.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
+    let cannot = |error: io::Error| format!("cannot write {}: {error}", partial.display());
+    let mut file = File::create(&partial).map_err(cannot)?;
+    let done = kernel::extract(kernel, &mut file).map_err(Box::<dyn Error>::from);
+    let done =
+        done.and_then(|()| Ok(file.sync_all().and_then(|()| fs::rename(&partial, to)).map_err(cannot)?));
+    if done.is_err() {
+        let _ = fs::remove_file(&partial);
+    }
+    done
+}
+
+fn devices(options: &Options) -> Result<Vec<Box<dyn Device>>, Box<dyn Error>> {
+    let mut devices: Vec<Box<dyn Device>> = Vec::new();
+    for (index, disk) in options.disks.iter().enumerate() {
+        devices.push(Box::new(open_disk(disk, index)?));
+    }
+    if !options.vsock.is_empty() {
+        let ends: Result<_, io::Error> = options.vsock.iter().map(host_end).collect();
+        let vsock = ends.and_then(|ends| Vsock::new(MIN_GUEST_CID, ends));
+        devices.push(Box::new(vsock.map_err(|error| format!("cannot connect the guest's ports: {error}"))?));
+    }
+    devices.push(Box::new(Entropy));
+    devices.push(Box::new(Balloon::default()));
+    Ok(devices)
+}
+
+fn host_end((port, path): (&u32, &PathBuf)) -> io::Result<(u32, HostEnd)> {
+    if path != Path::new(STANDARD) {
+        return Ok((*port, HostEnd::Listener(path.clone())));
+    }
+    let socket = UnixStream::from(standard_input()?);
+    socket.set_nonblocking(true)?;
+    Ok((*port, HostEnd::Connected(socket)))
+}
+
+fn standard_input() -> io::Result<OwnedFd> {
+    io::stdin().as_fd().try_clone_to_owned()
+}
+
+fn open_disk(disk: &Disk, index: usize) -> Result<Block, Box<dyn Error>> {
+    let access = if disk.is_read_only { Access::ReadOnly } else { Access::ReadWrite };
+    let open = || {
+        let file = File::options().read(true).write(access == Access::ReadWrite).open(&disk.path)?;
+        Block::new(file, access, &format!("disk{index}"))
+    };
+    let path = disk.path.display();
+    open().map_err(|error| format!("cannot open the disk {path}: {error}").into())
+}
+
+fn open_output(path: &Path) -> Result<Output, Box<dyn Error>> {
+    if path == Path::new(STANDARD) {
+        return Ok(Box::new(io::stdout()));
+    }
+    let file = File::create(path).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+    Ok(Box::new(file))
+}
+
+fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}
