@@ -28,7 +28,8 @@ cargo xtask COMMAND
   fuzz [NAME [SECONDS]]
                  run one fuzz target, or all of them, for a minute each or so many seconds
   qemu           only: the core of the executors' tests on stock Debian, in a QEMU guest
-  vm-test        only: the virtual machine monitor's tests, which boot guests within a QEMU guest
+  vm-test [--all]
+                 only: the core of the machines' tests, or all, which boot guests within a QEMU guest
   check-imports  only: do the crates depend on one another the right way?
   deny           only: cargo-deny on bans, licences and sources
 
@@ -57,6 +58,7 @@ fn run(arguments: &[String]) -> anyhow::Result<bool> {
         ["fuzz", arguments @ ..] => fuzz::command(arguments),
         ["qemu"] => qemu::command(&qemu::EXECUTORS),
         ["vm-test"] => qemu::command(&qemu::MACHINES),
+        ["vm-test", "--all"] => qemu::command(&qemu::ALL_MACHINES),
         ["check-imports"] => {
             imports::check()?;
             println!("every import runs the right way");

@@ -327,6 +327,7 @@ impl Stream {
     }
 
     /// Whether a read from disk is under way.
+    #[cfg(feature = "testing")]
     pub fn is_reading(&self) -> bool {
         !self.reads.is_empty()
     }

@@ -24,6 +24,7 @@ use anyhow::{Context, Result, bail};
 
 use base::Base;
 use guest::{Guest, Hardware};
+use payload::Extent;
 use transcript::{Said, Transcript};
 
 use crate::report::{Counts, Report};
@@ -140,14 +141,18 @@ pub const EXECUTORS: Suite = Suite {
     pack: |folder, _| payload::executors(folder, &PARTS),
 };
 
-/// The virtual machine monitor's tests. QEMU emulates AMD's virtualization, not Intel's, and guests within the guest get stuck
+/// The core of the machines' tests. QEMU emulates AMD's virtualization, not Intel's, and guests within the guest get stuck
 /// now and then where it emulates more than one processor.
 pub const MACHINES: Suite = Suite {
     name: "vm",
     parts: &["machine", "whole", "microvm"],
     hardware: Hardware { emulated: "EPYC,+svm", processors: 1 },
-    pack: payload::machines,
+    pack: |folder, base| payload::machines(folder, base, Extent::Core),
 };
+
+/// All of them.
+pub const ALL_MACHINES: Suite =
+    Suite { pack: |folder, base| payload::machines(folder, base, Extent::All), ..MACHINES };
 
 /// The commands `qemu` and `vm-test`.
 pub fn command(suite: &Suite) -> Result<bool> {

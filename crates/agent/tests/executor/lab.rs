@@ -176,7 +176,7 @@ impl Lab {
             modules: std::env::var_os("SEALCI_TEST_MODULES").map(PathBuf::from),
             // An image's is made once for all tests.
             roots: Some(std::env::temp_dir().join("sealci-test-roots")),
-            disk_bytes: 1 << 30,
+            disk_bytes: 256 << 20,
         };
         let images = Arc::new(TestImages::new());
         let executor = MicrovmExecutor::new(folder.path(), images.clone(), Some(cgroups), &options).unwrap();

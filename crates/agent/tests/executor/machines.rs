@@ -48,7 +48,9 @@ pub async fn a_machine_is_cancelled_and_timed_out(lab: &Lab) {
         record.take(event);
     }
     assert_eq!(record.outcome(), &Outcome::Cancelled, "{}", record.text());
-    assert_eq!(record.text(), "up\ncleaning up\n");
+    // Between them the shell may say that its `sleep` was terminated.
+    let text = record.text();
+    assert!(text.starts_with("up\n") && text.ends_with("cleaning up\n"), "{text}");
     assert_eq!(monitors(lab), Vec::<String>::new());
 
     let mut request = lab.request(["trap '' TERM; echo up; while :; do sleep 1000; done"]);
@@ -59,17 +61,17 @@ pub async fn a_machine_is_cancelled_and_timed_out(lab: &Lab) {
 }
 
 pub async fn what_a_machine_has_is_bounded(lab: &Lab) {
+    // Its buffer is more than there is, which is found out only as it is filled.
     let mut request = lab.request([
-        "echo up",
-        // Not on the disk: what it writes there it may.
-        "perl -e 'my @kept; push @kept, \"x\" x (1 << 20) while 1'",
+        "echo 1 >/proc/sys/vm/overcommit_memory",
+        "dd if=/dev/zero of=/dev/null bs=400M count=1 2>/dev/null",
     ]);
     request.resources = Resources { cpu_millis: 1000, memory_bytes: 192 << 20 };
     let record = lab.run(request).await;
     let killed = Outcome::Failed { exit_code: 137, limit: Some(Limit::Memory) };
     assert_eq!(record.outcome(), &killed, "{}", record.text());
 
-    let record = lab.run_commands(["df -P / | tail -1", "head -c 3G /dev/zero >/big"]).await;
+    let record = lab.run_commands(["head -c 1M /dev/zero >/small", "head -c 400M /dev/zero >/big"]).await;
     assert!(matches!(record.outcome(), Outcome::Failed { exit_code: 1, .. }), "{record:?}");
     assert!(record.text().contains("No space left"), "{}", record.text());
 }
