@@ -41,6 +41,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "sealci-sandbox",
             "sealci-image",
             "sealci-microvm",
+            "sealci-vmm",
             "sealci-api",
             "sealci-archive",
         ],

@@ -6,6 +6,7 @@
 mod facts;
 
 use clap::Args;
+use sealci_microvm::{kernel, scratch};
 use serde::Serialize;
 
 use self::facts::{Cgroups, Facts};
@@ -100,6 +101,9 @@ fn findings(facts: &Facts) -> Vec<Finding> {
     all.push(images(facts));
     all.extend(network(facts));
     all.push(kvm(facts));
+    if facts.kvm == Some(true) {
+        all.extend(machines(facts));
+    }
     all.extend(facts.daemon.as_ref().map(daemon));
     all
 }
@@ -245,7 +249,9 @@ fn network(facts: &Facts) -> Vec<Finding> {
 
 fn kvm(facts: &Facts) -> Finding {
     match facts.kvm {
-        Some(true) => Finding::works("/dev/kvm", "usable"),
+        Some(true) => {
+            Finding::works("/dev/kvm", "opens; an agent with --microvms finds out whether machines run in it")
+        }
         Some(false) => Finding::lacks(
             "/dev/kvm",
             Standing::Limited,
@@ -259,6 +265,22 @@ fn kvm(facts: &Facts) -> Finding {
             "needs a machine, or nested virtualisation, with VT-x or AMD-V",
         ),
     }
+}
+
+/// What microVMs are made of, where the machine can run any.
+fn machines(facts: &Facts) -> Vec<Finding> {
+    let name = "microVM kernel";
+    let kernel = match &facts.machine_kernel {
+        Ok(release) => Finding::works(name, release),
+        Err(why) => Finding::needs_package(name, Standing::Limited, why, kernel::PACKAGE),
+    };
+    let name = "microVM disks";
+    let disks = if facts.makes_disks {
+        Finding::works(name, "mkfs.ext4")
+    } else {
+        Finding::needs_package(name, Standing::Limited, "no mkfs.ext4", scratch::PACKAGE)
+    };
+    vec![kernel, disks]
 }
 
 #[cfg(test)]
@@ -284,6 +306,8 @@ mod tests {
             pasta: false,
             slirp4netns: false,
             kvm: Some(true),
+            machine_kernel: Ok("6.1.0-48-cloud-amd64".to_owned()),
+            makes_disks: true,
             daemon: Some(Ok("Docker 20.10".to_owned())),
         }
     }
@@ -305,6 +329,12 @@ mod tests {
         let rootless = Facts { is_root: false, ..good() };
         let packages: Vec<_> = findings(&rootless).iter().filter_map(|finding| finding.package).collect();
         assert_eq!(packages, ["passt"]);
+        let facts = Facts { machine_kernel: Err("none".to_owned()), makes_disks: false, ..good() };
+        let packages: Vec<_> = findings(&facts).iter().filter_map(|finding| finding.package).collect();
+        assert_eq!(packages, ["linux-image-cloud-amd64", "e2fsprogs"]);
+        // Nobody who cannot run microVMs is asked to install what they are made of.
+        let facts = Facts { kvm: None, ..facts };
+        assert!(findings(&facts).iter().all(|finding| finding.package.is_none()));
     }
 
     #[test]

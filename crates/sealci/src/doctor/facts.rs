@@ -9,6 +9,8 @@ use sealci_agent::executor::container::try_stacking;
 use sealci_agent::executor::docker;
 use sealci_agent::executor::helper::HelperCommand;
 use sealci_agent::executor::rootless;
+use sealci_microvm::kernel::{FOR_MACHINE, Kernel, KernelError};
+use sealci_microvm::scratch;
 use sealci_service::problem::chain;
 
 use crate::serve::cached_images;
@@ -47,6 +49,9 @@ pub struct Facts {
     pub slirp4netns: bool,
     /// None where the device is not there.
     pub kvm: Option<bool>,
+    /// The release of the kernel that microVMs would run, or why there is none.
+    pub machine_kernel: Result<String, String>,
+    pub makes_disks: bool,
     /// What runs containers here, or why it does not answer; none where nobody names one and none listens.
     pub daemon: Option<Result<String, String>>,
 }
@@ -77,9 +82,18 @@ impl Facts {
             kvm: Path::new("/dev/kvm")
                 .exists()
                 .then(|| fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok()),
+            machine_kernel: machine_kernel().map_err(|error| chain(&error)),
+            makes_disks: scratch::program().is_some(),
             daemon: daemon().await,
         }
     }
+}
+
+/// One with every module that a machine needs.
+fn machine_kernel() -> Result<String, KernelError> {
+    let kernel = Kernel::find(Path::new("/boot"), Path::new("/lib/modules"))?;
+    kernel.modules(FOR_MACHINE)?;
+    Ok(kernel.release)
 }
 
 /// Tried in the folder that the images' would be made in.
