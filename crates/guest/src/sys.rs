@@ -2,6 +2,8 @@
 //!
 //! All unsafe code of the init stands here and in [`machine`].
 
+// Named, for those who take this file by its path.
+#[path = "sys/machine.rs"]
 pub mod machine;
 
 use std::ffi::CString;
