@@ -242,11 +242,14 @@ async fn an_attempt_that_is_dropped_before_its_claim_ends_unreported() {
 #[tokio::test]
 async fn the_log_of_a_claimed_attempt_outlives_a_drop() {
     let folder = tempfile::tempdir().unwrap();
-    let (_scheduler, agent, mut line) = connected(folder.path()).await;
+    let mut scheduler = ScriptedScheduler::start().await;
+    let agent = TestAgent::start(config(folder.path(), &scheduler.url));
+    let (mut line, ..) = scheduler.greet().await;
     let mut record = Record { stingy: true, ..Record::default() };
     line.desire([(attempt(1), run(&spec(&["bytes 100000"])))]).await;
     let is_told = |record: &Record| record.attempts.get(&attempt(1)).is_some_and(|r| r.outcome().is_some());
     line.serve(&mut record, is_told).await;
+    assert_eq!(record.log_end(attempt(1)), 0);
     line.desire([(attempt(1), desired_entry::Wish::Drop(agent::Drop {}))]).await;
     line.credit(100_000).await;
     line.serve(&mut record, |record| record.is_closed(attempt(1))).await;
