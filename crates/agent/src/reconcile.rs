@@ -33,10 +33,8 @@ pub fn decide(wish: &desired_entry::Wish, held: Option<HeldState>, takes_new: bo
             Decision::Cancel { grace: Duration::from_millis(cancel.grace_ms) }
         }
         (Wish::Cancel(_), _) => Decision::Leave,
-        (Wish::Drop(_), Some(HeldState::Assigned)) => Decision::Forget,
-        // What was claimed is settled with the controller, which fences it or has all of it recorded. The scheduler may not
-        // even know of the claim: one that is over between two statements is wanted, and then is not.
-        (Wish::Drop(_), _) => Decision::Leave,
+        (Wish::Drop(_), Some(_)) => Decision::Forget,
+        (Wish::Drop(_), None) => Decision::Leave,
     }
 }
 
@@ -90,15 +88,10 @@ mod tests {
     }
 
     #[test]
-    fn a_drop_forgets_what_is_not_claimed() {
-        for (held, decision) in [
-            (None, Decision::Leave),
-            (Some(HeldState::Assigned), Decision::Forget),
-            (Some(HeldState::Claimed), Decision::Leave),
-            (Some(HeldState::Running), Decision::Leave),
-            (Some(HeldState::Finished), Decision::Leave),
-        ] {
-            assert_eq!(decide(&Wish::Drop(Drop {}), held, true), decision, "{held:?}");
+    fn a_drop_forgets_whatever_is_held() {
+        for held in STATES {
+            assert_eq!(decide(&Wish::Drop(Drop {}), Some(held), true), Decision::Forget);
         }
+        assert_eq!(decide(&Wish::Drop(Drop {}), None, true), Decision::Leave);
     }
 }

@@ -157,6 +157,22 @@ fn what_is_gone_is_dropped_where_it_was_not_claimed() {
 }
 
 #[test]
+fn what_was_claimed_and_over_between_two_statements_is_not_dropped() {
+    for state in [Claimed, Running, Finished] {
+        let (mut bench, here, _) = one_placed();
+        bench.held(here, None, &[(1, state)]);
+        bench.change(1, vec![gone(1)]);
+        assert_eq!(bench.told(here), [], "{state:?}: the rest of its log is still on its way");
+        bench.held(here, None, &[]);
+        assert_eq!(bench.told(here), [], "{state:?}");
+    }
+    let (mut bench, here, _) = one_placed();
+    bench.held(here, None, &[(1, Assigned)]);
+    bench.change(1, vec![gone(1)]);
+    assert_eq!(bench.told(here), [Told::Drop(1)]);
+}
+
+#[test]
 fn what_nobody_speaks_of_is_left_alone() {
     let mut bench = two_agents();
     bench.held(1, None, &[(7, Running), (8, Assigned), (9, Finished)]);

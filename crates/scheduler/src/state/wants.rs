@@ -325,7 +325,8 @@ impl Scheduler {
     }
 
     /// Nothing more is wanted of the attempt. One that nobody claimed is dropped where it was placed; what was claimed
-    /// is settled between agent and controller.
+    /// is settled between agent and controller. Its claim and its end may come between two statements; then its agent has said
+    /// that it holds it claimed, by this very stream, before it reported anything that could end it.
     fn attempt_gone(&mut self, attempt: AttemptId) {
         let Some(wanted) = self.wants.attempts.remove(&attempt) else { return };
         self.held_back.remove(&attempt);
@@ -334,17 +335,29 @@ impl Scheduler {
         }
         match wanted.state {
             WantState::Queued(want) => match want.placed {
+                Some(session) if self.has_claimed(session, attempt) => {
+                    self.settled_elsewhere(Some(session), attempt)
+                }
                 Some(session) => self.ask(session, attempt, Wish::Drop),
                 None => self.placement.withdraw(attempt),
             },
             WantState::Claimed(claimant) => {
                 self.wants.remove_claim(attempt, claimant.key());
-                let session = self.streams.get(&claimant.key()).copied();
-                if let Some(session) = session.and_then(|session| self.sessions.get_mut(&session)) {
-                    session.forget(attempt);
-                }
+                self.settled_elsewhere(self.streams.get(&claimant.key()).copied(), attempt);
             }
         }
+    }
+
+    fn settled_elsewhere(&mut self, session: Option<SessionId>, attempt: AttemptId) {
+        if let Some(session) = session.and_then(|session| self.sessions.get_mut(&session)) {
+            session.forget(attempt);
+        }
+    }
+
+    /// Whether the session's agent has said that it holds the attempt claimed.
+    fn has_claimed(&self, session: SessionId, attempt: AttemptId) -> bool {
+        let held = self.sessions.get(&session).and_then(|session| session.held.get(&attempt));
+        held.is_some_and(|held| held.state != HeldState::Assigned)
     }
 
     fn forget_if_empty(&mut self, id: PipelineId) {
