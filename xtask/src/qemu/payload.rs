@@ -71,11 +71,7 @@ pub fn executors(folder: &Path, parts: &[Part]) -> Result<PathBuf> {
     tree.place(&built.find("executor", true)?, "sealci/tests")?;
     // The test program looks for it where it was built.
     tree.place_where_built(&built.find("sealci-sandbox-helper", false)?)?;
-    // So does it with its folder for what it makes, which is everybody's: it runs as more than one user.
-    let own = workspace::target_folder()?.join("tmp");
-    let own = tree.path.join(own.strip_prefix("/").context("cargo builds at a relative path")?);
-    fs::create_dir_all(&own)?;
-    fs::set_permissions(&own, fs::Permissions::from_mode(0o1777))?;
+    tree.own_folder()?;
     tree.archive()
 }
 
@@ -90,6 +86,7 @@ pub fn machines(folder: &Path, base: &Base, extent: Extent) -> Result<PathBuf> {
     for (package, program) in [("sealci-vmm", "sealci-vmm"), ("sealci-guest", "sealci-init")] {
         tree.copy(&build_static(package, program)?, &format!("sealci/{program}"))?;
     }
+    tree.own_folder()?;
     tree.copy(&base.kernel, "sealci/vmlinuz")?;
     build_peer(&tree.path.join("sealci/peer"))?;
     let busybox = machine::find("busybox").context("busybox is not installed")?;
@@ -153,6 +150,14 @@ impl Tree {
 
     fn place_where_built(&self, program: &Path) -> Result<()> {
         place(program, &self.path.join(program.strip_prefix("/").context("cargo builds at a relative path")?))
+    }
+
+    /// The test programs look for their folder where they were built. It is everybody's: they run as more than one user.
+    fn own_folder(&self) -> Result<()> {
+        let own = workspace::target_folder()?.join("tmp");
+        let own = self.path.join(own.strip_prefix("/").context("cargo builds at a relative path")?);
+        fs::create_dir_all(&own)?;
+        Ok(fs::set_permissions(&own, fs::Permissions::from_mode(0o1777))?)
     }
 
     fn copy(&self, file: &Path, to: &str) -> Result<()> {
