@@ -1,4 +1,4 @@
-//! Unpacks the vmlinux out of a bzImage, so that no guest has to: it starts sooner then, and at the address where it was
+//! Unpacks the vmlinux out of a bzImage, so that no guest has to: it is then at the address where it was
 //! linked (a kernel places itself at random only where it unpacks itself).
 //!
 //! ```text
