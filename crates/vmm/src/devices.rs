@@ -26,7 +26,7 @@ use crate::bus::{self, Bus, Overlap};
 use crate::jail::seccomp::{Filter, SeccompError};
 use crate::memory::GuestMemory;
 use crate::vcpu::STACK_BYTES;
-use crate::virtio::mmio::{QUEUE_NOTIFY, Transport, WINDOW_BYTES};
+use crate::virtio::mmio::{QUEUE_NOTIFY, RestoreError, Transport, TransportState, WINDOW_BYTES};
 use crate::virtio::{Cause, Device, Interrupt};
 use crate::x86_64::layout;
 
@@ -41,6 +41,12 @@ pub enum DevicesError {
     Event(#[from] io::Error),
     #[error(transparent)]
     Overlap(#[from] Overlap),
+    #[error(
+        "the snapshot is of a machine with {kept} devices, and this one has {count}: give it the same disks and ports"
+    )]
+    Others { count: usize, kept: usize },
+    #[error("the snapshot is of a machine with another device {index}: give it the same disks and ports")]
+    Other { index: usize, source: RestoreError },
 }
 
 /// Why the devices' thread does not run.
@@ -179,6 +185,23 @@ impl Devices {
         Ok(epoll::add(&self.epoll, descriptor, data, EventFlags::IN)?)
     }
 
+    /// What a snapshot keeps of each.
+    pub fn state(&self) -> Vec<TransportState> {
+        self.connected.iter().map(|connected| connected.transport.state()).collect()
+    }
+
+    /// Has each go on from what a snapshot has kept, in the same order.
+    pub fn restore(&self, states: &[TransportState]) -> Result<(), DevicesError> {
+        let (count, kept) = (self.connected.len(), states.len());
+        if count != kept {
+            return Err(DevicesError::Others { count, kept });
+        }
+        for (index, (connected, state)) in self.connected.iter().zip(states).enumerate() {
+            connected.transport.restore(state).map_err(|source| DevicesError::Other { index, source })?;
+        }
+        Ok(())
+    }
+
     /// Starts their thread, which ends with what is returned; its filter binds it before it does anything. With an owner, it
     /// tells when that one is gone.
     pub fn start(self, filter: Filter, owner: Option<Owner>) -> Result<Running, StartError> {
@@ -199,6 +222,7 @@ impl Devices {
             if may_run && self.run() == OWNER_GONE {
                 owner.into_iter().for_each(|owner| (owner.gone)());
             }
+            self
         };
         let thread = thread::Builder::new().name("devices".to_owned()).stack_size(STACK_BYTES).spawn(run)?;
         let running = Running { stop, thread: Some(thread) };
@@ -209,9 +233,19 @@ impl Devices {
         Ok(running)
     }
 
+    /// All there can be to do.
+    fn all_work(&self) -> VecDeque<Work> {
+        let of_one = |(device, connected): (u32, &Connected)| {
+            let queues = (0..connected.notified.len()).map(Cause::Queue);
+            queues.chain([Cause::Ready]).map(move |cause| Work { device, cause }).collect::<Vec<_>>()
+        };
+        (0..).zip(&self.connected).flat_map(of_one).collect()
+    }
+
     /// Works until it is to end; why it is.
     fn run(&self) -> u64 {
-        let mut waiting = VecDeque::new();
+        // A guest that goes on has notified before that was kept; one that is new has done nothing.
+        let mut waiting = self.all_work();
         loop {
             let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
             let patience = if waiting.is_empty() { None } else { Some(&at_once) };
@@ -245,15 +279,20 @@ impl Devices {
 /// The devices' thread; it ends with this.
 pub struct Running {
     stop: EventFd,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<Devices>>,
+}
+
+impl Running {
+    /// Ends it, between two pieces of work; the devices back, unless it was lost.
+    pub fn stop(&mut self) -> Option<Devices> {
+        let _ = self.stop.write(1);
+        self.thread.take()?.join().ok()
+    }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.stop.write(1);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        let _ = self.stop();
     }
 }
 

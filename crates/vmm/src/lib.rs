@@ -4,7 +4,8 @@
 //!  kernel ──▶ memory ◀── x86_64: tables, parameters, registers
 //!                │
 //!  machine ──▶ vcpu (a thread each) ── bus ──▶ virtio, serial
-//!          └─▶ devices (one thread for all) ──────▲
+//!       │  └─▶ devices (one thread for all) ──────▲
+//!       └────▶ snapshot: all of that in a folder, and back
 //! ```
 //!
 //! It knows nothing of what the guest is for. Invariants: nothing that the guest writes makes this process panic, wait
@@ -17,6 +18,7 @@ pub mod kernel;
 pub mod machine;
 pub mod memory;
 pub mod serial;
+pub mod snapshot;
 mod vcpu;
 pub mod virtio;
 pub mod x86_64;

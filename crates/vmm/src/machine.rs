@@ -8,6 +8,8 @@
 //!
 //! Invariant: when [`Machine::run`] has returned, no thread of the machine is left.
 
+mod keep;
+
 use std::io;
 use std::num::NonZeroU8;
 use std::os::fd::OwnedFd;
@@ -33,6 +35,9 @@ use crate::x86_64::boot::{self, BootError};
 use crate::x86_64::registers::{self, RegistersError};
 use crate::x86_64::{acpi, cpuid, layout};
 
+use keep::Keeping;
+pub use keep::{Keep, Restore, RestoreError, SaveError};
+
 /// More than any action gets.
 pub const MAX_VCPUS: u8 = 64;
 
@@ -47,12 +52,20 @@ pub struct Config {
     pub command_line_extra: String,
     pub memory_mebibytes: u64,
     pub vcpus: NonZeroU8,
+    pub around: Around,
+    /// Where it can be saved. Before it is, the thread that runs it is not bound, so no stranger's guest should have this.
+    pub keep: Option<Keep>,
+}
+
+/// What a machine has to do with its host.
+pub struct Around {
     /// Where the kernel's messages and its console go; without it the guest has no serial line.
     pub serial: Option<Output>,
     /// Virtio devices, in the order in which the guest finds them.
     pub devices: Vec<Box<dyn Device>>,
     /// Our end of a pipe or socket: the machine is stopped when its other end closes.
     pub owner: Option<OwnedFd>,
+    pub commands: Commands,
 }
 
 /// Why there is no machine.
@@ -82,6 +95,8 @@ pub enum BuildError {
     Devices(#[from] DevicesError),
     #[error(transparent)]
     Seccomp(#[from] SeccompError),
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
 }
 
 /// Why a guest cannot be run.
@@ -93,6 +108,8 @@ pub enum RunError {
     Devices(#[from] StartError),
     #[error(transparent)]
     Seccomp(#[from] SeccompError),
+    #[error(transparent)]
+    Save(#[from] SaveError),
 }
 
 fn no_kvm(errno: i32) -> String {
@@ -112,6 +129,8 @@ fn no_kvm(errno: i32) -> String {
 pub enum Command {
     /// Ends it without asking the guest.
     Stop,
+    /// Saves it, and ends it.
+    Snapshot,
 }
 
 enum Event {
@@ -124,9 +143,22 @@ enum Event {
 pub struct Control(mpsc::SyncSender<Event>);
 
 impl Control {
-    /// Whether the machine was still there to hear it.
-    pub fn send(&self, command: Command) -> bool {
-        self.0.send(Event::Command(command)).is_ok()
+    /// Never waits: a machine that does not hear it is about to end, or has as many commands before it as can wait.
+    pub fn send(&self, command: Command) {
+        let _ = self.0.try_send(Event::Command(command));
+    }
+}
+
+/// What a machine is told, before there is one.
+pub struct Commands {
+    events: mpsc::Receiver<Event>,
+    told: mpsc::SyncSender<Event>,
+}
+
+impl Commands {
+    pub fn new() -> (Control, Self) {
+        let (told, events) = mpsc::sync_channel(WAITING_COMMANDS);
+        (Control(told.clone()), Self { events, told })
     }
 }
 
@@ -137,17 +169,27 @@ struct Filters {
     main: Filter,
 }
 
-/// A machine whose guest has not begun.
+impl Filters {
+    fn compile() -> Result<Self, SeccompError> {
+        Ok(Self {
+            vcpu: Filter::compile(Role::Vcpu)?,
+            devices: Filter::compile(Role::Devices)?,
+            main: Filter::compile(Role::Main)?,
+        })
+    }
+}
+
+/// A machine whose guest has not begun, or does not go on yet.
 pub struct Machine {
     vcpus: Vec<VcpuFd>,
     devices: Devices,
     owner: Option<OwnedFd>,
     filters: Filters,
     shared: Arc<Shared>,
-    events: mpsc::Receiver<Event>,
-    told: mpsc::SyncSender<Event>,
+    commands: Commands,
+    keeping: Option<Keeping>,
     /// The guest's memory belongs to it while it exists.
-    _vm: VmFd,
+    vm: VmFd,
 }
 
 impl Machine {
@@ -164,14 +206,14 @@ impl Machine {
         let vm = create_vm(&kvm, &memory)?;
         let loaded = kernel.load(&memory)?;
 
-        let has_serial = config.serial.is_some();
+        let Around { serial, devices, owner, commands } = config.around;
+        let has_serial = serial.is_some();
         let mut ports = Bus::default();
-        if let Some(output) = config.serial {
-            add_serial(&vm, &mut ports, output)?;
-        }
-        let device_count = config.devices.len();
+        let new_line = |interrupt, output| Ok(SerialLine::new(interrupt, output));
+        let serial = serial.map(|output| add_serial(&vm, &mut ports, output, new_line)).transpose()?;
+        let device_count = devices.len();
         let mut registers = Bus::default();
-        let devices = Devices::connect(config.devices, &vm, &memory, &mut registers)?;
+        let devices = Devices::connect(devices, &vm, &memory, &mut registers)?;
         let description = acpi::Description { vcpus, devices: device_count, has_serial };
         let rsdp = acpi::write(&memory, description).map_err(BuildError::Describe)?;
         let initramfs =
@@ -179,40 +221,48 @@ impl Machine {
         let line = boot::command_line(has_serial, &config.command_line_extra);
         boot::write_parameters(&memory, &loaded, &line, initramfs, rsdp)?;
 
-        let vcpus = create_vcpus(&kvm, &vm, &memory, vcpus, &loaded)?;
-        let (told, events) = mpsc::sync_channel(WAITING_COMMANDS);
-        let shared = Arc::new(Shared::new(ports, registers));
-        let filters = Filters {
-            vcpu: Filter::compile(Role::Vcpu)?,
-            devices: Filter::compile(Role::Devices)?,
-            main: Filter::compile(Role::Main)?,
-        };
-        let owner = config.owner;
-        Ok(Self { vcpus, devices, owner, filters, shared, events, told, _vm: vm })
-    }
-
-    pub fn control(&self) -> Control {
-        Control(self.told.clone())
-    }
-
-    /// Runs the guest to its end. The calling thread is bound as the machine's are: it can print, and end the process.
-    pub fn run(self) -> Result<(Ending, Totals), RunError> {
-        let Self { vcpus, devices, owner, filters, shared, events, told, _vm } = self;
-        let owner = owner.map(|end| {
-            let told = told.clone();
-            // Where there is no room for it, or nobody who hears it, the machine is about to end.
-            Owner { end, gone: Box::new(move || drop(told.try_send(Event::Command(Command::Stop)))) }
+        let ids = describe(&kvm, vcpus)?;
+        let vcpus = create_vcpus(&vm, &ids)?;
+        start_at(&vcpus, &memory, &loaded)?;
+        let keeping = config.keep.map(|keep| Keeping {
+            kvm,
+            id: ids[0].clone(),
+            memory,
+            memory_mebibytes: config.memory_mebibytes,
+            serial,
+            keep,
         });
-        let devices = devices.start(filters.devices, owner)?;
-        let threads = Threads::start(vcpus, &filters.vcpu, &shared, &told, Event::Ended)?;
-        filters.main.apply()?;
+        let shared = Arc::new(Shared::new(ports, registers));
+        let filters = Filters::compile()?;
+        Ok(Self { vcpus, devices, owner, filters, shared, commands, keeping, vm })
+    }
+
+    /// Runs the guest to its end. The calling thread is bound as the machine's are: it can print, and end the process. One that can
+    /// be saved is not bound.
+    pub fn run(self) -> Result<(Ending, Totals), RunError> {
+        let Self { vcpus, devices, owner, filters, shared, commands, keeping, vm } = self;
+        let Commands { events, told } = commands;
+        let owner = owner.map(|end| {
+            let control = Control(told.clone());
+            Owner { end, gone: Box::new(move || control.send(Command::Stop)) }
+        });
+        let mut devices = devices.start(filters.devices, owner)?;
+        let mut threads = Threads::start(vcpus, &filters.vcpu, &shared, &told, Event::Ended)?;
+        if keeping.is_none() {
+            filters.main.apply()?;
+        }
         // We hold a sender ourselves, so that it always ends with an event.
-        let ending = match events.recv() {
-            Ok(Event::Ended(ending)) => ending,
-            Ok(Event::Command(Command::Stop)) | Err(_) => Ending::Stopped,
-        };
+        let event = events.recv();
         // Threads that end now have room for their word, or nobody who hears it.
         drop(events);
+        let ending = match event {
+            Ok(Event::Ended(ending)) => ending,
+            Ok(Event::Command(Command::Stop)) | Err(_) => Ending::Stopped,
+            Ok(Event::Command(Command::Snapshot)) => {
+                keeping.ok_or(SaveError::Nowhere)?.save(&mut threads, &mut devices, &vm)?;
+                Ending::Saved
+            }
+        };
         drop(threads);
         drop(devices);
         Ok((ending, Totals::of(&shared.exits)))
@@ -252,38 +302,53 @@ fn create_vm(kvm: &Kvm, memory: &GuestMemory) -> Result<VmFd, BuildError> {
     Ok(vm)
 }
 
-fn create_vcpus(
-    kvm: &Kvm,
-    vm: &VmFd,
-    memory: &GuestMemory,
-    count: u8,
-    kernel: &Loaded,
-) -> Result<Vec<VcpuFd>, BuildError> {
+/// What each virtual CPU is told to tell of itself; at least one.
+fn describe(kvm: &Kvm, count: u8) -> Result<Vec<CpuId>, BuildError> {
     let cannot = |source| BuildError::Kvm { what: "a virtual CPU", source };
-    registers::write_tables(memory)?;
     let supported: CpuId = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(cannot)?;
-    let mut vcpus = Vec::new();
-    for index in 0..count {
-        let vcpu = vm.create_vcpu(u64::from(index)).map_err(cannot)?;
+    let of_one = |index| {
         let mut id = supported.clone();
         cpuid::adapt(&mut id, index, count);
-        vcpu.set_cpuid2(&id).map_err(cannot)?;
-        registers::prepare(&vcpu)?;
-        if index == 0 {
-            registers::enter(&vcpu, kernel.entry)?;
-        }
+        id
+    };
+    Ok((0..count.max(1)).map(of_one).collect())
+}
+
+fn create_vcpus(vm: &VmFd, ids: &[CpuId]) -> Result<Vec<VcpuFd>, BuildError> {
+    let cannot = |source| BuildError::Kvm { what: "a virtual CPU", source };
+    let mut vcpus = Vec::new();
+    for (index, id) in (0..).zip(ids) {
+        let vcpu = vm.create_vcpu(index).map_err(cannot)?;
+        vcpu.set_cpuid2(id).map_err(cannot)?;
         vcpus.push(vcpu);
     }
     Ok(vcpus)
 }
 
-fn add_serial(vm: &VmFd, ports: &mut Bus, output: Output) -> Result<(), BuildError> {
+/// Has the first begin at the kernel's entry.
+fn start_at(vcpus: &[VcpuFd], memory: &GuestMemory, kernel: &Loaded) -> Result<(), RegistersError> {
+    registers::write_tables(memory)?;
+    for (index, vcpu) in vcpus.iter().enumerate() {
+        registers::prepare(vcpu)?;
+        if index == 0 {
+            registers::enter(vcpu, kernel.entry)?;
+        }
+    }
+    Ok(())
+}
+
+fn add_serial(
+    vm: &VmFd,
+    ports: &mut Bus,
+    output: Output,
+    make: impl FnOnce(EventFd, Output) -> io::Result<SerialLine>,
+) -> Result<Arc<SerialLine>, BuildError> {
     let interrupt = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(BuildError::Event)?;
     let cannot = |source| BuildError::Kvm { what: "a serial line", source };
     vm.register_irqfd(&interrupt, layout::COM1_INTERRUPT).map_err(cannot)?;
-    let line = SerialLine::new(interrupt, output);
-    ports.add(layout::COM1, layout::COM1_PORTS, Arc::new(line))?;
-    Ok(())
+    let line = Arc::new(make(interrupt, output).map_err(BuildError::Event)?);
+    ports.add(layout::COM1, layout::COM1_PORTS, line.clone())?;
+    Ok(line)
 }
 
 #[cfg(test)]

@@ -2,16 +2,18 @@
 
 mod options;
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs::{self, File};
 use std::io;
+use std::num::NonZeroU8;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use sealci_vmm::kernel;
-use sealci_vmm::machine::{Config, Ending, Machine};
+use sealci_vmm::machine::{Around, Command, Commands, Config, Control, Ending, Keep, Machine, Restore};
 use sealci_vmm::serial::Output;
 use sealci_vmm::virtio::Device;
 use sealci_vmm::virtio::balloon::Balloon;
@@ -19,7 +21,7 @@ use sealci_vmm::virtio::block::{Access, Block};
 use sealci_vmm::virtio::entropy::Entropy;
 use sealci_vmm::virtio::vsock::{HostEnd, MIN_GUEST_CID, Vsock};
 
-use options::{Disk, Options, STANDARD, USAGE};
+use options::{Begin, Disk, MEMORY_MEBIBYTES, Options, STANDARD, USAGE};
 
 const USAGE_ERROR: u8 = 2;
 
@@ -54,32 +56,47 @@ fn main() -> ExitCode {
 }
 
 fn run(options: Options) -> Result<(), Box<dyn Error>> {
-    if let Some(to) = &options.extract {
-        return extract(&options.kernel, to);
+    if let Begin::Extract { kernel, to } = &options.begin {
+        return extract(kernel, to);
     }
-    let devices = devices(&options)?;
-    let owner = options.ends_with_stdin.then(standard_input).transpose()?;
-    let serial = options.serial.as_deref().map(open_output).transpose()?;
-    let machine = Machine::build(Config {
-        kernel: options.kernel,
-        initramfs: options.initramfs,
-        command_line_extra: options.command_line_extra,
-        memory_mebibytes: options.memory_mebibytes,
-        vcpus: options.vcpus,
-        serial,
-        devices,
-        owner,
-    })?;
-    let (ending, totals) = machine.run()?;
+    let (ending, totals) = machine(options)?.run()?;
     let how = match ending {
         Ending::Reset => "has reset the machine",
         Ending::Off => "has turned the machine off",
         Ending::Stopped => "was stopped",
+        Ending::Saved => "was saved",
         Ending::Broken(why) => return Err(format!("the guest cannot go on: {why}").into()),
     };
     let (ports, registers) = (totals.port_exits, totals.register_exits);
     eprintln!("the guest {how}, after {ports} exits by ports and {registers} by devices' registers");
     Ok(())
+}
+
+fn machine(options: Options) -> Result<Machine, Box<dyn Error>> {
+    let (control, commands) = Commands::new();
+    let around = Around {
+        devices: devices(&options, &control)?,
+        owner: options.ends_with_stdin.then(standard_input).transpose()?,
+        serial: options.serial.as_deref().map(open_output).transpose()?,
+        commands,
+    };
+    let Options { begin, memory_mebibytes, vcpus, made_of, .. } = options;
+    let built = match begin {
+        Begin::Kernel(boot) => Machine::build(Config {
+            kernel: boot.kernel,
+            initramfs: boot.initramfs,
+            command_line_extra: boot.command_line_extra,
+            memory_mebibytes: memory_mebibytes.unwrap_or(MEMORY_MEBIBYTES),
+            vcpus: vcpus.unwrap_or(NonZeroU8::MIN),
+            around,
+            keep: boot.snapshot.map(|(_, folder)| Keep { folder, made_of }),
+        }),
+        Begin::Snapshot(folder) => {
+            Machine::restore(Restore { folder, made_of, memory_mebibytes, vcpus, around })
+        }
+        Begin::Extract { .. } => return Err("a kernel that is unpacked runs no guest".into()),
+    };
+    Ok(built?)
 }
 
 /// The file gets its name when it is whole.
@@ -98,13 +115,21 @@ fn extract(kernel: &Path, to: &Path) -> Result<(), Box<dyn Error>> {
     done
 }
 
-fn devices(options: &Options) -> Result<Vec<Box<dyn Device>>, Box<dyn Error>> {
+fn devices(options: &Options, control: &Control) -> Result<Vec<Box<dyn Device>>, Box<dyn Error>> {
     let mut devices: Vec<Box<dyn Device>> = Vec::new();
     for (index, disk) in options.disks.iter().enumerate() {
         devices.push(Box::new(open_disk(disk, index)?));
     }
-    if !options.vsock.is_empty() {
-        let ends: Result<_, io::Error> = options.vsock.iter().map(host_end).collect();
+    let snapshot = match &options.begin {
+        Begin::Kernel(boot) => boot.snapshot.as_ref(),
+        _ => None,
+    };
+    if !options.vsock.is_empty() || snapshot.is_some() {
+        let ends: Result<BTreeMap<_, _>, io::Error> = options.vsock.iter().map(host_end).collect();
+        let ends = ends.map(|mut ends| {
+            ends.extend(snapshot.map(|(port, _)| (*port, when_called(control))));
+            ends
+        });
         let vsock = ends.and_then(|ends| Vsock::new(MIN_GUEST_CID, ends));
         devices.push(Box::new(vsock.map_err(|error| format!("cannot connect the guest's ports: {error}"))?));
     }
@@ -120,6 +145,12 @@ fn host_end((port, path): (&u32, &PathBuf)) -> io::Result<(u32, HostEnd)> {
     let socket = UnixStream::from(standard_input()?);
     socket.set_nonblocking(true)?;
     Ok((*port, HostEnd::Connected(socket)))
+}
+
+/// The guest's call is the word for a snapshot.
+fn when_called(control: &Control) -> HostEnd {
+    let control = control.clone();
+    HostEnd::Waiting(Box::new(move || control.send(Command::Snapshot)))
 }
 
 fn standard_input() -> io::Result<OwnedFd> {

@@ -8,7 +8,9 @@
 //! Invariant: what is mapped is aligned to 2 MiB in the host's addresses as in the guest's, so that either kernel can use
 //! huge pages for it: a guest boots a quarter sooner then.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::ptr;
 
 use thiserror::Error;
@@ -67,8 +69,30 @@ pub fn layout(mebibytes: u64) -> Result<Vec<(GuestAddress, usize)>, MemoryError>
 
 /// Maps so much memory for a guest; the host gives pages as they are used.
 pub fn map(mebibytes: u64) -> Result<GuestMemory, MemoryError> {
-    let regions: Result<Vec<_>, _> = layout(mebibytes)?.into_iter().map(region).collect();
-    GuestMemory::from_regions(regions?).map_err(MemoryError::Assemble)
+    map_all(mebibytes, |bytes, _| reserve(bytes))
+}
+
+/// Maps what a file has of so much memory. The guest's changes are its own: the file, and who else has mapped it, see none.
+pub fn map_copy(mebibytes: u64, file: &File) -> Result<GuestMemory, MemoryError> {
+    map_all(mebibytes, |bytes, offset| {
+        let address = reserve(bytes)?;
+        lay_over(address, bytes, file, offset)?;
+        Ok(address)
+    })
+}
+
+/// `place` makes room for so many bytes, which are those from an offset of all on.
+fn map_all(
+    mebibytes: u64,
+    place: impl Fn(usize, usize) -> io::Result<*mut u8>,
+) -> Result<GuestMemory, MemoryError> {
+    let (mut regions, mut offset) = (Vec::new(), 0);
+    for (begin, bytes) in layout(mebibytes)? {
+        let address = place(bytes, offset).map_err(|source| MemoryError::Map { bytes, source })?;
+        regions.push(region(begin, bytes, address)?);
+        offset += bytes;
+    }
+    GuestMemory::from_regions(regions).map_err(MemoryError::Assemble)
 }
 
 /// How many bytes of it lie below the hole, from address 0 on.
@@ -76,12 +100,12 @@ pub fn low_bytes(memory: &GuestMemory) -> u64 {
     memory.find_region(GuestAddress(0)).map_or(0, GuestMemoryRegion::len)
 }
 
-fn region((begin, bytes): (GuestAddress, usize)) -> Result<GuestRegionMmap<()>, MemoryError> {
-    let address = reserve(bytes).map_err(|source| MemoryError::Map { bytes, source })?;
+/// `address` is what [`reserve`] has returned for so many bytes.
+fn region(begin: GuestAddress, bytes: usize, address: *mut u8) -> Result<GuestRegionMmap<()>, MemoryError> {
     let builder = MmapRegionBuilder::new(bytes)
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
         .with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_PRIVATE);
-    // SAFETY: `reserve` has mapped so many bytes there, and nothing ever unmaps them.
+    // SAFETY: so many bytes are mapped there, and nothing ever unmaps them.
     let mapping = unsafe { builder.with_raw_mmap_pointer(address) }.build();
     let mapping = mapping.map_err(MemoryError::Region)?;
     // `layout` keeps far from the end of the addresses.
@@ -118,6 +142,17 @@ fn reserve(bytes: usize) -> io::Result<*mut u8> {
         }
     }
     Ok(aligned.cast())
+}
+
+/// Has a file's bytes be what is found at an address that [`reserve`] has returned for so many.
+fn lay_over(address: *mut u8, bytes: usize, file: &File, offset: usize) -> io::Result<()> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE | libc::MAP_FIXED;
+    let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+    // SAFETY: it replaces a mapping of ours of the same size, of which nobody knows yet.
+    let mapped = unsafe {
+        libc::mmap(address.cast(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, file.as_raw_fd(), offset)
+    };
+    if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]

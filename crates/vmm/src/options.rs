@@ -10,6 +10,7 @@ pub const USAGE: &str = "\
 sealci-vmm: runs a Linux guest behind hardware virtualization (KVM)
 
 usage: sealci-vmm --kernel FILE [OPTION…]
+       sealci-vmm --restore FOLDER [OPTION…]
 
   --kernel FILE               a bzImage or a vmlinux
   --initramfs FILE            its initial RAM disk
@@ -21,6 +22,11 @@ usage: sealci-vmm --kernel FILE [OPTION…]
   --vsock PORT=SOCKET         what connects to this port of CID 2 gets this listening unix socket of the host's, or with -
                               the socket that is standard input
   --end-with-stdin            stops the guest when standard input, a pipe or a socket, is closed by its other end
+  --snapshot PORT=FOLDER      saves the machine when its guest calls this port of CID 2, and ends it; the folder is made
+  --restore FOLDER            goes on from a machine that was saved, instead of starting a kernel: its guest's call is
+                              refused. It takes the same root, as many disks and ports, and written disks of the same size
+  --made-of TEXT              what the machine is made of, digests of kernel and root, say: saved with it, and what is
+                              restored has to be made of the same
   --extract FILE              runs no guest, but writes the vmlinux that is in the bzImage to a file: guests need not
                               unpack it then, and have it at an address that is no secret
   --version                   says which version this is
@@ -29,22 +35,45 @@ Disks and ports may be several; the guest's own CID is 3. It has a source of ran
 numbers, and a balloon by which it gives back what memory it does not use.
 It ends with 0 when the guest has reset the machine or turned it off.";
 
-const MEMORY_MEBIBYTES: u64 = 256;
+/// What a guest has that was not told otherwise.
+pub const MEMORY_MEBIBYTES: u64 = 256;
 
 /// What was asked for.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Options {
-    pub kernel: PathBuf,
-    pub initramfs: Option<PathBuf>,
-    pub command_line_extra: String,
-    pub memory_mebibytes: u64,
-    pub vcpus: NonZeroU8,
+    pub begin: Begin,
+    /// Where a machine that goes on has them anyway, they have to be these.
+    pub memory_mebibytes: Option<u64>,
+    pub vcpus: Option<NonZeroU8>,
+    pub made_of: String,
     pub serial: Option<PathBuf>,
     pub disks: Vec<Disk>,
     /// By port.
     pub vsock: BTreeMap<u32, PathBuf>,
-    pub extract: Option<PathBuf>,
     pub ends_with_stdin: bool,
+}
+
+/// How a guest begins.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Begin {
+    Kernel(Boot),
+    /// From a machine that was saved in this folder.
+    Snapshot(PathBuf),
+    /// Not at all: the kernel is unpacked into this file.
+    Extract {
+        kernel: PathBuf,
+        to: PathBuf,
+    },
+}
+
+/// A kernel, and what it is given.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Boot {
+    pub kernel: PathBuf,
+    pub initramfs: Option<PathBuf>,
+    pub command_line_extra: String,
+    /// The port that its guest calls, and the folder in which it is saved then.
+    pub snapshot: Option<(u32, PathBuf)>,
 }
 
 /// In the place of a path: standard input, or standard output.
@@ -70,6 +99,10 @@ pub enum OptionsError {
     NoNumber { option: &'static str, value: String },
     #[error("`{0}` is no value of --vsock: PORT=SOCKET is needed, each port once")]
     Vsock(String),
+    #[error("`{0}` is no value of --snapshot: PORT=FOLDER is needed, a port that no --vsock has")]
+    Snapshot(String),
+    #[error("the option {0} does not go with --restore: what was saved has it already")]
+    Restored(&'static str),
     #[error("the option --kernel is missing")]
     NoKernel,
 }
@@ -77,8 +110,9 @@ pub enum OptionsError {
 impl Options {
     /// Reads all arguments but the program's name.
     pub fn read(arguments: impl IntoIterator<Item = String>) -> Result<Self, OptionsError> {
-        let (mut kernel, mut initramfs, mut serial) = (None, None, None);
+        let (mut kernel, mut initramfs, mut serial, mut made_of) = (None, None, None, None);
         let (mut extra, mut memory, mut vcpus, mut extract) = (None, None, None, None);
+        let (mut snapshot, mut restore) = (None, None);
         let (mut disks, mut vsock, mut ends_with_stdin) = (Vec::new(), BTreeMap::new(), false);
         let mut arguments = arguments.into_iter();
         while let Some(name) = arguments.next() {
@@ -105,22 +139,56 @@ impl Options {
                 "--vcpus" => ("--vcpus", &mut vcpus),
                 "--serial" => ("--serial", &mut serial),
                 "--extract" => ("--extract", &mut extract),
+                "--snapshot" => ("--snapshot", &mut snapshot),
+                "--restore" => ("--restore", &mut restore),
+                "--made-of" => ("--made-of", &mut made_of),
                 _ => return Err(OptionsError::Unknown(name)),
             };
             if place.replace(value()?).is_some() {
                 return Err(OptionsError::Twice(option));
             }
         }
+        let snapshot = snapshot
+            .map(|text: String| {
+                let place = port_and_socket(&text).filter(|(port, _)| !vsock.contains_key(port));
+                place.ok_or(OptionsError::Snapshot(text))
+            })
+            .transpose()?;
+        let begin = match restore {
+            Some(folder) => {
+                let given = [
+                    ("--kernel", kernel.is_some()),
+                    ("--initramfs", initramfs.is_some()),
+                    ("--command-line-extra", extra.is_some()),
+                    ("--snapshot", snapshot.is_some()),
+                    ("--extract", extract.is_some()),
+                ];
+                if let Some((option, _)) = given.into_iter().find(|(_, is_given)| *is_given) {
+                    return Err(OptionsError::Restored(option));
+                }
+                Begin::Snapshot(folder.into())
+            }
+            None => {
+                let kernel = kernel.ok_or(OptionsError::NoKernel)?.into();
+                match extract {
+                    Some(to) => Begin::Extract { kernel, to: to.into() },
+                    None => Begin::Kernel(Boot {
+                        kernel,
+                        initramfs: initramfs.map(PathBuf::from),
+                        command_line_extra: extra.unwrap_or_default(),
+                        snapshot,
+                    }),
+                }
+            }
+        };
         Ok(Self {
-            kernel: kernel.ok_or(OptionsError::NoKernel)?.into(),
-            initramfs: initramfs.map(PathBuf::from),
-            command_line_extra: extra.unwrap_or_default(),
-            memory_mebibytes: number("--memory-mib", memory)?.unwrap_or(MEMORY_MEBIBYTES),
-            vcpus: number("--vcpus", vcpus)?.unwrap_or(NonZeroU8::MIN),
+            begin,
+            memory_mebibytes: number("--memory-mib", memory)?,
+            vcpus: number("--vcpus", vcpus)?,
+            made_of: made_of.unwrap_or_default(),
             serial: serial.map(PathBuf::from),
             disks,
             vsock,
-            extract: extract.map(PathBuf::from),
             ends_with_stdin,
         })
     }
@@ -159,14 +227,40 @@ mod tests {
     #[test]
     fn what_is_asked_for_is_read() {
         let plain = read("--kernel k").unwrap();
-        assert_eq!((plain.memory_mebibytes, plain.vcpus.get(), plain.serial), (256, 1, None));
+        assert_eq!((plain.memory_mebibytes, plain.vcpus, plain.serial), (None, None, None));
         let all = read(
             "--vcpus 4 --end-with-stdin --kernel k --memory-mib 6144 --initramfs i --serial - --command-line-extra x",
         );
         let all = all.unwrap();
         assert!(all.ends_with_stdin && !plain.ends_with_stdin);
-        assert_eq!((all.memory_mebibytes, all.vcpus.get(), all.serial), (6144, 4, Some("-".into())));
-        assert_eq!((all.initramfs, all.command_line_extra.as_str()), (Some("i".into()), "x"));
+        assert_eq!((all.memory_mebibytes, all.vcpus), (Some(6144), NonZeroU8::new(4)));
+        assert_eq!(all.serial, Some("-".into()));
+        let boot = Boot {
+            kernel: "k".into(),
+            initramfs: Some("i".into()),
+            command_line_extra: "x".to_owned(),
+            snapshot: None,
+        };
+        assert_eq!(all.begin, Begin::Kernel(boot));
+        let extracted = read("--kernel k --extract f").unwrap();
+        assert_eq!(extracted.begin, Begin::Extract { kernel: "k".into(), to: "f".into() });
+    }
+
+    #[test]
+    fn a_machine_is_saved_or_restored() {
+        let saved = read("--kernel k --snapshot 9=/f --made-of it").unwrap();
+        let Begin::Kernel(boot) = saved.begin else { panic!("{saved:?}") };
+        assert_eq!((boot.snapshot, saved.made_of.as_str()), (Some((9, "/f".into())), "it"));
+        let restored = read("--restore /f --vcpus 2 --disk d").unwrap();
+        assert_eq!(restored.begin, Begin::Snapshot("/f".into()));
+        for wrong in ["/f", "x=/f", "9=/f --vsock 9=/s"] {
+            let error = read(&format!("--kernel k --snapshot {wrong}")).unwrap_err();
+            assert!(matches!(error, OptionsError::Snapshot(_)), "{wrong}");
+        }
+        for other in ["--kernel", "--initramfs", "--command-line-extra", "--extract"] {
+            assert_eq!(read(&format!("--restore f {other} x")), Err(OptionsError::Restored(other)));
+        }
+        assert_eq!(read("--restore f --snapshot 9=/f"), Err(OptionsError::Restored("--snapshot")));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vm_superio::serial::NoEvents;
-use vm_superio::{Serial, Trigger};
+use vm_superio::{Serial, SerialState, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::Device;
@@ -31,6 +31,17 @@ impl Trigger for Interrupt {
 impl SerialLine {
     pub fn new(interrupt: EventFd, output: Output) -> Self {
         Self(Mutex::new(Serial::new(Interrupt(interrupt), output)))
+    }
+
+    /// Goes on where another was.
+    pub fn go_on(interrupt: EventFd, output: Output, state: &SerialState) -> io::Result<Self> {
+        let port = Serial::from_state(state, Interrupt(interrupt), NoEvents, output);
+        let port = port.map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+        Ok(Self(Mutex::new(port)))
+    }
+
+    pub fn state(&self) -> SerialState {
+        self.lock().state()
     }
 
     /// A thread that panicked with the lock has ended the machine.

@@ -29,6 +29,8 @@ pub enum Ending {
     Off,
     /// We stopped it.
     Stopped,
+    /// We stopped it, and what it was is kept.
+    Saved,
     /// It cannot go on.
     Broken(String),
 }
@@ -84,7 +86,7 @@ extern "C" fn on_kick(_: c_int, _: *mut siginfo_t, _: *mut c_void) {
 /// The threads of a machine.
 pub struct Threads {
     shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Vec<JoinHandle<VcpuFd>>,
 }
 
 impl Threads {
@@ -107,22 +109,28 @@ impl Threads {
                 };
                 // Nobody listens any more once the machine has ended.
                 let _ = ended.send(event(ending));
+                vcpu
             };
             let thread = thread::Builder::new().name(format!("vcpu{index}")).stack_size(STACK_BYTES);
             all.threads.push(thread.spawn(run)?);
         }
         Ok(all)
     }
+
+    /// Stops all, with nothing half done; none where a thread was lost. Nobody must wait for room for their endings.
+    pub fn stop(&mut self) -> Option<Vec<VcpuFd>> {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        for thread in &self.threads {
+            // It has not been joined, so that its handle is still its own.
+            let _ = thread.kill(SIGRTMIN());
+        }
+        self.threads.drain(..).map(|thread| thread.join().ok()).collect()
+    }
 }
 
 impl Drop for Threads {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::SeqCst);
-        for thread in self.threads.drain(..) {
-            // It has not been joined, so that its handle is still its own.
-            let _ = thread.kill(SIGRTMIN());
-            let _ = thread.join();
-        }
+        let _ = self.stop();
     }
 }
 
@@ -136,8 +144,27 @@ fn run(vcpu: &mut VcpuFd, shared: &Shared) -> Ending {
             break ending;
         }
     };
+    if ending == Ending::Stopped {
+        settle(vcpu, shared);
+    }
     IMMEDIATE_EXIT.set(ptr::null_mut());
     ending
+}
+
+/// Has KVM finish the access that the last exit was for, which it does on the way back into the guest, and not enter it. One may
+/// have several parts; no instruction has more than these.
+fn settle(vcpu: &mut VcpuFd, shared: &Shared) {
+    const MOST_PARTS: usize = 16;
+    for _ in 0..MOST_PARTS {
+        vcpu.set_kvm_immediate_exit(1);
+        match vcpu.run() {
+            Ok(VcpuExit::IoIn(port, data)) => shared.ports.read(u64::from(port), data),
+            Ok(VcpuExit::IoOut(port, data)) => shared.ports.write(u64::from(port), data),
+            Ok(VcpuExit::MmioRead(address, data)) => shared.registers.read(address, data),
+            Ok(VcpuExit::MmioWrite(address, data)) => shared.registers.write(address, data),
+            _ => return,
+        }
+    }
 }
 
 /// Runs the guest up to its next exit.

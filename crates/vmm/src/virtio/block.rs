@@ -11,7 +11,7 @@ use std::os::fd::AsFd as _;
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 
-use super::{Broken, Buffers, Cause, Chain, Device, Kind, Queues, sys};
+use super::{Broken, Buffers, Cause, Chain, Device, Kind, Queues, Unlike, sys};
 
 pub const SECTOR_BYTES: u64 = 512;
 /// What the guest reads as the disk's serial number is cut to this.
@@ -257,6 +257,16 @@ impl Device for Block {
 
     fn reset(&mut self) {
         self.flushes = false;
+    }
+
+    /// Which file it is does not matter to the driver, but its size does.
+    fn state(&self) -> Vec<u8> {
+        self.bytes().to_le_bytes().to_vec()
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), Unlike> {
+        let same = state == self.bytes().to_le_bytes();
+        if same { Ok(()) } else { Err(Unlike("the disk has another size than the one that the guest had")) }
     }
 }
 

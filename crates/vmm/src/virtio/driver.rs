@@ -23,6 +23,13 @@ pub const VERSION_1: u64 = 1 << 32;
 #[derive(Default)]
 pub struct Count(AtomicUsize);
 
+impl Count {
+    /// How many came since this was asked last.
+    pub fn take(&self) -> usize {
+        self.0.swap(0, Ordering::Relaxed)
+    }
+}
+
 impl Interrupt for Count {
     fn signal(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
@@ -226,6 +233,6 @@ impl Driver {
 
     /// How many interrupts came since this was asked last.
     pub fn interrupts(&self) -> usize {
-        self.interrupts.0.swap(0, Ordering::Relaxed)
+        self.interrupts.take()
     }
 }

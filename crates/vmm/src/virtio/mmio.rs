@@ -19,7 +19,9 @@ use virtio_queue::{Queue, QueueState, QueueT as _};
 use vm_memory::GuestAddress;
 
 use super::queue::Queues;
-use super::{Broken, Cause, Device, FEATURE_EVENT_IDX, FEATURE_INDIRECT, FEATURE_VERSION_1, Interrupt, Kind};
+use super::{
+    Broken, Cause, Device, FEATURE_EVENT_IDX, FEATURE_INDIRECT, FEATURE_VERSION_1, Interrupt, Kind, Unlike,
+};
 use crate::memory::GuestMemory;
 
 /// How much of the guest's addresses a transport takes.
@@ -68,6 +70,8 @@ pub struct TransportState {
     pub queue_select: u32,
     pub generation: u32,
     pub queues: Vec<QueueState>,
+    /// What the device itself keeps.
+    pub own: Vec<u8>,
 }
 
 /// Why a state cannot be gone on from.
@@ -83,6 +87,8 @@ pub enum RestoreError {
     Queues,
     #[error("the state's queue {index} cannot be one")]
     Queue { index: usize },
+    #[error(transparent)]
+    Device(#[from] Unlike),
 }
 
 impl Transport {
@@ -168,7 +174,8 @@ impl Transport {
         self.lock().state(self.kind, interrupt_status)
     }
 
-    /// Goes on from a state. Every queue is to be run afterwards, and so is [`Cause::Ready`]: notifications are not in a state.
+    /// Goes on from a state. Every queue is to be run afterwards, and so is [`Cause::Ready`]: notifications are not in a state. Nor
+    /// are interrupts on their way: what the driver has not seen yet is signalled once more, which does no harm.
     pub fn restore(&self, state: &TransportState) -> Result<(), RestoreError> {
         if state.kind != self.kind {
             return Err(RestoreError::Kind { kind: self.kind, found: state.kind });
@@ -178,8 +185,11 @@ impl Transport {
         if restored.is_err() {
             registers.reset();
         }
-        self.interrupt_status.store(state.interrupt_status & 3, Ordering::Release);
-        restored
+        drop(registers);
+        restored?;
+        self.interrupt_status.store(0, Ordering::Release);
+        self.raise(state.interrupt_status & (INTERRUPT_USED | INTERRUPT_CONFIG));
+        Ok(())
     }
 
     fn raise(&self, interrupts: u32) {
@@ -429,6 +439,7 @@ impl Registers {
             queue_select: self.queue_select,
             generation: self.generation,
             queues: self.queues.iter().map(Queue::state).collect(),
+            own: self.device.state(),
         }
     }
 
@@ -465,7 +476,7 @@ impl Registers {
         if state.status == IS_READY {
             self.activate();
         }
-        self.device.restored();
+        self.device.restore(&state.own)?;
         Ok(())
     }
 }

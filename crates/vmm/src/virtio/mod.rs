@@ -29,6 +29,8 @@ pub(crate) mod driver;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use thiserror::Error;
+
 pub use queue::{Broken, Buffers, Chain, Queues};
 
 /// What a device is (virtio 1.2, section 5).
@@ -88,10 +90,22 @@ pub trait Device: Send {
     /// Forgets its driver and everything done for it.
     fn reset(&mut self);
 
-    /// Its transport goes on from a snapshot, in which a device has no state of its own; after `activate`, if the driver was ready
+    /// What a snapshot keeps of it beside its transport's state.
+    fn state(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// Its transport goes on from a snapshot, which has kept this of one of its kind; after `activate`, if the driver was ready
     /// then.
-    fn restored(&mut self) {}
+    fn restore(&mut self, _state: &[u8]) -> Result<(), Unlike> {
+        Ok(())
+    }
 }
+
+/// A guest cannot go on with this device: it is not like the one that it had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("{0}")]
+pub struct Unlike(pub &'static str);
 
 /// A device's interrupt line, which is edge-triggered.
 pub trait Interrupt: Send + Sync {

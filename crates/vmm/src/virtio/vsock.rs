@@ -8,24 +8,24 @@
 //!
 //! Invariants: there are at most [`MOST_CONNECTIONS`], each keeps at most [`WINDOW_BYTES`], and at most [`MOST_REFUSALS`]
 //! refusals wait: then nothing is taken until the guest has taken these. Nothing is read from a socket that the guest has no
-//! room for. No connection of the host's to the guest is ever begun.
+//! room for. No connection of the host's to the guest is ever begun. Nothing is ever said by the queue of events.
 
 mod connection;
 mod packet;
 
-use std::collections::{BTreeMap, VecDeque};
-use std::io;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::{fmt, io};
 
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 use self::connection::{Connection, Word};
 use self::packet::{HEADER_BYTES, HOST_CID, Header, Operation, STREAM};
-use super::{Broken, Buffers, Cause, Device, Kind, Queues};
+use super::{Broken, Buffers, Cause, Device, Kind, Queues, Unlike};
 
 pub use self::connection::WINDOW_BYTES;
 
@@ -38,23 +38,30 @@ pub const MOST_REFUSALS: usize = 64;
 
 const RX: usize = 0;
 const TX: usize = 1;
-const EVENT: usize = 2;
 
 /// How many packets go one way before the other way has its turn.
 const TURN: usize = 32;
 /// Of what epoll says at once.
 const READY_AT_ONCE: usize = 64;
 
-/// The event that tells a guest that all of its connections are gone.
-const TRANSPORT_RESET: u32 = 0;
-
 /// What stands behind a port.
-#[derive(Debug)]
 pub enum HostEnd {
     /// A listening unix socket, connected to anew for each connection.
     Listener(PathBuf),
     /// A connected socket, for the first connection; more are refused.
     Connected(UnixStream),
+    /// Nothing: this is called, and the guest gets no answer before it goes on from a snapshot. Then it is refused.
+    Waiting(Box<dyn Fn() + Send>),
+}
+
+impl fmt::Debug for HostEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Listener(path) => f.debug_tuple("Listener").field(path).finish(),
+            Self::Connected(socket) => f.debug_tuple("Connected").field(socket).finish(),
+            Self::Waiting(_) => f.write_str("Waiting"),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,6 +71,15 @@ struct Key {
 }
 
 impl Key {
+    fn to_bytes(self) -> [u8; 8] {
+        (u64::from(self.host_port) << 32 | u64::from(self.guest_port)).to_le_bytes()
+    }
+
+    fn from_bytes(bytes: [u8; 8]) -> Self {
+        let ports = u64::from_le_bytes(bytes);
+        Self { guest_port: ports as u32, host_port: (ports >> 32) as u32 }
+    }
+
     fn to_event(self) -> EventData {
         EventData::new_u64(u64::from(self.guest_port) << 32 | u64::from(self.host_port))
     }
@@ -84,7 +100,8 @@ pub struct Vsock {
     /// Those with something to say, each once.
     line: VecDeque<Key>,
     refusals: VecDeque<Key>,
-    owes_transport_reset: bool,
+    /// Asked for, and answered by a snapshot only.
+    waiting: BTreeSet<Key>,
 }
 
 impl Vsock {
@@ -107,7 +124,7 @@ impl Vsock {
             connections: BTreeMap::new(),
             line: VecDeque::new(),
             refusals: VecDeque::new(),
-            owes_transport_reset: false,
+            waiting: BTreeSet::new(),
         })
     }
 
@@ -165,8 +182,13 @@ impl Vsock {
     fn open(&mut self, key: Key, request: &Header) {
         // One of the same ports that was left behind makes room; one that lives is asked for by mistake.
         let stands = self.remove(key).is_some_and(|found| !found.is_orphan());
-        if stands || self.connections.len() >= MOST_CONNECTIONS {
+        if stands || self.connections.len() + self.waiting.len() >= MOST_CONNECTIONS {
             return self.refuse(key);
+        }
+        if let Some(HostEnd::Waiting(called)) = self.ends.get(&key.host_port) {
+            called();
+            self.waiting.insert(key);
+            return;
         }
         let Ok(socket) = self.reach(key) else { return self.refuse(key) };
         self.connections.insert(key, Connection::new(socket, request));
@@ -176,7 +198,7 @@ impl Vsock {
     /// A socket to what is behind a port, and watched.
     fn reach(&mut self, key: Key) -> io::Result<OwnedFd> {
         let socket = match self.ends.get(&key.host_port) {
-            None => return Err(io::ErrorKind::ConnectionRefused.into()),
+            None | Some(HostEnd::Waiting(_)) => return Err(io::ErrorKind::ConnectionRefused.into()),
             Some(HostEnd::Listener(path)) => connect_to(path)?,
             Some(HostEnd::Connected(_)) => match self.ends.remove(&key.host_port) {
                 Some(HostEnd::Connected(socket)) => socket.into(),
@@ -204,6 +226,7 @@ impl Vsock {
 
     /// The guest says that there is no such connection, any more.
     fn forget(&mut self, key: Key) {
+        self.waiting.remove(&key);
         if self.connections.get_mut(&key).is_some_and(Connection::orphan) {
             self.remove(key);
         }
@@ -299,17 +322,6 @@ impl Vsock {
         queues.push(RX, chain.head, HEADER_BYTES as u32 + header.len)?;
         Ok(true)
     }
-
-    fn tell_transport_reset(&mut self, queues: &mut Queues<'_>) -> Result<(), Broken> {
-        if self.owes_transport_reset
-            && let Some(mut chain) = queues.pop(EVENT)?
-        {
-            let written = chain.writable.write(&TRANSPORT_RESET.to_le_bytes());
-            queues.push(EVENT, chain.head, written as u32)?;
-            self.owes_transport_reset = false;
-        }
-        Ok(())
-    }
 }
 
 /// Does not wait for one that is slow to accept: that is refused, and the guest may ask again.
@@ -360,7 +372,6 @@ impl Device for Vsock {
     }
 
     fn serve(&mut self, _: Cause, queues: &mut Queues<'_>) -> Result<(), Broken> {
-        self.tell_transport_reset(queues)?;
         loop {
             let took = self.take_some(queues)?;
             let gave = self.give_some(queues)?;
@@ -374,12 +385,24 @@ impl Device for Vsock {
         self.connections.clear();
         self.line.clear();
         self.refusals.clear();
-        self.owes_transport_reset = false;
+        self.waiting.clear();
     }
 
-    /// Its connections did not outlive the snapshot: the guest is told that all are gone.
-    fn restored(&mut self) {
-        self.owes_transport_reset = true;
+    /// Connections do not outlive a snapshot: it keeps which there were.
+    fn state(&self) -> Vec<u8> {
+        let all = self.connections.keys().chain(&self.refusals).chain(&self.waiting);
+        all.flat_map(|key| key.to_bytes()).collect()
+    }
+
+    /// The guest is told of each that it is gone. The event by which a transport says that all are would also end what the guest
+    /// begins before it has seen it.
+    fn restore(&mut self, state: &[u8]) -> Result<(), Unlike> {
+        let (keys, rest) = state.as_chunks::<8>();
+        if !rest.is_empty() || keys.len() > MOST_CONNECTIONS + MOST_REFUSALS {
+            return Err(Unlike("there cannot have been such connections"));
+        }
+        self.refusals = keys.iter().map(|key| Key::from_bytes(*key)).collect();
+        Ok(())
     }
 }
 

@@ -1,4 +1,5 @@
-//! Everything that only an x86-64 guest has: its tables and registers before its first instruction.
+//! Everything that only an x86-64 guest has: its tables and registers before its first instruction, and what a snapshot keeps of
+//! them.
 //!
 //! ```text
 //!   0x0500 descriptor table      0x7000 zero page       0x9000 page tables     0x20000 command line
@@ -11,3 +12,4 @@ pub mod boot;
 pub mod cpuid;
 pub mod layout;
 pub mod registers;
+pub mod state;

@@ -13,10 +13,10 @@ use super::initramfs::Initramfs;
 use super::lab::{Lab, Outcome, figure};
 
 const VIRTIO: [&str; 3] = ["virtio_ring", "virtio", "virtio_mmio"];
-const BLOCK: &str = "virtio_blk";
+pub const BLOCK: &str = "virtio_blk";
 const BALLOON: &str = "virtio_balloon";
 const ENTROPY: &str = "virtio-rng";
-const VSOCK: [&str; 3] = ["vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"];
+pub const VSOCK: [&str; 3] = ["vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"];
 
 const DISK_BYTES: u64 = 64 << 20;
 
@@ -38,7 +38,7 @@ fn run_with(
     outcome
 }
 
-fn with_modules(lab: &Lab, modules: &[&str], script: &str) -> Initramfs {
+pub fn with_modules(lab: &Lab, modules: &[&str], script: &str) -> Initramfs {
     let mut prologue = String::new();
     let names = VIRTIO.iter().chain(modules);
     let files: Vec<_> = names.map(|name| (format!("modules/{name}.ko"), lab.module(name))).collect();
@@ -130,7 +130,7 @@ fn memory_that_the_guest_frees_goes_back_to_the_host() {
 }
 
 /// Answers each connection with how much came, once all of it has come.
-fn count_at(socket: &Path) {
+pub fn count_at(socket: &Path) {
     let listener = UnixListener::bind(socket).unwrap();
     // It ends with the test program.
     thread::spawn(move || {

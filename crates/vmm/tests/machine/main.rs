@@ -11,3 +11,4 @@ mod ending;
 mod initramfs;
 mod lab;
 mod refusals;
+mod snapshots;

@@ -9,6 +9,9 @@ use std::os::fd::FromRawFd;
 const AF_VSOCK: i32 = 40;
 const SOCK_STREAM: i32 = 1;
 const SHUT_WR: i32 = 1;
+/// `SO_VM_SOCKETS_CONNECT_TIMEOUT`: whoever is saved waits for as long as that takes, which a busy machine makes long.
+const CONNECT_TIMEOUT: i32 = 6;
+const PATIENCE: [i64; 2] = [60, 0];
 const HOST: u32 = 2;
 
 /// `struct sockaddr_vm` of linux/vm_sockets.h.
@@ -23,6 +26,7 @@ struct Address {
 
 unsafe extern "C" {
     fn socket(domain: i32, kind: i32, protocol: i32) -> i32;
+    fn setsockopt(socket: i32, level: i32, name: i32, value: *const [i64; 2], bytes: u32) -> i32;
     fn connect(socket: i32, address: *const Address, bytes: u32) -> i32;
     fn shutdown(socket: i32, how: i32) -> i32;
 }
@@ -30,9 +34,10 @@ unsafe extern "C" {
 fn main() -> io::Result<()> {
     let port = std::env::args().nth(1).and_then(|text| text.parse().ok()).expect("peer PORT");
     let address = Address { family: AF_VSOCK as u16, reserved: 0, port, cid: HOST, zero: [0; 4] };
-    // SAFETY: the address lives as long as the call, and its size is given.
+    // SAFETY: the address and the time live as long as the calls, and their sizes are given.
     let descriptor = unsafe {
         let descriptor = socket(AF_VSOCK, SOCK_STREAM, 0);
+        setsockopt(descriptor, AF_VSOCK, CONNECT_TIMEOUT, &PATIENCE, size_of_val(&PATIENCE) as u32);
         if descriptor < 0 || connect(descriptor, &address, size_of::<Address>() as u32) < 0 {
             return Err(io::Error::last_os_error());
         }

@@ -158,6 +158,17 @@ fn what_the_host_refuses_is_the_guests_error() {
 }
 
 #[test]
+fn a_guest_goes_on_with_another_file_of_the_same_size_only() {
+    let saved = Driver::started(writable(&file(&[1; 1024])), FEATURES).transport.state();
+    for (bytes, is_like) in [(1024, true), (1000, true), (1025, false), (512, false)] {
+        let driver = Driver::new(writable(&file(&vec![2; bytes])));
+        assert_eq!(driver.transport.restore(&saved).is_ok(), is_like, "{bytes}");
+    }
+    let read_only = Block::new(file(&[1; 1024]), Access::ReadOnly, "root").unwrap();
+    Driver::new(read_only).transport.restore(&saved).unwrap_err();
+}
+
+#[test]
 fn a_request_without_header_or_status_breaks_the_device() {
     let read = header(READ, 0);
     let write = header(WRITE, 0);

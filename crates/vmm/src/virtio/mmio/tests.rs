@@ -371,9 +371,10 @@ fn a_state_goes_on_where_it_was_taken() {
     let state = first.transport.state();
     assert_eq!(state.queues[0].next_used, 1);
     let interrupt = Arc::new(super::super::driver::Count::default());
-    let again = Transport::new(Box::new(probe()), first.memory.clone(), interrupt);
+    let again = Transport::new(Box::new(probe()), first.memory.clone(), interrupt.clone());
     again.restore(&state).unwrap();
     assert_eq!(again.state(), state);
+    assert_eq!(interrupt.take(), 1, "an interrupt that the driver has not answered may have been on its way");
     first.transport = again;
     let chain = first.offer(0, &[Part::Read(b"afterwards")]);
     first.notify(0);

@@ -116,7 +116,7 @@ impl Guest {
     }
 }
 
-fn read_all(host: &mut UnixStream) -> Vec<u8> {
+fn read_all(host: &mut impl io::Read) -> Vec<u8> {
     let mut bytes = Vec::new();
     match host.read_to_end(&mut bytes) {
         Ok(_) => bytes.push(b'$'),
@@ -463,22 +463,69 @@ fn connections_that_come_and_go_leave_nothing_in_the_line() {
     }
 }
 
-#[test]
-fn a_guest_that_is_restored_is_told_that_its_connections_are_gone() {
-    let (mut guest, _host) = Guest::connected();
+/// Goes on with a new device from what was saved of this one.
+fn go_on(guest: &mut Guest, ends: impl IntoIterator<Item = (u32, HostEnd)>) {
     let state = guest.driver.transport.state();
-    let device = Vsock::new(CID, BTreeMap::new()).unwrap();
+    let device = Vsock::new(CID, ends.into_iter().collect()).unwrap();
     let interrupt = Arc::new(super::super::driver::Count::default());
     let again = super::super::mmio::Transport::new(Box::new(device), guest.driver.memory.clone(), interrupt);
     again.restore(&state).unwrap();
     guest.driver.transport = again;
-    let chain = guest.driver.offer(EVENT, &[Part::Write(DATA, 4)]);
-    guest.driver.memory.write_obj(u32::MAX, GuestAddress(DATA)).unwrap();
-    guest.driver.notify(EVENT);
-    assert_eq!(guest.driver.used(EVENT), Some((chain, 4)));
-    assert_eq!(guest.driver.bytes(DATA, 4), [0; 4]);
+    guest.ready();
+}
+
+#[test]
+fn a_guest_that_goes_on_is_told_that_its_connections_are_gone() {
+    let (mut guest, _host) = Guest::connected();
+    let (host, end) = UnixStream::pair().unwrap();
+    go_on(&mut guest, [(PORT, HostEnd::Connected(end))]);
+    assert_eq!(guest.operations(), [Reset]);
     guest.send(Data, b"old");
     assert_eq!(guest.operations(), [Reset]);
+    // What it begins then stays.
+    guest.send(Request, b"");
+    assert_eq!(guest.operations(), [Response]);
+    guest.ready();
+    guest.send(Data, b"new");
+    host.set_nonblocking(true).unwrap();
+    assert_eq!(read_all(&mut &host), b"new");
+}
+
+#[test]
+fn who_waits_for_a_snapshot_is_answered_by_it() {
+    let (calls, called) = std::sync::mpsc::channel();
+    let end = HostEnd::Waiting(Box::new(move || calls.send(()).unwrap()));
+    let mut guest = Guest::over([(PORT, end)]);
+    guest.send(Request, b"");
+    called.try_recv().unwrap();
+    guest.ready();
+    assert_eq!(guest.operations(), [], "it waits");
+    go_on(&mut guest, []);
+    assert_eq!(guest.operations(), [Reset]);
+    go_on(&mut guest, []);
+    assert_eq!(guest.operations(), [], "it was told");
+}
+
+#[test]
+fn who_gave_up_waiting_is_forgotten() {
+    let mut guest = Guest::over([(PORT, HostEnd::Waiting(Box::new(|| ())))]);
+    guest.send(Request, b"");
+    guest.send(Reset, b"");
+    go_on(&mut guest, []);
+    assert_eq!(guest.operations(), []);
+}
+
+#[test]
+fn connections_that_cannot_have_been_are_refused() {
+    let (guest, _host) = Guest::connected();
+    let good = guest.driver.transport.state();
+    assert_eq!(good.own, [77, 0, 0, 0, 0, 4, 0, 0]);
+    let most = MOST_CONNECTIONS + MOST_REFUSALS;
+    for (bytes, is_good) in [(0, true), (8 * most, true), (8 * most + 8, false), (7, false)] {
+        let mut state = good.clone();
+        state.own = vec![0; bytes];
+        assert_eq!(guest.driver.transport.restore(&state).is_ok(), is_good, "{bytes}");
+    }
 }
 
 /// A step of a random conversation.
