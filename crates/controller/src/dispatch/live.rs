@@ -65,6 +65,11 @@ impl Live {
         self.state.id
     }
 
+    /// Whether the database has it; a pipeline has its number from the commit that makes it.
+    pub fn is_recorded(&self) -> bool {
+        self.pipeline.number != 0
+    }
+
     /// The attempt, current or stale, as far as it is in memory.
     pub fn attempt(&self, id: AttemptId) -> Option<&Attempt> {
         self.current(id).or_else(|| self.stale.get(&id))
