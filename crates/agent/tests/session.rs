@@ -188,6 +188,44 @@ async fn a_refused_claim_is_dropped_and_runs_nothing() {
     agent.stop().await;
 }
 
+/// It may be granted by now: an agent that forgot it would have its action counted as lost.
+#[tokio::test]
+async fn a_drop_waits_for_the_answer_to_a_claim_under_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_scheduler, agent, mut line) = connected(folder.path()).await;
+    let mut record = Record { keep_claims: true, ..Record::default() };
+    line.desire([1, 2].map(|number| (attempt(number), run(&spec(&["print hello"]))))).await;
+    line.serve(&mut record, |record| record.claims.len() == 2).await;
+    line.desire([1, 2].map(|number| (attempt(number), desired_entry::Wish::Drop(agent::Drop {})))).await;
+    record.held = line.answered().await;
+    assert_eq!(record.held.attempts.len(), 2, "{:?}", record.held);
+    let claim_of = |id| record.claims.iter().find(|claim| claim.0 == id).unwrap().1.clone();
+    let (one, other) = (claim_of(attempt(1)), claim_of(attempt(2)));
+    let refused = claim_answer::Answer::Refused(agent::ClaimRefused { reason: "nobody wants it".into() });
+    line.say(claim_answer(attempt(1), one, refused)).await;
+    line.say(record.grant(attempt(2), other)).await;
+    line.serve(&mut record, |record| record.is_closed(attempt(2)) && record.held.attempts.is_empty()).await;
+    assert_eq!(record.of(attempt(2)).outcome(), Some(&Outcome::Succeeded));
+    assert!(!record.attempts.contains_key(&attempt(1)));
+    agent.stop().await;
+}
+
+/// The cancel comes before the attempt has written its grant down.
+#[tokio::test]
+async fn what_is_cancelled_right_after_its_grant_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_scheduler, agent, mut line) = connected(folder.path()).await;
+    let mut record = Record { keep_claims: true, ..Record::default() };
+    line.desire([(attempt(1), run(&spec(&["hang"])))]).await;
+    line.serve(&mut record, |record| record.claims.len() == 1).await;
+    let claim = record.claims[0].1.clone();
+    line.say(record.grant(attempt(1), claim)).await;
+    line.desire([(attempt(1), desired_entry::Wish::Cancel(agent::Cancel { grace_ms: 50 }))]).await;
+    line.serve(&mut record, |record| record.is_closed(attempt(1)) && record.held.attempts.is_empty()).await;
+    assert_eq!(record.of(attempt(1)).outcome(), Some(&Outcome::Cancelled));
+    agent.stop().await;
+}
+
 #[tokio::test]
 async fn a_fenced_attempt_is_killed_without_grace_and_still_told() {
     let folder = tempfile::tempdir().unwrap();
