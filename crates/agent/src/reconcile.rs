@@ -11,7 +11,8 @@ pub enum Decision {
     TakeOn,
     /// It is held, and still not granted: ask again.
     AskAgain,
-    /// End it properly; its terminal event will say so. One that is not granted has nothing to tell, and is forgotten.
+    /// End it properly; its terminal event will say so. One that is not granted, as far as is heard, waits for its claim's
+    /// answer: what is to be cancelled is claimed.
     Cancel { grace: Duration },
     /// End it at once, and report nothing.
     Forget,
@@ -30,7 +31,6 @@ pub fn decide(wish: &desired_entry::Wish, held: Option<HeldState>, takes_new: bo
         (Wish::Run(_), Some(HeldState::Assigned)) => Decision::AskAgain,
         (Wish::Run(_) | Wish::Keep(_), _) => Decision::Leave,
         (Wish::Cancel(_), None | Some(HeldState::Finished)) => Decision::Leave,
-        // What is assigned may be granted already, and only not have written that down.
         (Wish::Cancel(cancel), Some(_)) => Decision::Cancel { grace: Duration::from_millis(cancel.grace_ms) },
         (Wish::Drop(_), Some(HeldState::Assigned)) => Decision::ForgetUnasked,
         (Wish::Drop(_), Some(_)) => Decision::Forget,
