@@ -359,10 +359,9 @@ impl Driver {
         opening.for_one(id, controller_message::Body::Directory(self.agents.complete_directory()));
         opening.for_one(id, controller_message::Body::Snapshot(snapshot));
         for live in self.live.values().filter(|live| live.pipeline.state != "finished") {
-            let epoch = live.pipeline.epoch.unsigned_abs();
             // What this round changes, its commit finds out.
             let is_checked = !live.is_recorded() || transaction.dirty.contains_key(&live.id());
-            if !is_checked && epochs.get(&live.id()) != Some(&epoch) {
+            if !is_checked && epochs.get(&live.id()) != Some(&live.epoch()) {
                 transaction.taken.insert(live.id());
                 continue;
             }

@@ -70,6 +70,11 @@ impl Live {
         self.pipeline.number != 0
     }
 
+    /// At which epoch it is this replica's, as far as is known.
+    pub fn epoch(&self) -> u64 {
+        self.pipeline.epoch.unsigned_abs()
+    }
+
     /// The attempt, current or stale, as far as it is in memory.
     pub fn attempt(&self, id: AttemptId) -> Option<&Attempt> {
         self.current(id).or_else(|| self.stale.get(&id))
