@@ -262,11 +262,12 @@ fn create_vcpus(
     let cannot = |source| BuildError::Kvm { what: "a virtual CPU", source };
     registers::write_tables(memory)?;
     let supported: CpuId = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(cannot)?;
+    let processor = cpuid::Processor::beneath();
     let mut vcpus = Vec::new();
     for index in 0..count {
         let vcpu = vm.create_vcpu(u64::from(index)).map_err(cannot)?;
         let mut id = supported.clone();
-        cpuid::adapt(&mut id, index, count);
+        cpuid::adapt(&mut id, index, count, processor);
         vcpu.set_cpuid2(&id).map_err(cannot)?;
         registers::prepare(&vcpu)?;
         if index == 0 {
