@@ -1,11 +1,13 @@
 //! Makes a machine ready of which this is the first process, and serves in it.
 //!
 //! ```text
-//! initial RAM disk:  dev, proc, sys ─▶ modules ─▶ call the host ─▶ root: squashfs (vda) under an overlay (vdb, or memory)
+//! initial RAM disk:  dev, proc, sys ─▶ modules ─▶ squashfs (vda) ─▶ [be saved, go on] ─▶ call the host ─▶ root: an overlay (vdb, or
+//!                                                                                                     memory) over the squashfs
 //! root:              dev, proc, sys, shm, pts, run, cgroup ─▶ loopback ─▶ the supervisor, until it has reported ─▶ restart
 //! ```
 //! The host is called before the root is made, so that it hears what is wrong with it. What goes wrong before goes to the
-//! console. However it ends, the machine does.
+//! console. However it ends, the machine does. Invariant: what can be saved knows nothing of what will run, and has not looked at
+//! the scratch disk, which is another one afterwards.
 
 mod root;
 
@@ -17,7 +19,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use sealci_guest::wire::Wake;
-use sealci_guest::wire::machine::{HOST_CID, PORT_KEY};
+use sealci_guest::wire::machine::{HOST_CID, PORT_KEY, SNAPSHOT_KEY};
 
 use crate::failure::{Failure, While};
 use crate::supervisor::Supervisor;
@@ -27,6 +29,9 @@ use crate::sys::{self, Watch};
 const MODULES: &str = "/modules";
 /// How long the host may take to read the report before the machine ends.
 const LAST_WORD_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a machine may take to be saved, on its own clock, which stands still meanwhile.
+const SAVING_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the supervisor knows of the machine it is in.
 pub struct Machine {
@@ -57,12 +62,21 @@ pub fn live() -> ! {
 fn serve() -> Result<(), Failure> {
     root::mount_early()?;
     let command_line = fs::read_to_string("/proc/cmdline").doing(|| "read /proc/cmdline".to_owned())?;
-    let port = port(&command_line).doing(|| format!("find `{PORT_KEY}=` on the kernel's command line"))?;
+    let of_line = |key| port_of(&command_line, key);
+    let naming = |key| move || format!("find `{key}=` on the kernel's command line");
+    let missing = || io::Error::other("it is not there");
+    let port = of_line(PORT_KEY).and_then(|port| port.ok_or_else(missing)).doing(naming(PORT_KEY))?;
+    let snapshot_port = of_line(SNAPSHOT_KEY).doing(naming(SNAPSHOT_KEY))?;
     load_modules()?;
+    let lower = root::mount_lower();
+    if let Some(port) = snapshot_port {
+        be_saved(port).doing(|| format!("be saved by the host's port {port}"))?;
+    }
     let called_at = sys::boot_time().doing(|| "read the clock".to_owned())?;
-    let channel = sys::machine::call(HOST_CID, port).doing(|| format!("call the host's port {port}"))?;
+    let channel =
+        sys::machine::call(HOST_CID, port, None).doing(|| format!("call the host's port {port}"))?;
     let last_word = channel.try_clone().doing(|| "keep the channel".to_owned())?;
-    let trouble = make_ready().err().map(|failure| failure.to_string());
+    let trouble = lower.and_then(|()| make_ready()).err().map(|failure| failure.to_string());
     let supervisor = Supervisor::new(channel, None).doing(|| "set up the channel".to_owned())?;
     let machine = Machine { called_at, host_clock: None, trouble };
     let served = supervisor.of(machine).run().doing(|| "go on".to_owned());
@@ -77,12 +91,21 @@ fn make_ready() -> Result<(), Failure> {
     crate::stand_apart().doing(|| "become what supervises others".to_owned())
 }
 
-/// The port on which the host is called.
-fn port(command_line: &str) -> io::Result<u32> {
+/// The port of the host's that stands there.
+fn port_of(command_line: &str, key: &str) -> io::Result<Option<u32>> {
     let mut words = command_line.split_ascii_whitespace();
-    let value = words.find_map(|word| word.strip_prefix(PORT_KEY)?.strip_prefix('='));
-    let value = value.ok_or_else(|| io::Error::other("it is not there"))?;
-    value.parse().map_err(|_| io::Error::other(format!("`{value}` is no port")))
+    let value = words.find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
+    let parse = |value: &str| value.parse().map_err(|_| io::Error::other(format!("`{value}` is no port")));
+    value.map(parse).transpose()
+}
+
+/// Returns in a machine that goes on from what was saved here, and in one that nobody saves.
+fn be_saved(port: u32) -> io::Result<()> {
+    match sys::machine::call(HOST_CID, port, Some(SAVING_PATIENCE)) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
+        Err(error) => Err(error),
+        Ok(_) => Err(io::Error::other("somebody has answered")),
+    }
 }
 
 /// Of the whole machine, since it booted.
@@ -100,6 +123,9 @@ fn load_modules() -> Result<(), Failure> {
         sys::machine::load_module(&module)
             .doing(|| format!("load the module `{name}`, which may be another kernel's"))?;
     }
+    // They take memory, and nobody sees them any more.
+    let _ = fs::remove_dir_all(MODULES);
+    let _ = fs::remove_file("/init");
     Ok(())
 }
 
@@ -162,16 +188,15 @@ mod tests {
 
     #[test]
     fn the_port_stands_on_the_command_line() {
-        assert_eq!(port("console=ttyS0 sealci.port=1024 quiet\n").unwrap(), 1024);
-        for (line, why) in [
-            ("quiet", "not there"),
-            ("sealci.portal=1", "not there"),
-            ("sealci.port=", "no port"),
-            ("sealci.port=-1", "no port"),
-            ("sealci.port=4294967296", "no port"),
-        ] {
-            let error = port(line).unwrap_err().to_string();
-            assert!(error.contains(why), "{line}: {error}");
+        let line = "console=ttyS0 sealci.port=1024 quiet sealci.snapshot=7\n";
+        assert_eq!(port_of(line, PORT_KEY).unwrap(), Some(1024));
+        assert_eq!(port_of(line, SNAPSHOT_KEY).unwrap(), Some(7));
+        for none in ["quiet", "sealci.portal=1"] {
+            assert_eq!(port_of(none, PORT_KEY).unwrap(), None, "{none}");
+        }
+        for line in ["sealci.port=", "sealci.port=-1", "sealci.port=4294967296"] {
+            let error = port_of(line, PORT_KEY).unwrap_err().to_string();
+            assert!(error.contains("no port"), "{line}: {error}");
         }
     }
 

@@ -33,6 +33,7 @@ const NOT_CORE_OF_MACHINES: &[&str] = &[
     "a_machine_says_what_is_wrong",
     "a_machine_that_cannot_call",
     "a_machine_without_memory",
+    "all_virtual_cpus_go_on",
     "an_image_runs_in_a_machine",
     "file_systems_live_on_disks",
     "little_memory_is_enough",

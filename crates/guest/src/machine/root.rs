@@ -57,12 +57,21 @@ pub fn mount_early() -> Result<(), Failure> {
     EARLY.iter().try_for_each(mount_one)
 }
 
-/// Makes the root, and goes into it.
+/// Mounts the image.
+pub fn mount_lower() -> Result<(), Failure> {
+    make_folder(LOWER)?;
+    if !Path::new(ROOT_DISK).exists() {
+        return Err(io::Error::other("the machine was given none"))
+            .doing(|| format!("find the disk {ROOT_DISK}"));
+    }
+    mount(ROOT_DISK, LOWER, "squashfs", READ_ONLY, "").doing(|| {
+        format!("mount the root file system (squashfs) of {ROOT_DISK}; what made it, or its disk, damaged it")
+    })
+}
+
+/// Makes the root over the image, and goes into it.
 pub fn enter() -> Result<(), Failure> {
     put_together()?;
-    // It takes memory, and nobody sees it any more.
-    let _ = fs::remove_dir_all(super::MODULES);
-    let _ = fs::remove_file("/init");
     move_root(WHOLE).doing(|| "go into the root file system".to_owned())?;
     EARLY.iter().chain(LATE).try_for_each(mount_one)?;
     for (path, mode) in FOLDERS {
@@ -80,16 +89,8 @@ pub fn enter() -> Result<(), Failure> {
 }
 
 fn put_together() -> Result<(), Failure> {
-    for folder in [LOWER, WRITABLE, WHOLE] {
-        make_folder(folder)?;
-    }
-    if !Path::new(ROOT_DISK).exists() {
-        return Err(io::Error::other("the machine was given none"))
-            .doing(|| format!("find the disk {ROOT_DISK}"));
-    }
-    mount(ROOT_DISK, LOWER, "squashfs", READ_ONLY, "").doing(|| {
-        format!("mount the root file system (squashfs) of {ROOT_DISK}; what made it, or its disk, damaged it")
-    })?;
+    make_folder(WRITABLE)?;
+    make_folder(WHOLE)?;
     if Path::new(SCRATCH_DISK).exists() {
         // Its inode tables are holes, which read as zeroes: they need not be written.
         mount(SCRATCH_DISK, WRITABLE, "ext4", NO_ATIME, "noinit_itable")

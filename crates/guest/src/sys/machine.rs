@@ -51,12 +51,15 @@ pub fn load_module(module: &File) -> io::Result<()> {
     }
 }
 
-/// Calls a port of the host's (vsock(7)).
-pub fn call(cid: u32, port: u32) -> io::Result<File> {
+/// Calls a port of the host's (vsock(7)). Without a word about it the kernel's patience is two seconds.
+pub fn call(cid: u32, port: u32, patience: Option<Duration>) -> io::Result<File> {
     // SAFETY: takes integers only.
     let socket = check(unsafe { libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) })?;
     // SAFETY: socket has just returned this descriptor, and nothing else owns it.
     let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    if let Some(patience) = patience {
+        wait_for_answer(&socket, patience)?;
+    }
     // SAFETY: all zeroes is a valid sockaddr_vm.
     let mut address: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
     address.svm_family = libc::AF_VSOCK as libc::sa_family_t;
@@ -66,6 +69,26 @@ pub fn call(cid: u32, port: u32) -> io::Result<File> {
     // SAFETY: the pointer is to a sockaddr_vm of this length, which lives over the call.
     check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), length) })?;
     Ok(File::from(socket))
+}
+
+/// `SO_VM_SOCKETS_CONNECT_TIMEOUT` of linux/vm_sockets.h, which takes a timeval.
+const CONNECT_TIMEOUT: libc::c_int = 6;
+
+fn wait_for_answer(socket: &OwnedFd, patience: Duration) -> io::Result<()> {
+    let seconds = libc::time_t::try_from(patience.as_secs()).map_err(io::Error::other)?;
+    let time = libc::timeval { tv_sec: seconds, tv_usec: 0 };
+    let length = size_of::<libc::timeval>() as libc::socklen_t;
+    // SAFETY: the pointer is to a timeval of this length, which lives over the call.
+    let set = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::AF_VSOCK,
+            CONNECT_TIMEOUT,
+            (&raw const time).cast(),
+            length,
+        )
+    };
+    check(set).map(drop)
 }
 
 /// Sets the wall clock (clock_settime(2)).

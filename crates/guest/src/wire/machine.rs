@@ -8,6 +8,10 @@
 /// Key of the kernel's command line: the port on which the host (CID 2) is called.
 pub const PORT_KEY: &str = "sealci.port";
 
+/// Key of the kernel's command line: a port of the host's that nobody answers. It is called when all is done that does not depend on
+/// what will run, so that the machine can be saved then: who goes on from that finds the call refused. Nothing secret is in it.
+pub const SNAPSHOT_KEY: &str = "sealci.snapshot";
+
 /// The host's context id (vsock(7)).
 pub const HOST_CID: u32 = 2;
 

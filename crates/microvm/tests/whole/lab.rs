@@ -18,6 +18,9 @@ use crate::host::{Machine, ended_or_killed};
 
 /// What the init calls.
 const PORT: &str = "sealci.port=1024";
+/// The same, and what it calls to be saved.
+const SAVED_PORT: &str = "sealci.port=1024 sealci.snapshot=1025";
+const MADE_OF: &str = "busybox";
 const PROGRAMS: &[&str] = &[
     "cat", "cut", "date", "dd", "df", "grep", "head", "hostname", "id", "sh", "sleep", "tail", "test",
     "uname",
@@ -32,6 +35,7 @@ pub struct Lab {
 }
 
 /// What a machine is given.
+#[derive(Clone)]
 pub struct Wanted {
     pub root: Option<PathBuf>,
     pub scratch_bytes: Option<u64>,
@@ -92,6 +96,29 @@ impl Lab {
         Machine::new(command.spawn().unwrap(), &listener, socket)
     }
 
+    /// Has one be saved before it calls; the folder.
+    pub fn save(&self, wanted: &Wanted) -> PathBuf {
+        let folder = self.folder.path().join("snapshot");
+        let mut command = self.command(&Wanted { port: SAVED_PORT, ..wanted.clone() });
+        command.args(["--made-of", MADE_OF, "--snapshot"]).arg(format!("1025={}", folder.display()));
+        let console = ended_or_killed(command.spawn().unwrap());
+        assert!(folder.join("state").exists(), "{console}");
+        folder
+    }
+
+    /// Has one of this name go on, and waits until it calls.
+    pub fn go_on(&self, snapshot: &Path, wanted: &Wanted, name: &str) -> Machine {
+        let socket = self.folder.path().join(format!("{name}.socket"));
+        let _ = fs::remove_file(&socket);
+        let listener = UnixListener::bind(&socket).unwrap();
+        let mut command = Command::new(&self.vmm);
+        command.arg("--restore").arg(snapshot).args(["--made-of", MADE_OF]);
+        self.add_disks(&mut command, wanted, name);
+        command.arg("--vsock").arg(format!("1024={}", socket.display()));
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        Machine::new(command.spawn().unwrap(), &listener, socket)
+    }
+
     /// Boots one that nobody listens to, to its end; returns what its console said.
     pub fn boot_deaf(&self, wanted: &Wanted) -> String {
         let mut command = self.command(wanted);
@@ -104,16 +131,20 @@ impl Lab {
         command.arg("--kernel").arg(&self.kernel.image).arg("--initramfs").arg(self.initramfs.path());
         command.arg("--command-line-extra").arg(format!("quiet loglevel=1 {}", wanted.port));
         command.args(["--memory-mib", "256"]);
+        self.add_disks(&mut command, wanted, "scratch");
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        command
+    }
+
+    fn add_disks(&self, command: &mut Command, wanted: &Wanted, name: &str) {
         if let Some(root) = &wanted.root {
             command.arg("--disk").arg(format!("{}:ro", root.display()));
         }
         if let Some(bytes) = wanted.scratch_bytes {
-            let disk = self.folder.path().join("scratch");
+            let disk = self.folder.path().join(name);
             scratch::make(&disk, bytes).unwrap();
             command.arg("--disk").arg(disk);
         }
-        command.stdin(Stdio::null()).stdout(Stdio::piped());
-        command
     }
 }
 

@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod clones;
 mod host;
 mod lab;
 
@@ -26,10 +27,14 @@ fn boot_ms() -> u64 {
 }
 
 fn wake() -> ToInit {
+    wake_at(A_TIME, 7)
+}
+
+fn wake_at(time: Duration, entropy: u8) -> ToInit {
     ToInit::Wake(Wake {
-        unix_time_us: u64::try_from(A_TIME.as_micros()).unwrap(),
+        unix_time_us: u64::try_from(time.as_micros()).unwrap(),
         host_boot_ms: boot_ms(),
-        entropy: vec![7; 64],
+        entropy: vec![entropy; 64],
         host_name: "m1".to_owned(),
         names: vec!["database".to_owned()],
     })
