@@ -22,7 +22,7 @@ fn frames(mut bytes: &[u8], limit: usize, mut each: impl FnMut(u8, &[u8]) -> boo
 }
 
 /// The one frame in these bytes.
-fn again<'a>(frame: &'a [u8], limit: usize) -> (u8, &'a [u8]) {
+fn again(frame: &[u8], limit: usize) -> (u8, &[u8]) {
     let (head, payload) = frame.split_first_chunk::<HEADER_BYTES>().expect("a header");
     let header = Header::parse(*head, limit).expect("a header");
     assert_eq!(header.payload_bytes, payload.len());

@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use sealci_vmm::memory::GuestMemory;
-use sealci_vmm::virtio::mmio::Transport;
+use sealci_vmm::virtio::mmio::{Transport, TransportState};
 use sealci_vmm::virtio::{Cause, Device, Interrupt};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Bytes as _, GuestAddress, GuestRegionMmap};
@@ -256,9 +256,21 @@ impl Guest {
         self.transport.restore(&state).expect("its own state");
         let queues = state.queues.iter().filter(|queue| queue.ready).count();
         assert!(queues <= self.offered.len());
+        self.run_all();
+    }
+
+    /// Any state is gone on from, or refused.
+    pub fn go_on(&mut self, state: &TransportState) {
+        if self.transport.restore(state).is_ok() {
+            self.run_all();
+        }
+    }
+
+    fn run_all(&mut self) {
         for queue in 0..self.offered.len() {
             self.run(Cause::Queue(queue));
         }
+        self.run(Cause::Ready);
     }
 }
 

@@ -42,6 +42,7 @@ const TARGETS: &[Target] = &[
     Target { name: "vsock", longest_bytes: 256, seeds: &[] },
     Target { name: "entropy", longest_bytes: 256, seeds: &[] },
     Target { name: "balloon", longest_bytes: 256, seeds: &[] },
+    Target { name: "snapshot", longest_bytes: 512, seeds: &[] },
     Target { name: "net", longest_bytes: 256, seeds: &[] },
 ];
 

@@ -84,16 +84,16 @@ pub fn write(state: &State, memory: &GuestMemory, folder: &Path) -> Result<(), W
     let mut partial = folder.as_os_str().to_owned();
     partial.push(".partial");
     let partial = PathBuf::from(partial);
-    let written = write_all(state, memory, &partial).and_then(|()| fs::rename(&partial, folder));
+    // Somebody else may be at it.
+    fs::create_dir(&partial).map_err(|source| WriteError::Io { path: partial.clone(), source })?;
+    let written = write_files(state, memory, &partial).and_then(|()| fs::rename(&partial, folder));
     written.map_err(|source| {
-        // It may never have been made.
         let _ = fs::remove_dir_all(&partial);
         WriteError::Io { path: folder.to_owned(), source }
     })
 }
 
-fn write_all(state: &State, memory: &GuestMemory, folder: &Path) -> io::Result<()> {
-    fs::create_dir(folder)?;
+fn write_files(state: &State, memory: &GuestMemory, folder: &Path) -> io::Result<()> {
     let kept = File::create_new(folder.join(MEMORY))?;
     memory::write(memory, &kept)?;
     kept.sync_all()?;
@@ -107,4 +107,35 @@ fn read_state(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(MOST_STATE_BYTES).read_to_end(&mut bytes)?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory;
+    use crate::x86_64::state::ProcessorsState;
+
+    #[test]
+    fn what_is_there_already_is_left_as_it_is() {
+        let state = State {
+            made_of: String::new(),
+            memory_mebibytes: 64,
+            serial: None,
+            processors: ProcessorsState::default(),
+            devices: Vec::new(),
+        };
+        let memory = memory::map(64).unwrap();
+        let place = tempfile::tempdir().unwrap();
+        let (folder, partial) = (place.path().join("saved"), place.path().join("saved.partial"));
+        write(&state, &memory, &folder).unwrap();
+        assert_eq!(fs::read(folder.join(STATE)).unwrap(), state.encode());
+        assert_eq!(fs::metadata(folder.join(MEMORY)).unwrap().len(), 64 << 20);
+        write(&state, &memory, &folder).unwrap_err();
+        assert!(folder.join(STATE).exists() && !partial.exists());
+
+        fs::rename(&folder, &partial).unwrap();
+        let error = write(&state, &memory, &folder).unwrap_err();
+        assert!(error.to_string().contains("saved.partial"), "{error}");
+        assert!(partial.join(STATE).exists() && !folder.exists());
+    }
 }
