@@ -22,6 +22,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::{Bus, Overlap};
 use crate::devices::{Devices, DevicesError, Owner, StartError};
+use crate::jail::cell::{self, CellError};
 use crate::jail::seccomp::{Filter, Role, SeccompError};
 use crate::kernel::{Kernel, KernelError, Loaded};
 use crate::memory::{self, GuestMemory, MemoryError};
@@ -91,6 +92,8 @@ pub enum RunError {
     Vcpus(#[from] io::Error),
     #[error(transparent)]
     Devices(#[from] StartError),
+    #[error(transparent)]
+    Limit(#[from] CellError),
     #[error(transparent)]
     Seccomp(#[from] SeccompError),
 }
@@ -205,6 +208,7 @@ impl Machine {
         });
         let devices = devices.start(filters.devices, owner)?;
         let threads = Threads::start(vcpus, &filters.vcpu, &shared, &told, Event::Ended)?;
+        cell::forbid_processes()?;
         filters.main.apply()?;
         // We hold a sender ourselves, so that it always ends with an event.
         let ending = match events.recv() {

@@ -27,6 +27,9 @@ usage: sealci-vmm --kernel FILE [OPTION…]
 
 Disks and ports may be several; the guest's own CID is 3. It has a source of random
 numbers, and a balloon by which it gives back what memory it does not use.
+What runs the guest is a process of its own that can reach nothing: it has an empty root,
+no network, no other process and no capability, and is nobody; started by a user it needs
+user namespaces for that. Root's sockets must let everybody connect (mode 0666).
 It ends with 0 when the guest has reset the machine or turned it off.";
 
 const MEMORY_MEBIBYTES: u64 = 256;
