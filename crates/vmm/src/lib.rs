@@ -13,7 +13,7 @@
 
 pub mod bus;
 mod devices;
-mod jail;
+pub mod jail;
 pub mod kernel;
 pub mod machine;
 pub mod memory;

@@ -24,6 +24,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::{Bus, Overlap};
 use crate::devices::{Devices, DevicesError, Owner, StartError};
+use crate::jail::cell::{self, CellError};
 use crate::jail::seccomp::{Filter, Role, SeccompError};
 use crate::kernel::{Kernel, KernelError, Loaded};
 use crate::memory::{self, GuestMemory, MemoryError};
@@ -106,6 +107,8 @@ pub enum RunError {
     Vcpus(#[from] io::Error),
     #[error(transparent)]
     Devices(#[from] StartError),
+    #[error(transparent)]
+    Limit(#[from] CellError),
     #[error(transparent)]
     Seccomp(#[from] SeccompError),
     #[error(transparent)]
@@ -248,6 +251,7 @@ impl Machine {
         });
         let mut devices = devices.start(filters.devices, owner)?;
         let mut threads = Threads::start(vcpus, &filters.vcpu, &shared, &told, Event::Ended)?;
+        cell::forbid_processes()?;
         if keeping.is_none() {
             filters.main.apply()?;
         }

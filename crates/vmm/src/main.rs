@@ -12,6 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use sealci_vmm::jail::cell::{self, Cell, Door, Side};
 use sealci_vmm::kernel;
 use sealci_vmm::machine::{Around, Command, Commands, Config, Control, Ending, Keep, Machine, Restore};
 use sealci_vmm::serial::Output;
@@ -46,8 +47,8 @@ fn main() -> ExitCode {
             return ExitCode::from(USAGE_ERROR);
         }
     };
-    match run(options) {
-        Ok(()) => ExitCode::SUCCESS,
+    match start(options) {
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {}", with_causes(&*error));
             ExitCode::FAILURE
@@ -55,11 +56,26 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(options: Options) -> Result<(), Box<dyn Error>> {
+fn start(options: Options) -> Result<ExitCode, Box<dyn Error>> {
     if let Begin::Extract { kernel, to } = &options.begin {
-        return extract(kernel, to);
+        return extract(kernel, to).map(|()| ExitCode::SUCCESS);
     }
-    let (ending, totals) = machine(options)?.run()?;
+    match cell::enter()? {
+        Side::Outside(keeper) => Ok(keeper.keep()?.into()),
+        Side::Inside(cell) => run(options, cell).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn run(options: Options, cell: Cell) -> Result<(), Box<dyn Error>> {
+    let (doors, is_saved) = (doors(&options), options.saves());
+    let machine = machine(options)?;
+    // What is saved is written to a folder, which the jail has none of.
+    if is_saved {
+        drop(cell);
+    } else if !cell.lock(&doors)? {
+        eprintln!("note: this kernel has no landlock, so the machine's process is jailed without it");
+    }
+    let (ending, totals) = machine.run()?;
     let how = match ending {
         Ending::Reset => "has reset the machine",
         Ending::Off => "has turned the machine off",
@@ -101,6 +117,10 @@ fn machine(options: Options) -> Result<Machine, Box<dyn Error>> {
 
 /// The file gets its name when it is whole.
 fn extract(kernel: &Path, to: &Path) -> Result<(), Box<dyn Error>> {
+    if to == Path::new(STANDARD) {
+        let mut file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+        return Ok(kernel::extract(kernel, &mut file)?);
+    }
     let mut partial = to.as_os_str().to_owned();
     partial.push(".partial");
     let partial = PathBuf::from(partial);
@@ -125,7 +145,8 @@ fn devices(options: &Options, control: &Control) -> Result<Vec<Box<dyn Device>>,
         _ => None,
     };
     if !options.vsock.is_empty() || snapshot.is_some() {
-        let ends: Result<BTreeMap<_, _>, io::Error> = options.vsock.iter().map(host_end).collect();
+        let ends: Result<BTreeMap<_, _>, io::Error> =
+            options.vsock.iter().map(|end| host_end(end, options.saves())).collect();
         let ends = ends.map(|mut ends| {
             ends.extend(snapshot.map(|(port, _)| (*port, when_called(control))));
             ends
@@ -138,9 +159,21 @@ fn devices(options: &Options, control: &Control) -> Result<Vec<Box<dyn Device>>,
     Ok(devices)
 }
 
-fn host_end((port, path): (&u32, &PathBuf)) -> io::Result<(u32, HostEnd)> {
+/// What the guest's ports lead to, of which the jail would have nothing otherwise.
+fn doors(options: &Options) -> Vec<Door> {
+    let sockets = options.vsock.iter().filter(|(_, path)| *path != Path::new(STANDARD));
+    sockets.map(|(port, path)| Door { outside: path.clone(), inside: door(*port) }).collect()
+}
+
+/// Its name in the jail.
+fn door(port: u32) -> String {
+    format!("port-{port}")
+}
+
+fn host_end((port, path): (&u32, &PathBuf), is_saved: bool) -> io::Result<(u32, HostEnd)> {
     if path != Path::new(STANDARD) {
-        return Ok((*port, HostEnd::Listener(path.clone())));
+        let path = if is_saved { path.clone() } else { Path::new("/").join(door(*port)) };
+        return Ok((*port, HostEnd::Listener(path)));
     }
     let socket = UnixStream::from(standard_input()?);
     socket.set_nonblocking(true)?;

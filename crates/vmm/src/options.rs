@@ -27,12 +27,17 @@ usage: sealci-vmm --kernel FILE [OPTION…]
                               refused. It takes the same root, as many disks and ports, and written disks of the same size
   --made-of TEXT              what the machine is made of, digests of kernel and root, say: saved with it, and what is
                               restored has to be made of the same
-  --extract FILE              runs no guest, but writes the vmlinux that is in the bzImage to a file: guests need not
-                              unpack it then, and have it at an address that is no secret
+  --extract FILE              runs no guest, but writes the vmlinux that is in the bzImage to a file, or with - to the one
+                              that is standard output: guests need not unpack it then, and have it at an address that
+                              is no secret
   --version                   says which version this is
 
 Disks and ports may be several; the guest's own CID is 3. It has a source of random
 numbers, and a balloon by which it gives back what memory it does not use.
+What runs the guest is a process of its own that can reach nothing: it has an empty root,
+no network, no other process and no capability, and is nobody; started by a user it needs
+user namespaces for that. Root's sockets must let everybody connect (mode 0666). A machine
+that may be saved is not shut in so, and should run nothing of a stranger's.
 It ends with 0 when the guest has reset the machine or turned it off.";
 
 /// What a guest has that was not told otherwise.
@@ -108,6 +113,11 @@ pub enum OptionsError {
 }
 
 impl Options {
+    /// Whether the machine may be saved.
+    pub fn saves(&self) -> bool {
+        matches!(&self.begin, Begin::Kernel(Boot { snapshot: Some(_), .. }))
+    }
+
     /// Reads all arguments but the program's name.
     pub fn read(arguments: impl IntoIterator<Item = String>) -> Result<Self, OptionsError> {
         let (mut kernel, mut initramfs, mut serial, mut made_of) = (None, None, None, None);

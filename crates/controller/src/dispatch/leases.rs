@@ -217,9 +217,6 @@ impl Driver {
 
     /// Somebody else owns a pipeline now.
     pub(super) fn taken(&mut self, id: PipelineId) {
-        if let Some(live) = self.live.get(&id) {
-            live.active_attempts().for_each(|(attempt, _)| self.presence.forget(attempt));
-        }
         self.drop_live(id);
         self.forgotten.remove(&id);
     }

@@ -145,8 +145,10 @@ impl Driver {
         self.live.insert(id, live);
     }
 
+    /// Forgets a pipeline. Should it come back, silence counts from then: until then nobody may have listened here.
     pub(super) fn drop_live(&mut self, id: PipelineId) {
         if let Some(live) = self.live.remove(&id) {
+            live.active_attempts().for_each(|(attempt, _)| self.presence.forget(attempt));
             for action in &live.state.actions {
                 self.by_action.remove(&action.id);
             }

@@ -1,7 +1,7 @@
 //! Keeps kernels as they are without their packing: a guest that need not unpack its kernel starts sooner.
 
 use std::fs::{self, File};
-use std::io::{self, Seek};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use sealci_image::Digest;
@@ -58,9 +58,11 @@ impl KernelStore {
     ) -> Result<Unpacked, UnpackError> {
         let refused = |source| UnpackError::Refused { image: image.to_owned(), source };
         let name = Digest::of(&fs::read(image).map_err(refused)?);
-        let make = |mut file: &File| {
+        let make = |file: &File| {
             unpack(file).map_err(refused)?;
-            file.stream_position().map_err(|source| storage(self.shelf.folder(), source))
+            file.metadata()
+                .map(|metadata| metadata.len())
+                .map_err(|source| storage(self.shelf.folder(), source))
         };
         let kept = self.shelf.obtain(name.hex(), make, |source| storage(self.shelf.folder(), source))?;
         Ok(Unpacked { kept })

@@ -9,6 +9,7 @@ mod cost;
 mod devices;
 mod ending;
 mod initramfs;
+mod jail;
 mod lab;
 mod refusals;
 mod snapshots;
