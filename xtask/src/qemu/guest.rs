@@ -32,6 +32,8 @@ pub struct Hardware {
     pub emulated: &'static str,
     /// How many it has at most.
     pub processors: usize,
+    /// QEMU's arguments for its clock where it is emulated.
+    pub clock: &'static [&'static str],
 }
 
 /// A running guest.
@@ -65,17 +67,18 @@ impl Guest {
         let is_there = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
         let useless = Useless::of(folder);
         if is_there && !useless.is_known() {
-            match Self::boot_with(("kvm", "max", processors), KVM_BOOT, folder, base, payload) {
+            match Self::boot_with(("kvm", "max", processors, &[]), KVM_BOOT, folder, base, payload) {
                 Ok(guest) => return Ok(guest),
                 Err(_) => println!("/dev/kvm does not work here: the guest is emulated"),
             }
             useless.remember();
         }
-        Self::boot_with(("tcg", hardware.emulated, processors), EMULATED_BOOT, folder, base, payload)
+        let emulated = ("tcg", hardware.emulated, processors, hardware.clock);
+        Self::boot_with(emulated, EMULATED_BOOT, folder, base, payload)
     }
 
     fn boot_with(
-        (accelerator, processor, processors): (&str, &str, usize),
+        (accelerator, processor, processors, clock): (&str, &str, usize, &[&str]),
         patience: Duration,
         folder: &Path,
         base: &Base,
@@ -86,6 +89,7 @@ impl Guest {
         let mut qemu = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
             .args(["-accel", accelerator, "-cpu", processor, "-smp", &processors.to_string()])
+            .args(clock)
             .args(["-m", &format!("{}M", memory_mebibytes()), "-nodefaults", "-nographic", "-no-reboot"])
             .args(["-serial", &format!("file:{}", console.display()), "-serial", "stdio"])
             .arg("-kernel")

@@ -27,7 +27,8 @@ pub enum Processor {
     /// interrupts off by then: its `helper_vmrun` leaves the vector in `exception_index`, and whatever makes the emulation leave
     /// its loop before the guest's next exit takes that for a new one (seen with 7.2; newer ones have the same code). A kernel
     /// that is interrupted so under a lock that the interrupt takes, too, stands still for ever. Where the end of each
-    /// interrupt is an exit, that exit comes before any lock.
+    /// interrupt is an exit, that exit comes before any lock. It leaves the handler's first instructions: a kernel that is
+    /// interrupted there on its way out of a program takes the program's GS for its own, and panics.
     Emulated,
 }
 
