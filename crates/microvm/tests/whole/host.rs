@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStdout, ExitStatus};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sealci_guest::wire::{Ending, FromInit, HEADER_BYTES, Header, MAX_FROM_INIT_BYTES, ToInit, VERSION};
 
@@ -24,6 +24,9 @@ pub enum Said {
 
 /// A machine that has called.
 pub struct Machine {
+    pub monitor: u32,
+    /// How long after its monitor was started it said its first word.
+    pub ready_after: Duration,
     stream: UnixStream,
     console: ChildStdout,
     guard: Guard,
@@ -80,12 +83,14 @@ pub fn ended_or_killed(mut child: Child) -> String {
 
 impl Machine {
     pub fn new(mut child: Child, listener: &UnixListener, socket: PathBuf) -> Self {
-        let console = child.stdout.take().unwrap();
+        let begun = Instant::now();
+        let (monitor, console) = (child.id(), child.stdout.take().unwrap());
         let guard = Guard::new(child, Some(socket));
         let (stream, _) = listener.accept().unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut machine = Self { stream, console, guard };
+        let mut machine = Self { monitor, ready_after: Duration::ZERO, stream, console, guard };
         assert_eq!(machine.hear(), Said::Other);
+        machine.ready_after = begun.elapsed();
         machine
     }
 
@@ -132,7 +137,7 @@ impl Machine {
 
     /// Goes away, and waits for the machine's end.
     pub fn hang_up(self) -> ExitStatus {
-        let Self { stream, mut console, mut guard } = self;
+        let Self { stream, mut console, mut guard, .. } = self;
         drop(stream);
         // It holds this open while it lives.
         console.read_to_end(&mut Vec::new()).unwrap();

@@ -145,6 +145,8 @@ impl Lab {
         }
         if let Some(bytes) = wanted.scratch_bytes {
             let disk = self.folder.path().join(name);
+            // That of a machine that is gone.
+            let _ = fs::remove_file(&disk);
             scratch::make(&disk, bytes).unwrap();
             command.arg("--disk").arg(disk);
         }
