@@ -96,6 +96,10 @@ fn run(options: Options, cell: Cell) -> Result<(), Box<dyn Error>> {
 
 /// The file gets its name when it is whole.
 fn extract(kernel: &Path, to: &Path) -> Result<(), Box<dyn Error>> {
+    if to == Path::new(STANDARD) {
+        let mut file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+        return Ok(kernel::extract(kernel, &mut file)?);
+    }
     let mut partial = to.as_os_str().to_owned();
     partial.push(".partial");
     let partial = PathBuf::from(partial);

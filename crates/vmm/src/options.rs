@@ -21,8 +21,9 @@ usage: sealci-vmm --kernel FILE [OPTION…]
   --vsock PORT=SOCKET         what connects to this port of CID 2 gets this listening unix socket of the host's, or with -
                               the socket that is standard input
   --end-with-stdin            stops the guest when standard input, a pipe or a socket, is closed by its other end
-  --extract FILE              runs no guest, but writes the vmlinux that is in the bzImage to a file: guests need not
-                              unpack it then, and have it at an address that is no secret
+  --extract FILE              runs no guest, but writes the vmlinux that is in the bzImage to a file, or with - to the one
+                              that is standard output: guests need not unpack it then, and have it at an address that
+                              is no secret
   --version                   says which version this is
 
 Disks and ports may be several; the guest's own CID is 3. It has a source of random
