@@ -419,3 +419,17 @@ fn a_failed_action_is_tried_again_as_its_manifest_says() {
     let retried: Value = serde_json::from_str(retried).unwrap();
     assert_eq!((&retried["attempt"], &retried["outcome"]["exit_code"]), (&1.into(), &1.into()));
 }
+
+/// It needs no server, and no KVM to say what is wrong with a kernel.
+#[test]
+fn the_carried_monitor_is_run_as_it_is() {
+    let installation = Installation::none();
+    let version = installation.sealci(&["vm", "run", "--version"]);
+    assert!(version.status.success(), "{version:?}");
+    assert!(String::from_utf8_lossy(&version.stdout).starts_with("sealci-vmm "), "{version:?}");
+    let help = installation.sealci(&["vm", "run", "--", "--help"]);
+    assert!(String::from_utf8_lossy(&help.stdout).contains("--initramfs"), "{help:?}");
+    let nothing = installation.sealci(&["vm", "run", "--kernel", "/nowhere/vmlinuz"]);
+    assert_eq!(nothing.status.code(), Some(1), "{nothing:?}");
+    assert!(String::from_utf8_lossy(&nothing.stderr).contains("/nowhere/vmlinuz"), "{nothing:?}");
+}

@@ -52,12 +52,6 @@ pub struct Orders {
     pub forget: bool,
 }
 
-impl Orders {
-    fn ends(&self) -> bool {
-        self.cancel.is_some() || self.kill || self.forget
-    }
-}
-
 /// The length of an exclusive action's leases.
 pub fn exclusive_lease(spec: &ActionSpec) -> Option<Duration> {
     (spec.exclusive_lease_ms > 0).then(|| Duration::from_millis(spec.exclusive_lease_ms))
@@ -195,7 +189,11 @@ impl AttemptTask {
                     }
                 }
             }
-            if !may_start || orders.ends() {
+            if orders.cancel.is_some() {
+                stop.cancel();
+            }
+            // What is cancelled has its claim granted, which may not have been heard yet; then its end is to be told.
+            if !may_start || orders.kill || (granted && orders.cancel.is_some()) {
                 stop.cancel();
                 let prepared = match prepared.take() {
                     Some(prepared) => prepared,

@@ -11,10 +11,13 @@ pub enum Decision {
     TakeOn,
     /// It is held, and still not granted: ask again.
     AskAgain,
-    /// End it properly; its terminal event will say so.
+    /// End it properly; its terminal event will say so. One that is not granted, as far as is heard, waits for its claim's
+    /// answer: what is to be cancelled is claimed.
     Cancel { grace: Duration },
     /// End it at once, and report nothing.
     Forget,
+    /// The same, unless its claim is under way: that may be granted by now, and the answer says whose it is.
+    ForgetUnasked,
     /// Leave things as they are. What is not held is missing in the next `Held`, which says enough.
     Leave,
 }
@@ -27,12 +30,9 @@ pub fn decide(wish: &desired_entry::Wish, held: Option<HeldState>, takes_new: bo
         (Wish::Run(_), None) if takes_new => Decision::TakeOn,
         (Wish::Run(_), Some(HeldState::Assigned)) => Decision::AskAgain,
         (Wish::Run(_) | Wish::Keep(_), _) => Decision::Leave,
-        // Nothing has run, nothing is recorded: there is no terminal event to tell.
-        (Wish::Cancel(_), Some(HeldState::Assigned)) => Decision::Forget,
-        (Wish::Cancel(cancel), Some(HeldState::Claimed | HeldState::Running)) => {
-            Decision::Cancel { grace: Duration::from_millis(cancel.grace_ms) }
-        }
-        (Wish::Cancel(_), _) => Decision::Leave,
+        (Wish::Cancel(_), None | Some(HeldState::Finished)) => Decision::Leave,
+        (Wish::Cancel(cancel), Some(_)) => Decision::Cancel { grace: Duration::from_millis(cancel.grace_ms) },
+        (Wish::Drop(_), Some(HeldState::Assigned)) => Decision::ForgetUnasked,
         (Wish::Drop(_), Some(_)) => Decision::Forget,
         (Wish::Drop(_), None) => Decision::Leave,
     }
@@ -73,12 +73,12 @@ mod tests {
     }
 
     #[test]
-    fn a_cancel_ends_what_was_granted_and_forgets_what_was_not() {
+    fn a_cancel_ends_what_has_not_ended() {
         let cancel = Wish::Cancel(Cancel { grace_ms: 1500 });
         let ended = Decision::Cancel { grace: Duration::from_millis(1500) };
         for (held, decision) in [
             (None, Decision::Leave),
-            (Some(HeldState::Assigned), Decision::Forget),
+            (Some(HeldState::Assigned), ended.clone()),
             (Some(HeldState::Claimed), ended.clone()),
             (Some(HeldState::Running), ended),
             (Some(HeldState::Finished), Decision::Leave),
@@ -89,8 +89,9 @@ mod tests {
 
     #[test]
     fn a_drop_forgets_whatever_is_held() {
-        for held in STATES {
-            assert_eq!(decide(&Wish::Drop(Drop {}), Some(held), true), Decision::Forget);
+        assert_eq!(decide(&Wish::Drop(Drop {}), Some(HeldState::Assigned), true), Decision::ForgetUnasked);
+        for held in &STATES[1..] {
+            assert_eq!(decide(&Wish::Drop(Drop {}), Some(*held), true), Decision::Forget);
         }
         assert_eq!(decide(&Wish::Drop(Drop {}), None, true), Decision::Leave);
     }

@@ -417,7 +417,8 @@ impl Stream {
                 }
                 Decision::Cancel { grace } => agent.cancel(id, grace),
                 Decision::Forget => agent.forget(id),
-                Decision::Leave => {}
+                Decision::ForgetUnasked if !self.claims_asked.contains_key(&id) => agent.forget(id),
+                Decision::ForgetUnasked | Decision::Leave => {}
             }
             self.noticed(agent, id, now);
         }

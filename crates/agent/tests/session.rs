@@ -188,6 +188,44 @@ async fn a_refused_claim_is_dropped_and_runs_nothing() {
     agent.stop().await;
 }
 
+/// It may be granted by now: an agent that forgot it would have its action counted as lost.
+#[tokio::test]
+async fn a_drop_waits_for_the_answer_to_a_claim_under_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_scheduler, agent, mut line) = connected(folder.path()).await;
+    let mut record = Record { keep_claims: true, ..Record::default() };
+    line.desire([1, 2].map(|number| (attempt(number), run(&spec(&["print hello"]))))).await;
+    line.serve(&mut record, |record| record.claims.len() == 2).await;
+    line.desire([1, 2].map(|number| (attempt(number), desired_entry::Wish::Drop(agent::Drop {})))).await;
+    record.held = line.answered().await;
+    assert_eq!(record.held.attempts.len(), 2, "{:?}", record.held);
+    let claim_of = |id| record.claims.iter().find(|claim| claim.0 == id).unwrap().1.clone();
+    let (one, other) = (claim_of(attempt(1)), claim_of(attempt(2)));
+    let refused = claim_answer::Answer::Refused(agent::ClaimRefused { reason: "nobody wants it".into() });
+    line.say(claim_answer(attempt(1), one, refused)).await;
+    line.say(record.grant(attempt(2), other)).await;
+    line.serve(&mut record, |record| record.is_closed(attempt(2)) && record.held.attempts.is_empty()).await;
+    assert_eq!(record.of(attempt(2)).outcome(), Some(&Outcome::Succeeded));
+    assert!(!record.attempts.contains_key(&attempt(1)));
+    agent.stop().await;
+}
+
+/// The cancel comes before the attempt has written its grant down.
+#[tokio::test]
+async fn what_is_cancelled_right_after_its_grant_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_scheduler, agent, mut line) = connected(folder.path()).await;
+    let mut record = Record { keep_claims: true, ..Record::default() };
+    line.desire([(attempt(1), run(&spec(&["hang"])))]).await;
+    line.serve(&mut record, |record| record.claims.len() == 1).await;
+    let claim = record.claims[0].1.clone();
+    line.say(record.grant(attempt(1), claim)).await;
+    line.desire([(attempt(1), desired_entry::Wish::Cancel(agent::Cancel { grace_ms: 50 }))]).await;
+    line.serve(&mut record, |record| record.is_closed(attempt(1)) && record.held.attempts.is_empty()).await;
+    assert_eq!(record.of(attempt(1)).outcome(), Some(&Outcome::Cancelled));
+    agent.stop().await;
+}
+
 #[tokio::test]
 async fn a_fenced_attempt_is_killed_without_grace_and_still_told() {
     let folder = tempfile::tempdir().unwrap();
@@ -208,7 +246,7 @@ async fn a_fenced_attempt_is_killed_without_grace_and_still_told() {
 }
 
 #[tokio::test]
-async fn a_cancel_ends_what_runs_and_forgets_what_does_not_yet() {
+async fn a_cancel_ends_what_runs_and_what_is_granted_only_then() {
     let folder = tempfile::tempdir().unwrap();
     let (_scheduler, agent, mut line) = connected(folder.path()).await;
     let mut record = Record::default();
@@ -216,11 +254,19 @@ async fn a_cancel_ends_what_runs_and_forgets_what_does_not_yet() {
     line.desire([(attempt(1), run(&spec(&["hang"])))]).await;
     line.serve(&mut record, |record| record.is_running(attempt(1))).await;
     record.keep_claims = true;
-    line.desire([(attempt(2), run(&spec(&["hang"])))]).await;
-    line.serve(&mut record, |record| record.claims.len() == 2).await;
-    line.desire([(attempt(1), cancel()), (attempt(2), cancel()), (attempt(3), cancel())]).await;
-    line.serve(&mut record, |record| record.is_closed(attempt(1)) && record.held.attempts.is_empty()).await;
+    line.desire([2, 3].map(|number| (attempt(number), run(&spec(&["hang"]))))).await;
+    line.serve(&mut record, |record| record.claims.len() == 3).await;
+    line.desire([1, 2, 3, 4].map(|number| (attempt(number), cancel()))).await;
+    line.serve(&mut record, |record| record.is_closed(attempt(1)) && record.held.attempts.len() == 2).await;
     assert_eq!(record.of(attempt(1)).outcome(), Some(&Outcome::Cancelled));
+    // The answers to the claims come by another way than the cancel.
+    let claim_of = |id| record.claims.iter().find(|claim| claim.0 == id).unwrap().1.clone();
+    let (one, other) = (claim_of(attempt(2)), claim_of(attempt(3)));
+    let refused = claim_answer::Answer::Refused(agent::ClaimRefused { reason: "it is over".into() });
+    line.say(claim_answer(attempt(2), one, refused)).await;
+    line.say(record.grant(attempt(3), other)).await;
+    line.serve(&mut record, |record| record.is_closed(attempt(3)) && record.held.attempts.is_empty()).await;
+    assert_eq!(record.of(attempt(3)).outcome(), Some(&Outcome::Cancelled));
     assert!(!record.attempts.contains_key(&attempt(2)));
     agent.stop().await;
 }

@@ -15,6 +15,7 @@ use sealci_proto::scheduler::{
     from_agent, scheduler_message, to_agent, want,
 };
 use serde_json::{Value, json};
+use support::inside::Inside;
 use support::*;
 
 const ONE: &str = "name: one\nactions:\n  one:\n    commands: [echo a]\n";
@@ -258,6 +259,43 @@ async fn replicas_do_not_fight_for_what_an_agent_holds() {
     assert!((200..300).contains(&status), "{status}");
     let epoch = others_line.stated(&finished).await.epoch;
     assert!(epoch <= 3, "taken over for the log, and for the wish: epoch {epoch}");
+}
+
+/// A replica that lost a pipeline and was not told of it: what it remembers is no answer to an agent that says something again,
+/// and nothing to tell a scheduler.
+#[tokio::test]
+async fn what_another_replica_took_over_is_not_answered_from_memory() {
+    let Some([(one, mut line), (other, _others_line)]) = two().await else { return };
+    let (running, waiting) = (created(&one, 1).await, created(&one, 2).await);
+    let attempts = [line.queued().await, line.queued().await];
+    let mut agent = line.granted(&attempts[0]).await;
+    agent.running().await;
+    agent.log(0, b"before\n").await;
+    agent.line.acknowledged(1, 7).await;
+    let token = agent.token;
+    // Taken over, and the news of it is lost.
+    let theirs = created(&other, 3).await;
+    let owner = format!("(SELECT owner FROM pipelines WHERE id = '{theirs}')");
+    let take_over =
+        format!("UPDATE pipelines SET owner = {owner}, epoch = 2 WHERE id IN ('{running}', '{waiting}')");
+    Inside::of(&one).await.execute(&take_over).await;
+
+    let chunk = LogChunk {
+        attempt: Some(attempts[0].clone()),
+        token,
+        offset: 0,
+        data: bytes::Bytes::from_static(b"before\n"),
+        gap: None,
+    };
+    line.forward(from_agent::Body::LogChunk(chunk)).await;
+    line.ended().await;
+    let mut line = one.standing_line().await;
+    let ours = created(&one, 4).await;
+    let stated = line.until(|body| match body {
+        controller_message::Body::Wants(wants) => Some(wants.pipeline_id),
+        _ => None,
+    });
+    assert_eq!(stated.await, ours, "the others are not this replica's");
 }
 
 #[tokio::test]

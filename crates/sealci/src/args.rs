@@ -4,6 +4,7 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     agents, artifacts, caches, check, completion, doctor, exec, gc, logs, pipelines, repos, run, serve, up,
+    vm,
 };
 
 /// A distributed CI that runs every action sealed.
@@ -63,6 +64,9 @@ pub enum Command {
     Scheduler(serve::SchedulerArgs),
     /// Run the monitor
     Monitor(serve::MonitorArgs),
+    /// Run a machine of the monitor that agents carry
+    #[command(subcommand)]
+    Vm(VmCommand),
     /// Print a shell's completion script
     Completion(completion::CompletionArgs),
     /// Write the manual pages
@@ -107,6 +111,12 @@ pub enum RepoCommand {
     Add(repos::RepoAddArgs),
     /// Watch a repository no longer
     Remove(repos::RepoRemoveArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum VmCommand {
+    /// Boot one Linux guest behind hardware virtualization (KVM)
+    Run(vm::VmRunArgs),
 }
 
 /// `sealci agent` alone runs one.

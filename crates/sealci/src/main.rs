@@ -32,12 +32,13 @@ mod terminal;
 mod unpack;
 mod up;
 mod view;
+mod vm;
 
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
-use crate::args::{AgentCommand, ArtifactCommand, CacheCommand, Cli, Command, RepoCommand};
+use crate::args::{AgentCommand, ArtifactCommand, CacheCommand, Cli, Command, RepoCommand, VmCommand};
 use crate::exit::{Exit, Failure};
 use crate::terminal::Terminal;
 
@@ -101,6 +102,7 @@ async fn dispatch(command: Command, terminal: Terminal) -> Result<Exit, Failure>
         },
         Command::Check(args) => check::check(&args, terminal),
         Command::Doctor(args) => doctor::doctor(&args, terminal).await,
+        Command::Vm(VmCommand::Run(args)) => vm::run(args),
         Command::Completion(args) => completion::completion(&args, Cli::command()),
         Command::Man(args) => completion::man(&args, Cli::command()),
         Command::Run(args) => run::run(args, terminal).await,

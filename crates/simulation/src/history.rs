@@ -12,8 +12,9 @@ use crate::world::{Size, World};
 /// So many of the last steps are printed where one fails.
 const LAST_STEPS: usize = 60;
 
-/// After everything has healed, all is to be over within so long.
-const QUIET_WITHIN: Duration = Duration::from_secs(240);
+/// After everything has healed, all is to be over within so long: a single agent may have ten actions before it that each hang up to
+/// their timeouts.
+const QUIET_WITHIN: Duration = Duration::from_secs(600);
 
 /// How a history went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

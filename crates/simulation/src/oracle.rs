@@ -12,7 +12,9 @@ use sealci_core::plan::PlannedAction;
 use sealci_proto::agent::scheduler_message as to_agent;
 use sealci_proto::agent::{ClaimAnswer, Event as AgentEvent, agent_message, claim_answer, event};
 use sealci_proto::attempt_id;
-use sealci_proto::scheduler::{ControllerMessage, from_agent, scheduler_message as to_controller};
+use sealci_proto::scheduler::{
+    ControllerMessage, controller_message as to_scheduler, from_agent, scheduler_message as to_controller,
+};
 
 use crate::controllers::LOST_AFTER;
 use crate::faults::Mood;
@@ -186,9 +188,12 @@ impl World {
         if !said.is_empty() {
             let kinds: Vec<String> = said
                 .iter()
-                .map(|message| {
-                    let text = format!("{:?}", message.body.as_ref().unwrap());
-                    text.split('(').next().unwrap_or_default().to_owned()
+                .map(|message| match message.body.as_ref().unwrap() {
+                    to_scheduler::Body::Wants(wants) => {
+                        let name = self.trace.pipeline(wants.pipeline_id.parse().unwrap());
+                        format!("Wants {name}, epoch {}", wants.epoch)
+                    }
+                    body => format!("{body:?}").split('(').next().unwrap_or_default().to_owned(),
                 })
                 .collect();
             self.note(&format!("controller {controller} says {kinds:?}"));

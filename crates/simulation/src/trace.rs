@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
-use sealci_core::ids::{ActionId, AttemptId};
+use sealci_core::ids::{ActionId, AttemptId, PipelineId};
 
 /// The steps of one run.
 #[derive(Debug)]
@@ -13,12 +13,19 @@ pub struct Trace {
     hasher: DefaultHasher,
     is_printed: bool,
     actions: BTreeMap<ActionId, usize>,
+    pipelines: BTreeMap<PipelineId, usize>,
 }
 
 impl Trace {
     /// `is_printed`: each step is printed at once.
     pub fn new(is_printed: bool) -> Self {
-        Self { lines: Vec::new(), hasher: DefaultHasher::new(), is_printed, actions: BTreeMap::new() }
+        Self {
+            lines: Vec::new(),
+            hasher: DefaultHasher::new(),
+            is_printed,
+            actions: BTreeMap::new(),
+            pipelines: BTreeMap::new(),
+        }
     }
 
     pub fn add(&mut self, now: Duration, step: &str) {
@@ -35,6 +42,12 @@ impl Trace {
         let next = self.actions.len() + 1;
         let action = *self.actions.entry(id.action).or_insert(next);
         format!("{action}.{}", id.number)
+    }
+
+    /// A pipeline's name: by the order of appearance.
+    pub fn pipeline(&mut self, id: PipelineId) -> String {
+        let next = self.pipelines.len() + 1;
+        format!("p{}", self.pipelines.entry(id).or_insert(next))
     }
 
     /// The last steps.

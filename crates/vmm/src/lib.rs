@@ -12,7 +12,7 @@
 
 pub mod bus;
 mod devices;
-mod jail;
+pub mod jail;
 pub mod kernel;
 pub mod machine;
 pub mod memory;

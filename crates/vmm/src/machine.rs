@@ -22,6 +22,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::{Bus, Overlap};
 use crate::devices::{Devices, DevicesError, Owner, StartError};
+use crate::jail::cell::{self, CellError};
 use crate::jail::seccomp::{Filter, Role, SeccompError};
 use crate::kernel::{Kernel, KernelError, Loaded};
 use crate::memory::{self, GuestMemory, MemoryError};
@@ -91,6 +92,8 @@ pub enum RunError {
     Vcpus(#[from] io::Error),
     #[error(transparent)]
     Devices(#[from] StartError),
+    #[error(transparent)]
+    Limit(#[from] CellError),
     #[error(transparent)]
     Seccomp(#[from] SeccompError),
 }
@@ -205,6 +208,7 @@ impl Machine {
         });
         let devices = devices.start(filters.devices, owner)?;
         let threads = Threads::start(vcpus, &filters.vcpu, &shared, &told, Event::Ended)?;
+        cell::forbid_processes()?;
         filters.main.apply()?;
         // We hold a sender ourselves, so that it always ends with an event.
         let ending = match events.recv() {
@@ -262,11 +266,12 @@ fn create_vcpus(
     let cannot = |source| BuildError::Kvm { what: "a virtual CPU", source };
     registers::write_tables(memory)?;
     let supported: CpuId = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(cannot)?;
+    let processor = cpuid::Processor::beneath();
     let mut vcpus = Vec::new();
     for index in 0..count {
         let vcpu = vm.create_vcpu(u64::from(index)).map_err(cannot)?;
         let mut id = supported.clone();
-        cpuid::adapt(&mut id, index, count);
+        cpuid::adapt(&mut id, index, count, processor);
         vcpu.set_cpuid2(&id).map_err(cannot)?;
         registers::prepare(&vcpu)?;
         if index == 0 {

@@ -10,6 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use sealci_vmm::jail::cell::{self, Cell, Door, Side};
 use sealci_vmm::kernel;
 use sealci_vmm::machine::{Config, Ending, Machine};
 use sealci_vmm::serial::Output;
@@ -47,8 +48,8 @@ fn main() -> ExitCode {
             return ExitCode::from(USAGE_ERROR);
         }
     };
-    match run(options) {
-        Ok(()) => ExitCode::SUCCESS,
+    match start(options) {
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {}", with_causes(&*error));
             ExitCode::FAILURE
@@ -56,10 +57,18 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(options: Options) -> Result<(), Box<dyn Error>> {
+fn start(options: Options) -> Result<ExitCode, Box<dyn Error>> {
     if let Some(to) = &options.extract {
-        return extract(&options.kernel, to);
+        return extract(&options.kernel, to).map(|()| ExitCode::SUCCESS);
     }
+    match cell::enter()? {
+        Side::Outside(keeper) => Ok(keeper.keep()?.into()),
+        Side::Inside(cell) => run(options, cell).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn run(options: Options, cell: Cell) -> Result<(), Box<dyn Error>> {
+    let doors = doors(&options);
     let devices = devices(&options)?;
     let owner = options.ends_with_stdin.then(standard_input).transpose()?;
     let serial = options.serial.as_deref().map(open_output).transpose()?;
@@ -73,6 +82,9 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
         devices,
         owner,
     })?;
+    if !cell.lock(&doors)? {
+        eprintln!("note: this kernel has no landlock, so the machine's process is jailed without it");
+    }
     let (ending, totals) = machine.run()?;
     let how = match ending {
         Ending::Reset => "has reset the machine",
@@ -87,6 +99,10 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
 
 /// The file gets its name when it is whole.
 fn extract(kernel: &Path, to: &Path) -> Result<(), Box<dyn Error>> {
+    if to == Path::new(STANDARD) {
+        let mut file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+        return Ok(kernel::extract(kernel, &mut file)?);
+    }
     let mut partial = to.as_os_str().to_owned();
     partial.push(".partial");
     let partial = PathBuf::from(partial);
@@ -120,9 +136,20 @@ fn devices(options: &Options) -> Result<Vec<Box<dyn Device>>, Box<dyn Error>> {
     Ok(devices)
 }
 
+/// What the guest's ports lead to, of which the jail would have nothing otherwise.
+fn doors(options: &Options) -> Vec<Door> {
+    let sockets = options.vsock.iter().filter(|(_, path)| *path != Path::new(STANDARD));
+    sockets.map(|(port, path)| Door { outside: path.clone(), inside: door(*port) }).collect()
+}
+
+/// Its name in the jail.
+fn door(port: u32) -> String {
+    format!("port-{port}")
+}
+
 fn host_end((port, path): (&u32, &PathBuf)) -> io::Result<(u32, HostEnd)> {
     if path != Path::new(STANDARD) {
-        return Ok((*port, HostEnd::Listener(path.clone())));
+        return Ok((*port, HostEnd::Listener(Path::new("/").join(door(*port)))));
     }
     let socket = UnixStream::from(standard_input()?);
     socket.set_nonblocking(true)?;

@@ -22,12 +22,16 @@ usage: sealci-vmm --kernel FILE [OPTION…]
                               the socket that is standard input
   --tap NAME                  a network card, on this tap of the network namespace in which it is started
   --end-with-stdin            stops the guest when standard input, a pipe or a socket, is closed by its other end
-  --extract FILE              runs no guest, but writes the vmlinux that is in the bzImage to a file: guests need not
-                              unpack it then, and have it at an address that is no secret
+  --extract FILE              runs no guest, but writes the vmlinux that is in the bzImage to a file, or with - to the one
+                              that is standard output: guests need not unpack it then, and have it at an address that
+                              is no secret
   --version                   says which version this is
 
 Disks and ports may be several; the guest's own CID is 3. It has a source of random
 numbers, and a balloon by which it gives back what memory it does not use.
+What runs the guest is a process of its own that can reach nothing: it has an empty root,
+no network, no other process and no capability, and is nobody; started by a user it needs
+user namespaces for that. Root's sockets must let everybody connect (mode 0666).
 It ends with 0 when the guest has reset the machine or turned it off.";
 
 const MEMORY_MEBIBYTES: u64 = 256;

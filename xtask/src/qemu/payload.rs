@@ -64,8 +64,7 @@ fn machines_script(extent: Extent) -> String {
 
 /// Packs the executors' tests.
 pub fn executors(folder: &Path, parts: &[Part]) -> Result<PathBuf> {
-    // The whole workspace, so that what `cargo xtask test` has built is not built with other features once more.
-    let built = Built::by(&["--workspace"])?;
+    let built = Built::by(&["executor"])?;
     let tree = Tree::begin(folder)?;
     tree.script(&script(parts))?;
     tree.place(&built.find("executor", true)?, "sealci/tests")?;
@@ -77,7 +76,7 @@ pub fn executors(folder: &Path, parts: &[Part]) -> Result<PathBuf> {
 
 /// Packs the virtual machine monitor and its tests, and the kernel, which is that of the guests within the guest, too.
 pub fn machines(folder: &Path, base: &Base, extent: Extent) -> Result<PathBuf> {
-    let built = Built::by(&["--workspace"])?;
+    let built = Built::by(&["machine", "whole", "executor"])?;
     let tree = Tree::begin(folder)?;
     tree.script(&machines_script(extent))?;
     tree.place(&built.find("machine", true)?, "sealci/tests")?;
@@ -214,11 +213,12 @@ fn script(parts: &[Part]) -> String {
 struct Built(Vec<Value>);
 
 impl Built {
-    /// Builds the tests of these packages, and their programs.
-    fn by(packages: &[&str]) -> Result<Self> {
+    /// Builds these test programs, and what they run. Of the whole workspace, so that what `cargo xtask test` has built is not
+    /// built with other features once more.
+    fn by(tests: &[&str]) -> Result<Self> {
         let output = workspace::cargo()
-            .arg("test")
-            .args(packages)
+            .args(["test", "--workspace"])
+            .args(tests.iter().flat_map(|name| ["--test", name]))
             .args(["--locked", "--no-run", "--message-format=json-render-diagnostics"])
             .stdin(Stdio::null())
             .stderr(Stdio::inherit())

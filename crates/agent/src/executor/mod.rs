@@ -32,6 +32,7 @@ pub use environment::DEFAULT_PIDS;
 pub use images::Images;
 pub use neighbourhood::Neighbourhood;
 pub use notes::{NoteReader, Notes, notes};
+pub use programs::MONITOR_PROGRAM;
 pub use sealci_guest::wire::Lease;
 
 use std::collections::BTreeMap;

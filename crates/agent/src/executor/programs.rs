@@ -18,9 +18,11 @@ pub(super) struct Program {
 pub(super) const INIT: Program =
     Program { name: "sealci-init", bytes: include_bytes!(env!("SEALCI_INIT_BINARY")) };
 
+/// The virtual machine monitor: a static program.
+pub const MONITOR_PROGRAM: &[u8] = include_bytes!(env!("SEALCI_VMM_BINARY"));
+
 /// What runs a machine.
-pub(super) const VMM: Program =
-    Program { name: "sealci-vmm", bytes: include_bytes!(env!("SEALCI_VMM_BINARY")) };
+pub(super) const VMM: Program = Program { name: "sealci-vmm", bytes: MONITOR_PROGRAM };
 
 /// Writes `<data_dir>/bin/<name>-<checksum>`, unless it is there. What a former process was killed over goes.
 pub(super) fn install(data_dir: &Path, program: Program) -> Result<PathBuf, ExecutorError> {

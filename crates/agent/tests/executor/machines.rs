@@ -79,7 +79,7 @@ pub async fn what_a_machine_has_is_bounded(lab: &Lab) {
 pub async fn a_dropped_machine_is_gone(lab: &Lab) {
     let mut execution = lab.start(lab.request(["echo up; sleep 1000"])).await;
     until_output(&mut execution, "up\n").await;
-    assert_eq!(monitors(lab).len(), 1);
+    assert!(!monitors(lab).is_empty());
     drop(execution);
     eventually("the monitor is gone", || monitors(lab).is_empty());
 }

@@ -15,7 +15,7 @@ use super::commit::Transaction;
 use super::driver::Driver;
 use super::lines::{AgentStream, LineId};
 use super::places::{Place, Take};
-use super::reports::ReportError;
+use super::reports::{ReportError, unknown};
 use super::{AgentView, Answer, Refusal};
 use crate::store::StoreError;
 use crate::store::entity::{agent_instances, agents};
@@ -233,19 +233,24 @@ impl Driver {
         }
         let id = attempt_id(&held.attempt)?;
         let token = FencingToken(held.token);
-        let is_wanted = match self.place_of_attempt(id, Take::Never).await? {
-            Place::Here(live) => {
-                live.current(id).is_some_and(|attempt| attempt.token == token && attempt.outcome().is_none())
-            }
+        let is_finished = held.state() == HeldState::Finished;
+        let live = match self.place_of_attempt(id, Take::Never).await? {
+            Place::Here(live) => live,
             Place::Elsewhere => return Ok(()),
-            Place::Nowhere => false,
+            Place::Nowhere => {
+                if is_first_word || !is_finished {
+                    transaction.post.for_agent(stream, unknown(id, token));
+                }
+                return Ok(());
+            }
         };
+        let is_wanted =
+            live.current(id).is_some_and(|attempt| attempt.token == token && attempt.outcome().is_none());
+        if is_first_word || !(is_wanted || is_finished) {
+            transaction.acknowledge(stream, live.id(), id, token);
+        }
         if is_wanted {
             self.presence.heard(id, stream.line, self.now);
-        }
-        let is_held_in_vain = !is_wanted && held.state() != HeldState::Finished;
-        if is_first_word || is_held_in_vain {
-            transaction.acknowledge(stream, id, token);
         }
         Ok(())
     }

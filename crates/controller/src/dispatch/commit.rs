@@ -59,8 +59,21 @@ impl Transaction {
         self.logs.insert(attempt);
     }
 
+    /// Has the commit find out, though it may write nothing of it, whether a pipeline is this replica's still: what is said of
+    /// it from memory is else what it was before another one took it over.
+    pub fn check(&mut self, pipeline: PipelineId) {
+        self.dirty.entry(pipeline).or_default();
+    }
+
     /// Asks for one cumulative acknowledgement after the commit, however many writes it covers.
-    pub fn acknowledge(&mut self, stream: AgentStream, attempt: AttemptId, token: FencingToken) {
+    pub fn acknowledge(
+        &mut self,
+        stream: AgentStream,
+        pipeline: PipelineId,
+        attempt: AttemptId,
+        token: FencingToken,
+    ) {
+        self.check(pipeline);
         self.acknowledgements.insert((stream, attempt, token.0));
     }
 

@@ -204,7 +204,7 @@ impl Driver {
             }
             Input::Drain { agent, drained, answer } => self.drain(agent, drained, answer, transaction),
             Input::Heard(news) => self.hear(news, transaction).await,
-            Input::Link(id, FromLink::Up(line)) => self.line_is_up(id, line).await,
+            Input::Link(id, FromLink::Up(line)) => self.line_is_up(id, line, transaction).await,
             Input::Link(id, FromLink::Down) => self.line_is_down(id),
             Input::Link(id, FromLink::Message(incoming)) => self.incoming(id, *incoming, transaction).await,
         }
@@ -342,8 +342,9 @@ impl Driver {
         }
     }
 
-    /// Opens a line with all there is to say. Its snapshot names everybody's pipelines: what it left out would be over.
-    async fn line_is_up(&mut self, id: LineId, line: Line) {
+    /// Opens a line with all there is to say. Its snapshot names everybody's pipelines: what it left out would be over. Of a
+    /// pipeline that has gone to another replica unnoticed nothing is said.
+    async fn line_is_up(&mut self, id: LineId, line: Line, transaction: &mut Transaction) {
         let epochs = match self.store.epochs().await {
             Ok(epochs) => epochs,
             Err(error) => {
@@ -351,12 +352,19 @@ impl Driver {
                 return;
             }
         };
-        let named = |(id, epoch): (PipelineId, u64)| PipelineEpoch { pipeline_id: id.to_string(), epoch };
-        let snapshot = Snapshot { pipelines: epochs.into_iter().map(named).collect() };
+        let named =
+            |(id, epoch): (&PipelineId, &u64)| PipelineEpoch { pipeline_id: id.to_string(), epoch: *epoch };
+        let snapshot = Snapshot { pipelines: epochs.iter().map(named).collect() };
         let mut opening = Post::default();
         opening.for_one(id, controller_message::Body::Directory(self.agents.complete_directory()));
         opening.for_one(id, controller_message::Body::Snapshot(snapshot));
         for live in self.live.values().filter(|live| live.pipeline.state != "finished") {
+            // What this round changes, its commit finds out.
+            let is_checked = !live.is_recorded() || transaction.dirty.contains_key(&live.id());
+            if !is_checked && epochs.get(&live.id()) != Some(&live.epoch()) {
+                transaction.taken.insert(live.id());
+                continue;
+            }
             opening.for_one(id, controller_message::Body::Wants(wants::complete(live, &self.config)));
         }
         tracing::info!(

@@ -144,8 +144,7 @@ impl Driver {
             }
         }
         if anyone_died {
-            let owned = self.store.unfinished(self.replica.id()).await?;
-            self.forgotten.extend(owned.into_iter().filter(|id| !self.live.contains_key(id)));
+            self.take_up_what_is_owned().await?;
         }
         let forget_after = 3 * self.leases.period;
         self.elsewhere.retain(|_, first_at| now.saturating_duration_since(*first_at) < forget_after);
@@ -154,6 +153,18 @@ impl Driver {
             self.watchers.wake_all();
             if self.leases.looks.is_multiple_of(LOOKS_PER_READING) {
                 self.read_agents(transaction).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what became this replica's. What is in memory since an earlier time that it was is the past.
+    async fn take_up_what_is_owned(&mut self) -> Result<(), StoreError> {
+        let epochs = self.store.epochs().await?;
+        for id in self.store.unfinished(self.replica.id()).await? {
+            if self.live.get(&id).is_none_or(|live| epochs.get(&id) != Some(&live.epoch())) {
+                self.taken(id);
+                self.forgotten.insert(id);
             }
         }
         Ok(())
@@ -206,9 +217,6 @@ impl Driver {
 
     /// Somebody else owns a pipeline now.
     pub(super) fn taken(&mut self, id: PipelineId) {
-        if let Some(live) = self.live.get(&id) {
-            live.active_attempts().for_each(|(attempt, _)| self.presence.forget(attempt));
-        }
         self.drop_live(id);
         self.forgotten.remove(&id);
     }

@@ -65,6 +65,16 @@ impl Live {
         self.state.id
     }
 
+    /// Whether the database has it; a pipeline has its number from the commit that makes it.
+    pub fn is_recorded(&self) -> bool {
+        self.pipeline.number != 0
+    }
+
+    /// At which epoch it is this replica's, as far as is known.
+    pub fn epoch(&self) -> u64 {
+        self.pipeline.epoch.unsigned_abs()
+    }
+
     /// The attempt, current or stale, as far as it is in memory.
     pub fn attempt(&self, id: AttemptId) -> Option<&Attempt> {
         self.current(id).or_else(|| self.stale.get(&id))

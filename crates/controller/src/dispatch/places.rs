@@ -125,11 +125,14 @@ impl Driver {
 
     /// What must be held in the database for these pipelines to be written; none where nobody else has it open.
     pub(super) fn held(&self, dirty: impl Iterator<Item = PipelineId>) -> Option<Held> {
-        let of_database = |live: &&Live| live.pipeline.number != 0;
         let epoch = |live: &Live| (live.pipeline.id, live.pipeline.epoch);
         self.store.is_shared().then(|| Held {
             replica: self.replica.id(),
-            epochs: dirty.filter_map(|id| self.live.get(&id)).filter(of_database).map(epoch).collect(),
+            epochs: dirty
+                .filter_map(|id| self.live.get(&id))
+                .filter(|live| live.is_recorded())
+                .map(epoch)
+                .collect(),
             has_others: self.leases.has_others(),
         })
     }
@@ -142,8 +145,10 @@ impl Driver {
         self.live.insert(id, live);
     }
 
+    /// Forgets a pipeline. Should it come back, silence counts from then: until then nobody may have listened here.
     pub(super) fn drop_live(&mut self, id: PipelineId) {
         if let Some(live) = self.live.remove(&id) {
+            live.active_attempts().for_each(|(attempt, _)| self.presence.forget(attempt));
             for action in &live.state.actions {
                 self.by_action.remove(&action.id);
             }

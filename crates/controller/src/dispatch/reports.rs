@@ -75,21 +75,24 @@ impl Driver {
             // Its owner answers; the agent asks again.
             Place::Elsewhere => return Ok(()),
             Place::Nowhere => Err("there is no such action".to_owned()),
-            Place::Here(live) => match live.claim(id, claimant, token, transaction.now_ms) {
-                Ok(Granted::Now { token, touched }) => {
-                    let source = source_to_fetch(live, id);
-                    let keeps = uses_storage(live, id);
-                    transaction.touch(live.id(), touched);
-                    transaction.touch_attempt(live.id(), id);
-                    self.token_is_used();
-                    self.presence.heard(id, sender.stream.line, self.now);
-                    Ok((token, source, keeps))
+            Place::Here(live) => {
+                transaction.check(live.id());
+                match live.claim(id, claimant, token, transaction.now_ms) {
+                    Ok(Granted::Now { token, touched }) => {
+                        let source = source_to_fetch(live, id);
+                        let keeps = uses_storage(live, id);
+                        transaction.touch(live.id(), touched);
+                        transaction.touch_attempt(live.id(), id);
+                        self.token_is_used();
+                        self.presence.heard(id, sender.stream.line, self.now);
+                        Ok((token, source, keeps))
+                    }
+                    Ok(Granted::Before { token }) => {
+                        Ok((token, source_to_fetch(live, id), uses_storage(live, id)))
+                    }
+                    Err(refusal) => Err(refusal.to_string()),
                 }
-                Ok(Granted::Before { token }) => {
-                    Ok((token, source_to_fetch(live, id), uses_storage(live, id)))
-                }
-                Err(refusal) => Err(refusal.to_string()),
-            },
+            }
         };
         let answer = match granted {
             Ok((token, url, keeps)) => {
@@ -144,7 +147,7 @@ impl Driver {
         let is_current =
             live.current(id).is_some_and(|attempt| attempt.token == token && attempt.outcome().is_none());
         if is_current && is_claimants(live, id, sender) {
-            transaction.dirty.entry(live.id()).or_default();
+            transaction.check(live.id());
             self.presence.heard(id, sender.stream.line, self.now);
             let renewed = Renewed { attempt: renew.attempt, token: renew.token, number: renew.number };
             transaction.post.for_agent(sender.stream, to_agent::Body::Renewed(renewed));
@@ -172,6 +175,8 @@ impl Driver {
         if !is_claimants(live, id, sender) {
             return Ok(());
         }
+        // Also where nothing new is recorded: the answer is from memory.
+        transaction.acknowledge(sender.stream, live.id(), id, token);
         let recorded = match live.stale.get_mut(&id) {
             Some(stale) => stale.record_event(token, event.sequence, &entry).map_err(ReportRefusal::from),
             None => live.state.record_event(id.action, id.number, token, event.sequence, &entry).map(
@@ -195,7 +200,6 @@ impl Driver {
             Ok(Recorded::Before) => {}
             Err(refusal) => note_refusal(sender, id, &refusal),
         }
-        transaction.acknowledge(sender.stream, id, token);
         Ok(())
     }
 
@@ -220,6 +224,8 @@ impl Driver {
         if !is_claimants(live, id, sender) {
             return Ok(());
         }
+        // Also where nothing new is recorded: the answer is from memory.
+        transaction.acknowledge(sender.stream, live.id(), id, token);
         let recorded = match live.stale.get_mut(&id) {
             Some(stale) => stale.record_log(token, chunk.offset, to).map_err(ReportRefusal::from),
             None => live.state.record_log(id.action, id.number, token, chunk.offset, to),
@@ -243,7 +249,6 @@ impl Driver {
             Ok(Recorded::Before) => {}
             Err(refusal) => note_refusal(sender, id, &refusal),
         }
-        transaction.acknowledge(sender.stream, id, token);
         Ok(())
     }
 }
@@ -274,7 +279,7 @@ pub(super) fn acknowledgement(live: Option<&Live>, id: AttemptId, token: Fencing
 }
 
 /// The answer to one who reports for what we do not know: kill it, forget it.
-fn unknown(id: AttemptId, token: FencingToken) -> to_agent::Body {
+pub(super) fn unknown(id: AttemptId, token: FencingToken) -> to_agent::Body {
     to_agent::Body::Ack(Ack {
         attempt: Some(id.into()),
         token: token.0,

@@ -48,12 +48,7 @@ pub fn changed(live: &Live, actions: impl IntoIterator<Item = usize>, config: &C
 }
 
 fn header(live: &Live) -> Wants {
-    Wants {
-        pipeline_id: live.id().to_string(),
-        epoch: live.pipeline.epoch.unsigned_abs(),
-        complete: false,
-        attempts: Vec::new(),
-    }
+    Wants { pipeline_id: live.id().to_string(), epoch: live.epoch(), complete: false, attempts: Vec::new() }
 }
 
 fn is_gone(want: &Want) -> bool {

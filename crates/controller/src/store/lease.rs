@@ -127,7 +127,7 @@ impl Store {
     }
 
     /// The unfinished pipelines, everybody's, with their epochs.
-    pub async fn epochs(&self) -> Result<Vec<(PipelineId, u64)>, StoreError> {
+    pub async fn epochs(&self) -> Result<BTreeMap<PipelineId, u64>, StoreError> {
         let rows: Vec<(Uuid, i64)> = pipelines::Entity::find()
             .select_only()
             .columns([pipelines::Column::Id, pipelines::Column::Epoch])

@@ -5,6 +5,7 @@
 
 mod header;
 mod modules;
+mod unpacked;
 
 use std::cmp::Ordering;
 use std::ffi::OsStr;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 pub use header::NotAKernel;
 pub use modules::{FOR_MACHINE, Module, Need};
+pub use unpacked::{KernelStore, UnpackError, Unpacked};
 
 /// What to install where there is none.
 pub const PACKAGE: &str = "linux-image-cloud-amd64";

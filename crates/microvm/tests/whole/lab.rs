@@ -1,7 +1,7 @@
 //! Finds what machines are made of, and makes them.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -87,6 +87,8 @@ impl Lab {
         let socket = self.folder.path().join("socket");
         let _ = fs::remove_file(&socket);
         let listener = UnixListener::bind(&socket).unwrap();
+        // Root's machines are nobody.
+        fs::set_permissions(&socket, fs::Permissions::from_mode(0o666)).unwrap();
         let mut command = self.command(wanted);
         command.arg("--vsock").arg(format!("1024={}", socket.display()));
         Machine::new(command.spawn().unwrap(), &listener, socket)

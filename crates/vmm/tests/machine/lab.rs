@@ -95,9 +95,16 @@ impl Lab {
         initramfs: &NamedTempFile,
         arguments: impl IntoIterator<Item = S>,
     ) -> Running {
-        let mut command = self.command(initramfs);
-        command.args(["--serial", "-", "--command-line-extra", QUIET]).args(arguments);
+        let mut command = self.console(initramfs);
+        command.args(arguments);
         Running::start(command)
+    }
+
+    /// A guest of the least size, whose console is standard output.
+    pub fn console(&self, initramfs: &NamedTempFile) -> Command {
+        let mut command = self.command(initramfs);
+        command.args(["--serial", "-", "--command-line-extra", QUIET]);
+        command
     }
 
     /// A guest of the least size, without a serial line.
@@ -118,8 +125,8 @@ impl Lab {
         arguments: impl IntoIterator<Item = S>,
     ) -> Outcome {
         let initramfs = initramfs.file();
-        let mut command = self.command(&initramfs);
-        command.args(["--serial", "-", "--command-line-extra", QUIET]).args(arguments);
+        let mut command = self.console(&initramfs);
+        command.args(arguments);
         run(command, PATIENCE).expect("the guest came to no end")
     }
 }
@@ -169,9 +176,23 @@ impl Running {
         (self.child.wait().unwrap(), said)
     }
 
-    /// A file of the process's below /proc.
+    /// A file below /proc of the process that runs the guest: the one that was started has no other child.
     pub fn proc(&self, name: &str) -> PathBuf {
-        format!("/proc/{}/{name}", self.child.id()).into()
+        let keeper = self.child.id();
+        let children = fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).unwrap();
+        format!("/proc/{}/{name}", children.trim()).into()
+    }
+
+    /// Ends the process that was started, and waits until the console is closed, which it is with the last that had it open.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        loop {
+            match self.lines.recv_timeout(PATIENCE) {
+                Ok(_) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => panic!("it goes on"),
+            }
+        }
     }
 
     /// What is in memory of the guest's own, of so many MiB, and of all else, in KiB.

@@ -9,5 +9,6 @@ mod cost;
 mod devices;
 mod ending;
 mod initramfs;
+mod jail;
 mod lab;
 mod refusals;

@@ -24,7 +24,7 @@ use crate::executor::door::{DoorError, Request};
 use crate::executor::{ExecutionEvent, Lease, ResourceUse, Wish};
 
 /// How long an init may take to come up and to understand its `Start`.
-const START_PATIENCE: Duration = Duration::from_secs(60);
+const START_PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 60 });
 /// How much longer than the grace an init may take to end what it runs.
 const END_PATIENCE: Duration = Duration::from_secs(3);
 /// How long an init may be silent while it packs or unpacks: long, for it waits for disks, and it says when it gets on.

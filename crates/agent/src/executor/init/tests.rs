@@ -238,6 +238,18 @@ async fn a_machine_is_woken_when_it_calls_and_gets_the_workspace_first() {
 }
 
 #[tokio::test]
+async fn a_machine_that_does_not_come_up_is_waited_for_so_long() {
+    let (standby, _init) = machine("/nowhere/at/all".into());
+    match standby.begin().next().await {
+        Some(ExecutionEvent::Finished { outcome: Outcome::Errored { cause, message }, .. }) => {
+            assert_eq!(cause, Cause::Executor);
+            assert!(message.contains("did not come up in time"), "{message}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
 async fn a_workspace_that_cannot_be_packed_ends_it_before_it_begins() {
     let (standby, mut init) = machine("/nowhere/at/all".into());
     let mut execution = standby.begin();

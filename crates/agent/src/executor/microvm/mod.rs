@@ -14,7 +14,10 @@ mod machine;
 mod network;
 
 use std::fmt;
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -26,7 +29,7 @@ use sealci_core::plan::{Container, ExecutorKind, Network};
 use sealci_guest::wire::{self, machine as inside};
 use sealci_image::{Image, StoreOptions};
 use sealci_microvm::initramfs::{Initramfs, InitramfsStore};
-use sealci_microvm::kernel::{FOR_MACHINE, Kernel, KernelError};
+use sealci_microvm::kernel::{FOR_MACHINE, Kernel, KernelError, KernelStore, UnpackError, Unpacked};
 use sealci_microvm::root::{Root, RootError, RootStore};
 use tokio_util::task::TaskTracker;
 
@@ -81,6 +84,8 @@ pub struct MicrovmExecutor {
 struct Means {
     vmm: PathBuf,
     kernel: Kernel,
+    /// The kernel without its packing, with which a machine starts sooner; none where it boots only as it is.
+    unpacked: Option<Unpacked>,
     initramfs: Initramfs,
     roots: RootStore,
     roots_budget_bytes: u64,
@@ -107,12 +112,14 @@ impl MicrovmExecutor {
         let kernel = kernel.map_err(unusable_kernel)?;
         let modules = kernel.modules(FOR_MACHINE).map_err(unusable_kernel)?;
         let folder = data_dir.join("machines");
+        let unpacked = unpack(&folder, &kernel.image, &vmm)?;
         let initramfs = InitramfsStore::open(&folder)
             .and_then(|store| store.obtain(programs::INIT.bytes, &modules))
             .map_err(|error| failed("make the machines' initial RAM disk", error))?;
         let roots = RootStore::open(options.roots.as_deref().unwrap_or(&folder)).map_err(unusable_root)?;
         let MicrovmOptions { roots_budget_bytes, disk_bytes, .. } = *options;
-        let means = Means { vmm, kernel, initramfs, roots, roots_budget_bytes, disk_bytes, cgroups };
+        let means =
+            Means { vmm, kernel, unpacked, initramfs, roots, roots_budget_bytes, disk_bytes, cgroups };
         let means = Arc::new(means);
         Ok(Self { means, images, sealer, running: Running::default(), tasks: TaskTracker::new() })
     }
@@ -126,7 +133,7 @@ impl MicrovmExecutor {
         let means = &self.means;
         Recipe {
             vmm: means.vmm.clone(),
-            kernel: means.kernel.image.clone(),
+            kernel: means.unpacked.as_ref().map_or(&*means.kernel.image, Unpacked::path).to_owned(),
             initramfs: means.initramfs.path().to_owned(),
             root: root.map(|root| root.path().to_owned()),
             disk_bytes: means.disk_bytes,
@@ -252,6 +259,25 @@ fn start_message(request: &ExecutionRequest, container: &Container, image: &Imag
     }
 }
 
+/// What the monitor finds in the image; none where it finds nothing that it can unpack.
+fn unpack(folder: &Path, image: &Path, vmm: &Path) -> Result<Option<Unpacked>, ExecutorError> {
+    let by_monitor = |file: &File| {
+        let mut command = Command::new(vmm);
+        command.arg("--kernel").arg(image).args(["--extract", "-"]).stdin(Stdio::null());
+        let output = command.stdout(file.try_clone()?).stderr(Stdio::piped()).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        if output.status.success() { Ok(()) } else { Err(io::Error::other(said.trim().to_owned())) }
+    };
+    match KernelStore::open(folder).and_then(|store| store.obtain(image, by_monitor)) {
+        Ok(unpacked) => Ok(Some(unpacked)),
+        Err(UnpackError::Refused { source, .. }) => {
+            tracing::info!(kernel = %image.display(), reason = %source, "machines boot the kernel as it is");
+            Ok(None)
+        }
+        Err(error) => Err(failed("keep the machines' kernel", error)),
+    }
+}
+
 fn refuse_user(user: &str) -> Result<(), ExecutorError> {
     match user {
         "" | "root" | "0" | "0:0" | "root:root" => Ok(()),
@@ -262,7 +288,7 @@ fn refuse_user(user: &str) -> Result<(), ExecutorError> {
 }
 
 fn failed<E: std::error::Error + Send + Sync + 'static>(doing: impl fmt::Display, error: E) -> ExecutorError {
-    ExecutorError::io(doing)(std::io::Error::other(error))
+    ExecutorError::io(doing)(io::Error::other(error))
 }
 
 fn unusable_kernel(error: KernelError) -> ExecutorError {
