@@ -9,6 +9,7 @@
 //! console. However it ends, the machine does. Invariant: what can be saved knows nothing of what will run, and has not looked at
 //! the scratch disk, which is another one afterwards.
 
+mod network;
 mod root;
 
 use std::fs::{self, File};
@@ -86,7 +87,7 @@ fn serve() -> Result<(), Failure> {
 
 fn make_ready() -> Result<(), Failure> {
     root::enter()?;
-    sys::machine::raise_loopback().doing(|| "set the loopback interface going".to_owned())?;
+    sys::machine::raise("lo").doing(|| "set the loopback interface going".to_owned())?;
     sys::machine::raise_file_limit().doing(|| "raise the limit of open files".to_owned())?;
     crate::stand_apart().doing(|| "become what supervises others".to_owned())
 }
@@ -167,7 +168,11 @@ impl Machine {
         if !wake.host_name.is_empty() {
             sys::machine::set_host_name(&wake.host_name).doing(|| "set the host name".to_owned())?;
         }
-        root::write_hosts(&wake.host_name, &wake.names)
+        root::write_hosts(&wake.host_name, &wake.names)?;
+        match &wake.network {
+            Some(network) => network::connect(network),
+            None => Ok(()),
+        }
     }
 
     /// Whether its kernel has killed processes to have memory.

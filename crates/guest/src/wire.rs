@@ -39,10 +39,10 @@ use std::fmt;
 use fields::{Fields, put_bytes};
 pub use requests::{Exec, ExecEnd, Put, Take, Taken};
 pub use start::{DEFAULT_STOP_SIGNAL, Start, User};
-pub use wake::{MAX_ENTROPY_BYTES, Wake};
+pub use wake::{MAX_ENTROPY_BYTES, Network, Wake};
 
 /// The protocol both ends speak; each says its own in `Hello` and refuses another.
-pub const VERSION: u16 = 5;
+pub const VERSION: u16 = 6;
 
 /// Bytes in front of every payload.
 pub const HEADER_BYTES: usize = 5;

@@ -15,13 +15,15 @@ use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::bundle::{self, Bundle};
 use crate::cgroups;
-use crate::network::{self, Link};
+use crate::network::machine::{self, TapError};
+use crate::network::{self, Link, RelayError};
 use crate::rootless::{self, Enclosed, RootlessError};
 use crate::seccomp::{Filters, SeccompError};
-use crate::spec::{IDS_PER_SANDBOX, NetworkSpec, RootSpec, SandboxSpec, inside};
+use crate::spec::{IDS_PER_SANDBOX, MachineSpec, NetworkSpec, RootSpec, SandboxSpec, inside};
 use crate::staging::{self, ImageProbe, Stage, Staged, StagingError};
 use crate::sys;
 
@@ -33,6 +35,10 @@ pub const IMAGE_PROBE_ARGUMENT: &str = "--probe-image";
 /// Given to the helper before a description: it copies the layers of the image to one tree in the scratch, for
 /// [`crate::Assembly::Copied`], and writes a [`crate::User`] as JSON to its standard output.
 pub const COPY_ARGUMENT: &str = "--copy-image";
+
+/// Given to the helper before the description of a machine's network ([`MachineSpec`]), a program and its arguments: it becomes
+/// that program, in that network, where there is the tap [`machine::TAP`].
+pub const MACHINE_ARGUMENT: &str = "--machine";
 
 /// Why there is no sandbox.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +57,10 @@ enum HelperError {
     Staging(#[from] StagingError),
     #[error("cannot make a sandbox without root")]
     Rootless(#[from] RootlessError),
+    #[error("cannot find out what a machine may not reach")]
+    Forbidden(#[from] RelayError),
+    #[error("cannot give a machine its network")]
+    Tap(#[from] TapError),
     #[error("cannot prepare the filter of system calls")]
     Seccomp(#[from] SeccompError),
     #[error("cannot make the sandbox's container")]
@@ -105,10 +115,14 @@ fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<i32, HelperError
         let [path] = &further[..] else { return Err(HelperError::Usage) };
         return copy_image(&read_spec(path)?);
     }
+    if first == MACHINE_ARGUMENT {
+        let [path, program, arguments @ ..] = &further[..] else { return Err(HelperError::Usage) };
+        return start_machine(&read_spec(path)?, program, arguments);
+    }
     if !further.is_empty() {
         return Err(HelperError::Usage);
     }
-    let spec = read_spec(&first)?;
+    let spec: SandboxSpec = read_spec(&first)?;
     // A /dev/null from outside would be opened anew inside, and read-only at that.
     sys::redirect(io::stderr().as_fd(), 1).map_err(io_error("redirect the standard output"))?;
 
@@ -117,7 +131,7 @@ fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<i32, HelperError
     if spec.rootless {
         match rootless::enclose(&spec.network)? {
             Enclosed::Ended(code) => return Ok(code),
-            Enclosed::Inside { joined } => rootless::part_from_host(&spec, joined)?,
+            Enclosed::Inside { joined } => rootless::part_from_host(&spec.network, &spec.scratch, joined)?,
         }
     } else {
         part_from_host(&spec.network)?;
@@ -148,9 +162,24 @@ fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<i32, HelperError
     sys::wait(pid).map_err(io_error("wait for sealci-init"))
 }
 
-fn read_spec(path: &OsStr) -> Result<SandboxSpec, HelperError> {
+fn read_spec<T: DeserializeOwned>(path: &OsStr) -> Result<T, HelperError> {
     let text = fs::read(path).map_err(io_error("read the sandbox's description"))?;
     serde_json::from_slice(&text).map_err(HelperError::Spec)
+}
+
+/// Becomes the program that runs a machine, in a network like a sandbox's in which there is a tap for it.
+fn start_machine(spec: &MachineSpec, program: &OsStr, arguments: &[OsString]) -> Result<i32, HelperError> {
+    let forbidden = machine::forbidden(&spec.network)?;
+    if spec.rootless {
+        match rootless::enclose(&spec.network)? {
+            Enclosed::Ended(code) => return Ok(code),
+            Enclosed::Inside { joined } => rootless::part_from_host(&spec.network, &spec.scratch, joined)?,
+        }
+    } else {
+        part_from_host(&spec.network)?;
+    }
+    machine::attach(&forbidden)?;
+    Err(HelperError::Io { doing: "start the virtual machine monitor", source: sys::exec(program, arguments) })
 }
 
 /// Leaves the host's mounts and network.
@@ -256,7 +285,7 @@ impl Executor for Seal {
         // After the last change of user, which would undo it.
         sys::die_with_parent().map_err(|error| failed(error.into()))?;
         self.filters.apply().map_err(|error| failed(error.into()))?;
-        Err(failed(sys::exec(inside::INIT).into()))
+        Err(failed(sys::exec(OsStr::new(inside::INIT), &[]).into()))
     }
 
     fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {

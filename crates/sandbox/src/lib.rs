@@ -31,11 +31,11 @@ mod spec;
 mod staging;
 mod sys;
 
-pub use helper::{COPY_ARGUMENT, IMAGE_PROBE_ARGUMENT, helper_main};
-pub use network::{Relay, RelayError, RelayKind, Uplink, UplinkError};
+pub use helper::{COPY_ARGUMENT, IMAGE_PROBE_ARGUMENT, MACHINE_ARGUMENT, helper_main};
+pub use network::{Relay, RelayError, RelayKind, Uplink, UplinkError, machine};
 pub use rootless::{PROBE_ARGUMENT, Probe};
 pub use spec::{
-    Assembly, Capability, HELPER_COMMAND, IDS_PER_SANDBOX, ImageRoot, NetworkSpec, RootSpec, SandboxSpec,
-    inside,
+    Assembly, Capability, HELPER_COMMAND, IDS_PER_SANDBOX, ImageRoot, MachineSpec, NetworkSpec, RootSpec,
+    SandboxSpec, inside,
 };
 pub use staging::{ImageProbe, USER_COMPLAINT, User, UserError, give_away, maps_owners};

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::cgroups;
 use crate::helper::chain;
 use crate::network::{self, RelayError, relay};
-use crate::spec::{NetworkSpec, SandboxSpec};
+use crate::spec::NetworkSpec;
 use crate::sys;
 
 /// Given to the helper in the place of a description: it tries what a sandbox without root needs, and writes a [`Probe`]
@@ -115,14 +115,18 @@ fn become_root() -> Result<(), RootlessError> {
 }
 
 /// Takes a mount namespace of its own, in which `/proc` shows the processes of this sandbox, and enters the network that
-/// the sandbox will have.
-pub fn part_from_host(spec: &SandboxSpec, joined: Option<fs::File>) -> Result<(), RootlessError> {
+/// the sandbox will have. `scratch` is for what the relay needs meanwhile.
+pub fn part_from_host(
+    network: &NetworkSpec,
+    scratch: &Path,
+    joined: Option<fs::File>,
+) -> Result<(), RootlessError> {
     take_mounts()?;
-    match (&spec.network, joined) {
+    match (network, joined) {
         (_, Some(namespace)) => {
             sys::enter(namespace.as_fd()).map_err(io_error("enter the other sandbox's network"))?;
         }
-        (NetworkSpec::Relayed { relay, .. }, None) => relay::connect(relay, &spec.scratch)?,
+        (NetworkSpec::Relayed { relay, .. }, None) => relay::connect(relay, scratch)?,
         (NetworkSpec::Off | NetworkSpec::On { .. } | NetworkSpec::Joined { .. }, None) => {
             sys::unshare(libc::CLONE_NEWNET).map_err(io_error("make a network namespace"))?;
             network::arrange().map_err(io_error("raise the loopback"))?;

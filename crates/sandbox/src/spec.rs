@@ -134,6 +134,17 @@ impl Capability {
     }
 }
 
+/// In which network to start what runs a machine, as JSON behind [`crate::MACHINE_ARGUMENT`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineSpec {
+    /// What the machine reaches.
+    pub network: NetworkSpec,
+    /// An existing folder on the host.
+    pub scratch: PathBuf,
+    /// As a [`SandboxSpec`]'s.
+    pub rootless: bool,
+}
+
 /// What a sandbox reaches.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

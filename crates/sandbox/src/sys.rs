@@ -4,7 +4,7 @@
 
 mod child;
 
-use std::ffi::{CStr, CString, OsStr};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -326,12 +326,16 @@ pub fn show_namespaces() -> io::Result<()> {
 }
 
 /// Becomes another program, with no variables in its environment. Returns only what went wrong.
-pub fn exec(program: &str) -> io::Error {
-    let Ok(program) = CString::new(program) else { return io::Error::from(io::ErrorKind::InvalidInput) };
-    let arguments = [program.as_ptr(), ptr::null()];
+pub fn exec(program: &OsStr, arguments: &[OsString]) -> io::Error {
+    let words = [program].into_iter().chain(arguments.iter().map(OsString::as_os_str)).map(text);
+    let words: Vec<CString> = match words.collect() {
+        Ok(words) => words,
+        Err(error) => return error,
+    };
+    let pointers: Vec<_> = words.iter().map(|word| word.as_ptr()).chain([ptr::null()]).collect();
     let environment = [ptr::null()];
-    // SAFETY: `program` is a NUL-terminated string; both arrays end with a null pointer, and all live over the call.
-    unsafe { libc::execve(program.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
+    // SAFETY: there is one NUL-terminated string at least; both arrays end with a null pointer, and all live over the call.
+    unsafe { libc::execve(pointers[0], pointers.as_ptr(), environment.as_ptr()) };
     io::Error::last_os_error()
 }
 
@@ -369,6 +373,26 @@ pub fn raise_loopback() -> io::Result<()> {
     // SAFETY: SIOCSIFFLAGS reads the ifreq to which the pointer points; the socket is open.
     let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
     check(result.into()).map(drop)
+}
+
+/// Makes taps, and opens them.
+pub const TUNNEL_DEVICE: &str = "/dev/net/tun";
+
+/// Makes a tap in this process's network namespace that stays until that goes.
+pub fn make_tap(name: &str) -> io::Result<()> {
+    let device = File::options().read(true).write(true).open(TUNNEL_DEVICE)?;
+    // SAFETY: all zeroes is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // One byte is left, which ends it.
+    for (slot, byte) in request.ifr_name.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)) {
+        *slot = byte as libc::c_char;
+    }
+    // Both fit in 16 bits.
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
+    // SAFETY: TUNSETIFF reads and writes the ifreq to which the pointer points; the device is open.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) }.into())?;
+    // SAFETY: takes integers only.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETPERSIST, 1) }.into()).map(drop)
 }
 
 /// clone3's flag, from linux/sched.h; `libc` cuts it off to an `int`.

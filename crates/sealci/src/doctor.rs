@@ -280,7 +280,14 @@ fn machines(facts: &Facts) -> Vec<Finding> {
     } else {
         Finding::needs_package(name, Standing::Limited, "no mkfs.ext4", scratch::PACKAGE)
     };
-    vec![kernel, disks]
+    let name = "microVM network";
+    let network = if facts.has_taps {
+        Finding::works(name, "/dev/net/tun")
+    } else {
+        let problem = "/dev/net/tun is not usable: actions in microVMs have no network";
+        Finding::lacks(name, Standing::Limited, problem, "as root: modprobe tun && chmod 0666 /dev/net/tun")
+    };
+    vec![kernel, disks, network]
 }
 
 #[cfg(test)]
@@ -308,6 +315,7 @@ mod tests {
             kvm: Some(true),
             machine_kernel: Ok("6.1.0-48-cloud-amd64".to_owned()),
             makes_disks: true,
+            has_taps: true,
             daemon: Some(Ok("Docker 20.10".to_owned())),
         }
     }
@@ -332,6 +340,9 @@ mod tests {
         let facts = Facts { machine_kernel: Err("none".to_owned()), makes_disks: false, ..good() };
         let packages: Vec<_> = findings(&facts).iter().filter_map(|finding| finding.package).collect();
         assert_eq!(packages, ["linux-image-cloud-amd64", "e2fsprogs"]);
+        let without_taps = findings(&Facts { has_taps: false, ..good() });
+        let mends: Vec<_> = without_taps.iter().filter_map(|finding| finding.mend.as_deref()).collect();
+        assert!(matches!(mends[..], [mend] if mend.contains("modprobe tun")), "{mends:?}");
         // Nobody who cannot run microVMs is asked to install what they are made of.
         let facts = Facts { kvm: None, ..facts };
         assert!(findings(&facts).iter().all(|finding| finding.package.is_none()));

@@ -316,24 +316,26 @@ pub fn executors(offer: &ExecutorOffer, own: &Path) -> Result<Vec<Arc<dyn Execut
             None
         }
     });
-    let sandbox = sealer(offer, own, &cgroups).map(|sealer| {
+    let sealer = sealer(offer, own, &cgroups);
+    if let Ok(sealer) = &sealer {
         if let Some(problem) = sealer.network_problem().filter(|_| offer.network) {
-            tracing::warn!(problem, "actions in the sandbox have no network");
+            tracing::warn!(problem, "actions in sandboxes and machines have no network");
         }
         executors.push(Arc::new(SandboxExecutor::new(sealer.clone(), offer.sandbox_path.clone())));
         if let Some((images, store)) = &images {
-            match images.executor(sealer, store.clone()) {
+            match images.executor(sealer.clone(), store.clone()) {
                 Ok(executor) => executors.push(executor),
                 Err(why) => tracing::warn!(%why, "actions cannot run in images"),
             }
         }
-    });
-    if let Err(why) = &sandbox {
+    }
+    if let Err(why) = &sealer {
         tracing::warn!(%why, "actions cannot be sealed here");
     }
     if let Some((images, store)) = images {
         let groups = cgroups.as_ref().ok().cloned();
-        executors.extend(images.machines(own, store, groups).map_err(|error| unusable("microvm", error))?);
+        let machines = images.machines(own, store, groups, sealer.as_ref().ok().cloned());
+        executors.extend(machines.map_err(|error| unusable("microvm", error))?);
     }
     if let Some(socket) = &offer.docker {
         let options = DockerOptions {
@@ -352,7 +354,7 @@ pub fn executors(offer: &ExecutorOffer, own: &Path) -> Result<Vec<Arc<dyn Execut
     if offer.allow_fake {
         executors.push(Arc::new(FakeExecutor::new()));
     }
-    if let (true, Err(why)) = (executors.is_empty(), sandbox) {
+    if let (true, Err(why)) = (executors.is_empty(), sealer) {
         return Err(Failure::usage(format!("this agent would offer no executor: no sandbox, because {why}")).help(
             "`sealci doctor` says what is missing; run it as root, or allow another executor: --allow-process runs \
              actions as this user, with no isolation",

@@ -20,11 +20,14 @@ use sealci_vmm::virtio::Device;
 use sealci_vmm::virtio::balloon::Balloon;
 use sealci_vmm::virtio::block::{Access, Block};
 use sealci_vmm::virtio::entropy::Entropy;
+use sealci_vmm::virtio::net::Net;
 use sealci_vmm::virtio::vsock::{HostEnd, MIN_GUEST_CID, Vsock};
 
 use options::{Begin, Disk, MEMORY_MEBIBYTES, Options, STANDARD, USAGE};
 
 const USAGE_ERROR: u8 = 2;
+/// Nobody else is on a tap but the host, so all cards may have the same: a locally administered one.
+const CARD_ADDRESS: [u8; 6] = [0x02, b's', b'e', b'a', b'l', 0x01];
 
 fn main() -> ExitCode {
     let arguments: Vec<_> =
@@ -153,6 +156,10 @@ fn devices(options: &Options, control: &Control) -> Result<Vec<Box<dyn Device>>,
         });
         let vsock = ends.and_then(|ends| Vsock::new(MIN_GUEST_CID, ends));
         devices.push(Box::new(vsock.map_err(|error| format!("cannot connect the guest's ports: {error}"))?));
+    }
+    if let Some(tap) = &options.tap {
+        let card = Net::open(tap, CARD_ADDRESS);
+        devices.push(Box::new(card.map_err(|error| format!("cannot open the tap {tap}: {error}"))?));
     }
     devices.push(Box::new(Entropy));
     devices.push(Box::new(Balloon::default()));

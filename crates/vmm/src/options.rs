@@ -21,6 +21,7 @@ usage: sealci-vmm --kernel FILE [OPTION…]
   --disk FILE[:ro]            a disk, /dev/vda, /dev/vdb, … in this order; with :ro it cannot be written
   --vsock PORT=SOCKET         what connects to this port of CID 2 gets this listening unix socket of the host's, or with -
                               the socket that is standard input
+  --tap NAME                  a network card, on this tap of the network namespace in which it is started
   --end-with-stdin            stops the guest when standard input, a pipe or a socket, is closed by its other end
   --snapshot PORT=FOLDER      saves the machine when its guest calls this port of CID 2, and ends it; the folder is made
   --restore FOLDER            goes on from a machine that was saved, instead of starting a kernel: its guest's call is
@@ -55,6 +56,7 @@ pub struct Options {
     pub disks: Vec<Disk>,
     /// By port.
     pub vsock: BTreeMap<u32, PathBuf>,
+    pub tap: Option<String>,
     pub ends_with_stdin: bool,
 }
 
@@ -121,7 +123,7 @@ impl Options {
     /// Reads all arguments but the program's name.
     pub fn read(arguments: impl IntoIterator<Item = String>) -> Result<Self, OptionsError> {
         let (mut kernel, mut initramfs, mut serial, mut made_of) = (None, None, None, None);
-        let (mut extra, mut memory, mut vcpus, mut extract) = (None, None, None, None);
+        let (mut extra, mut memory, mut vcpus, mut tap, mut extract) = (None, None, None, None, None);
         let (mut snapshot, mut restore) = (None, None);
         let (mut disks, mut vsock, mut ends_with_stdin) = (Vec::new(), BTreeMap::new(), false);
         let mut arguments = arguments.into_iter();
@@ -148,6 +150,7 @@ impl Options {
                 "--memory-mib" => ("--memory-mib", &mut memory),
                 "--vcpus" => ("--vcpus", &mut vcpus),
                 "--serial" => ("--serial", &mut serial),
+                "--tap" => ("--tap", &mut tap),
                 "--extract" => ("--extract", &mut extract),
                 "--snapshot" => ("--snapshot", &mut snapshot),
                 "--restore" => ("--restore", &mut restore),
@@ -199,6 +202,7 @@ impl Options {
             serial: serial.map(PathBuf::from),
             disks,
             vsock,
+            tap,
             ends_with_stdin,
         })
     }
@@ -238,6 +242,7 @@ mod tests {
     fn what_is_asked_for_is_read() {
         let plain = read("--kernel k").unwrap();
         assert_eq!((plain.memory_mebibytes, plain.vcpus, plain.serial), (None, None, None));
+        assert_eq!((plain.tap, read("--kernel k --tap t0").unwrap().tap), (None, Some("t0".to_owned())));
         let all = read(
             "--vcpus 4 --end-with-stdin --kernel k --memory-mib 6144 --initramfs i --serial - --command-line-extra x",
         );

@@ -84,6 +84,7 @@ pub fn machines(folder: &Path, base: &Base, extent: Extent) -> Result<PathBuf> {
     tree.place(&built.find("machine", true)?, "sealci/tests")?;
     tree.place(&built.find("whole", true)?, "sealci/whole")?;
     tree.place(&built.find("executor", true)?, "sealci/executor")?;
+    tree.place_where_built(&built.find("sealci-sandbox-helper", false)?)?;
     for (package, program) in [("sealci-vmm", "sealci-vmm"), ("sealci-guest", "sealci-init")] {
         tree.copy(&build_static(package, program)?, &format!("sealci/{program}"))?;
     }

@@ -59,6 +59,7 @@ pub(super) struct Machine {
     pub host_name: String,
     /// More names for `localhost`.
     pub names: Vec<String>,
+    pub network: Option<wire::Network>,
     /// The host's folder that becomes the working folder.
     pub workspace: PathBuf,
 }
@@ -73,6 +74,7 @@ impl Machine {
             entropy: rand::random::<[u8; 32]>().to_vec(),
             host_name: self.host_name.clone(),
             names: self.names.clone(),
+            network: self.network.clone(),
         }
     }
 }

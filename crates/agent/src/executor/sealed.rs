@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use sealci_core::plan::Network;
 use sealci_guest::wire;
 use sealci_sandbox::{
-    IDS_PER_SANDBOX, NetworkSpec, Relay, RelayKind, RootSpec, SandboxSpec, Uplink, User, inside,
+    IDS_PER_SANDBOX, MachineSpec, NetworkSpec, Relay, RelayKind, RootSpec, SandboxSpec, Uplink, User, inside,
 };
 use tokio_util::task::TaskTracker;
 
@@ -169,7 +169,7 @@ impl Sealer {
             (Network::On, Ok(WayOut::Relay(relay))) => return Ok(relay.link()),
             (Network::On, Err(problem)) => {
                 return Err(ExecutorError::Unsupported(format!(
-                    "this agent has no network for sandboxes: {problem}; an action that needs none says `network: off`"
+                    "this agent has no network for sandboxes and machines: {problem}; an action that needs none says `network: off`"
                 )));
             }
         };
@@ -191,6 +191,15 @@ pub(super) struct Place {
 }
 
 impl Place {
+    /// What network there is for who makes the rest by other means, and runs a machine in it.
+    pub fn for_machine(&self, request: &ExecutionRequest) -> MachineSpec {
+        MachineSpec {
+            network: self.network.clone(),
+            scratch: request.scratch.clone(),
+            rootless: self.sealer.0.rootless,
+        }
+    }
+
     /// Says what is to be made for the attempt.
     pub fn spec(&self, request: &ExecutionRequest, root: RootSpec) -> SandboxSpec {
         let means = &self.sealer.0;

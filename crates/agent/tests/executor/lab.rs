@@ -162,7 +162,7 @@ impl Lab {
         Some(Self::of(Box::new(executor), folder, Some(groups)))
     }
 
-    /// `microvm`, where machines run.
+    /// `microvm`, where machines run, with a network for those who ask for it.
     pub fn microvm() -> Option<Self> {
         let name = std::thread::current().name().unwrap_or_default().to_owned();
         let Some(kernel) = std::env::var_os("SEALCI_TEST_KERNEL") else {
@@ -171,15 +171,19 @@ impl Lab {
         };
         let folder = TempDir::new().unwrap();
         let (cgroups, cgroup_folders, instance) = cgroups("root")?;
+        let sealer = sealer_of(&folder, cgroups.clone(), true, PIDS);
         let options = MicrovmOptions {
             kernel: Some(kernel.into()),
             modules: std::env::var_os("SEALCI_TEST_MODULES").map(PathBuf::from),
             // An image's is made once for all tests.
             roots: Some(std::env::temp_dir().join("sealci-test-roots")),
             disk_bytes: 256 << 20,
+            ..MicrovmOptions::default()
         };
         let images = Arc::new(TestImages::new());
-        let executor = MicrovmExecutor::new(folder.path(), images.clone(), Some(cgroups), &options).unwrap();
+        let executor =
+            MicrovmExecutor::new(folder.path(), images.clone(), Some(cgroups), Some(sealer), &options)
+                .unwrap();
         let mut lab = Self::of(Box::new(executor), folder, Some((cgroup_folders, instance)));
         lab.images = images;
         Some(lab)
@@ -240,15 +244,19 @@ fn unmapped_folder() -> Option<TempDir> {
 
 /// What seals for root, and where its control groups are.
 fn sealer_in(folder: &TempDir, network: bool, pids: u64) -> Option<(Sealer, (Vec<PathBuf>, String))> {
+    let (cgroups, cgroup_folders, instance) = cgroups("root")?;
+    Some((sealer_of(folder, cgroups, network, pids), (cgroup_folders, instance)))
+}
+
+fn sealer_of(folder: &TempDir, cgroups: Cgroups, network: bool, pids: u64) -> Sealer {
     // As the agent's own folder is.
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
-    let (cgroups, cgroup_folders, instance) = cgroups("root")?;
     let program = env!("CARGO_BIN_EXE_sealci-sandbox-helper").into();
     let helper = HelperCommand { program, arguments: Vec::new() };
     let options = SealerOptions { helper, pids, network, relay: None };
     let sealer = Sealer::new(folder.path(), cgroups, options).unwrap();
     assert_eq!(sealer.network_problem().is_none(), network, "{:?}", sealer.network_problem());
-    Some((sealer, (cgroup_folders, instance)))
+    sealer
 }
 
 /// Says loudly what was not tested, and why; `cargo xtask test` lists it at its end. Fails where `SEALCI_REQUIRE` names the

@@ -22,7 +22,7 @@ pub async fn a_machine_comes_up(lab: &Lab) {
     };
     let folder = tempfile::TempDir::new().unwrap();
     let images = Arc::new(TestImages::empty());
-    let executor = MicrovmExecutor::new(folder.path(), images, None, &options).unwrap();
+    let executor = MicrovmExecutor::new(folder.path(), images, None, None, &options).unwrap();
     executor.probe(PATIENCE).unwrap();
 
     let record = lab

@@ -97,6 +97,8 @@ executors! {
     crate::behaviour::an_abandoned_standby_leaves_nothing as an_abandoned_standby_leaves_nothing,
     crate::doors::files_go_in_and_come_out as files_go_in_and_come_out,
     crate::volume::bytes_arrive_as_written as bytes_arrive_as_written,
+    crate::network::the_outside_is_reached_and_nothing_else as the_outside_is_reached_and_nothing_else,
+    crate::network::a_machine_speaks_for_itself_alone as a_machine_speaks_for_itself_alone,
 }
 
 executors! {
@@ -270,5 +272,6 @@ executors! {
     crate::network::the_outside_is_reached_and_nothing_else as the_outside_is_reached_and_nothing_else,
     crate::network::sandboxes_do_not_reach_each_other as sandboxes_do_not_reach_each_other,
     crate::network::links_go_with_their_sandboxes as links_go_with_their_sandboxes,
+    crate::network::a_card_reaches_the_outside_and_nothing_else as a_card_reaches_the_outside_and_nothing_else,
     crate::ending::no_link_outlives_a_killed_agent as no_link_outlives_a_killed_agent,
 }

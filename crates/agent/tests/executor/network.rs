@@ -8,6 +8,7 @@ use std::time::Duration;
 use sealci_agent::executor::{ExecutionRequest, ShellKind};
 use sealci_core::outcome::Outcome;
 use sealci_core::plan::Network;
+use sealci_sandbox::{MACHINE_ARGUMENT, MachineSpec, NetworkSpec, Uplink, machine};
 
 use crate::lab::{Lab, eventually, until_output};
 
@@ -76,6 +77,18 @@ impl Outside {
     }
 }
 
+impl Outside {
+    /// How many echo requests have come there (proc_net(5)).
+    fn echo_requests(&self) -> u64 {
+        let output = Command::new("ip").args(["netns", "exec", &self.name, "cat", "/proc/net/snmp"]).output();
+        let table = String::from_utf8(output.unwrap().stdout).unwrap();
+        let mut lines = table.lines().filter(|line| line.starts_with("Icmp:")).map(str::split_whitespace);
+        let (mut names, mut values) = (lines.next().unwrap(), lines.next().unwrap());
+        let place = names.position(|name| name == "InEchos").unwrap();
+        values.nth(place).unwrap().parse().unwrap()
+    }
+}
+
 impl Drop for Outside {
     fn drop(&mut self) {
         let Some(listener) = &mut self.listener else { return };
@@ -112,7 +125,8 @@ pub async fn the_outside_is_reached_and_nothing_else(lab: &Lab) {
     let request = online(
         lab,
         &[
-            try_reach(&outside.address.to_string()),
+            // A machine takes its time where its processor is emulated.
+            try_reach(&outside.address.to_string()).replacen("timeout 1", "timeout 20", 1),
             try_reach("127.0.0.1"),
             try_reach(&outside.host.to_string()),
             try_reach(&METADATA.to_string()),
@@ -184,4 +198,86 @@ pub async fn binding_to_an_interface_does_not_help(lab: &Lab) {
     for (index, address) in addresses.iter().enumerate().skip(1) {
         assert!(record.output_of(index).ends_with("nothing\n"), "{address}: {}", record.output_of(index));
     }
+}
+
+/// Root in a machine is root over its card as well, and sends from any address; the namespace around it does not let that go.
+pub async fn a_machine_speaks_for_itself_alone(lab: &Lab) {
+    let Some(outside) = Outside::make() else { return };
+    let reach_from = |address: &str| {
+        format!(
+            "perl -MSocket -e 'socket(S, PF_INET, SOCK_STREAM, 0) or die; $own = inet_aton(q({address})); \
+             $request = pack(q(a16 S n a4 x8), q(eth0:1), PF_INET, 0, $own); \
+             ioctl(S, 0x8916, $request) or die qq(cannot take the address: $!); \
+             bind(S, sockaddr_in(0, $own)) or die qq(cannot bind: $!); alarm 2; \
+             connect(S, sockaddr_in({PORT}, inet_aton(q({})))) or die; print <S>' 2>&1 || echo nothing",
+            outside.address
+        )
+    };
+    let others = ["10.213.0.1", "192.0.2.77", "10.213.254.0"];
+    let mut commands: Vec<String> = others.iter().copied().map(reach_from).collect();
+    commands.push(try_reach(&outside.address.to_string()).replacen("timeout 1", "timeout 20", 1));
+    let record = lab.run(online(lab, &commands)).await;
+    assert_eq!(record.outcome(), &Outcome::Succeeded, "{}", record.text());
+    for (index, address) in others.iter().enumerate() {
+        let heard = record.output_of(index);
+        assert!(heard.ends_with("nothing\n") && !heard.contains("cannot"), "as {address}: {heard}");
+    }
+    assert_eq!(record.output_of(others.len()), format!("{}\n", outside.host));
+    eventually("its link goes with it", || links_of_sandboxes().is_empty());
+}
+
+/// What a machine's card sends goes to a tap; here nothing else of a machine is behind it. Root in a machine sends what it likes.
+pub async fn a_card_reaches_the_outside_and_nothing_else(_: &Lab) {
+    let Some(outside) = Outside::make() else { return };
+    let uplink = Uplink::open().unwrap();
+    let network = uplink.link(0).unwrap();
+    let NetworkSpec::On { ref host_interface, host_address, address, .. } = network else {
+        panic!("{network:?}")
+    };
+    let host_interface = host_interface.clone();
+    let folder = tempfile::TempDir::new().unwrap();
+    let description = folder.path().join("machine.json");
+    let spec = MachineSpec { network, scratch: folder.path().to_owned(), rootless: false };
+    std::fs::write(&description, serde_json::to_vec(&spec).unwrap()).unwrap();
+
+    let own = machine::ADDRESS;
+    let pairs = [
+        (own, outside.address),
+        (own, outside.host),
+        (own, host_address),
+        (own, address),
+        (own, machine::GATEWAY),
+        (own, METADATA),
+        (address, outside.address),
+        (host_address, outside.address),
+        (Ipv4Addr::new(192, 0, 2, 77), outside.address),
+        (own, outside.address),
+    ];
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/executor/card.pl");
+    let output = Command::new(env!("CARGO_BIN_EXE_sealci-sandbox-helper"))
+        .arg(MACHINE_ARGUMENT)
+        .arg(&description)
+        .args(["/usr/bin/perl", "-e", &std::fs::read_to_string(script).unwrap(), machine::TAP])
+        .args([machine::GATEWAY, own].map(|address| address.to_string()))
+        .args(pairs.iter().flat_map(|(from, to)| [from, to]).map(Ipv4Addr::to_string))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let heard = String::from_utf8(output.stdout).unwrap();
+    let heard: Vec<_> = pairs.iter().zip(heard.lines()).collect();
+    assert_eq!(heard.len(), pairs.len());
+    for (index, ((from, to), heard)) in heard.iter().enumerate() {
+        let answer = if index == 0 || index == pairs.len() - 1 { "an answer" } else { "nothing" };
+        assert_eq!(*heard, answer, "from {from} to {to}");
+    }
+    // An answer to another's address would not have come here.
+    assert_eq!(outside.echo_requests(), 2);
+    eventually("its link goes with it", || !links_of_sandboxes().contains(&host_interface));
+}
+
+/// The host's ends of all agents' links.
+fn links_of_sandboxes() -> Vec<String> {
+    let entries = std::fs::read_dir("/sys/class/net").unwrap().flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.starts_with("sealci")).collect()
 }

@@ -126,8 +126,14 @@ pub fn write_hosts(host_name: &str, names: &[String]) -> Result<(), Failure> {
         let _ = write!(text, " {name}");
     }
     text.push_str("\n::1 localhost\n");
+    write_etc("hosts", &text)
+}
+
+/// Writes a file in `/etc`, in the place of the image's.
+pub fn write_etc(name: &str, text: &str) -> Result<(), Failure> {
     make_folder("/etc")?;
+    let path = format!("/etc/{name}");
     // An image may have a link there.
-    let _ = fs::remove_file("/etc/hosts");
-    fs::write("/etc/hosts", text).doing(|| "write /etc/hosts".to_owned())
+    let _ = fs::remove_file(&path);
+    fs::write(&path, text).doing(|| format!("write {path}"))
 }

@@ -1,8 +1,9 @@
 //! Wraps what only the first process of a machine asks of its kernel.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::fs::File;
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -126,21 +127,91 @@ pub fn set_host_name(name: &str) -> io::Result<()> {
     check(unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) }).map(drop)
 }
 
-/// Sets the loopback interface going (netdevice(7)).
-pub fn raise_loopback() -> io::Result<()> {
+/// Sets a network interface going (netdevice(7)).
+pub fn raise(interface: &str) -> io::Result<()> {
+    let mut request = interface_request(interface);
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: the pointer is to an ifreq, which lives over the call.
+    check(unsafe { libc::ioctl(any_socket()?.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) }).map(drop)
+}
+
+/// Gives a network interface its one address (netdevice(7)).
+pub fn set_address(interface: &str, address: Ipv4Addr, netmask: Ipv4Addr) -> io::Result<()> {
+    let socket = any_socket()?;
+    let mut request = interface_request(interface);
+    request.ifr_ifru.ifru_addr = socket_address(address);
+    // SAFETY: the pointer is to an ifreq, which lives over the call.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFADDR, &raw const request) })?;
+    request.ifr_ifru.ifru_netmask = socket_address(netmask);
+    // SAFETY: as above.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFNETMASK, &raw const request) }).map(drop)
+}
+
+/// Leads all that goes out by a gateway that an interface reaches (`SIOCADDRT` of linux/sockios.h).
+pub fn route_by(gateway: Ipv4Addr) -> io::Result<()> {
+    let anywhere = socket_address(Ipv4Addr::UNSPECIFIED);
+    let route = Route {
+        pad1: 0,
+        destination: anywhere,
+        gateway: socket_address(gateway),
+        netmask: anywhere,
+        flags: libc::RTF_UP | libc::RTF_GATEWAY,
+        pad2: 0,
+        pad3: 0,
+        pad4: std::ptr::null(),
+        metric: 0,
+        device: std::ptr::null(),
+        mtu: 0,
+        window: 0,
+        round_trip: 0,
+    };
+    // SAFETY: the pointer is to a rtentry, whose own pointers may be null.
+    check(unsafe { libc::ioctl(any_socket()?.as_raw_fd(), libc::SIOCADDRT, &raw const route) }).map(drop)
+}
+
+/// struct rtentry of linux/route.h, which libc has for some C libraries only.
+#[repr(C)]
+struct Route {
+    pad1: libc::c_ulong,
+    destination: libc::sockaddr,
+    gateway: libc::sockaddr,
+    netmask: libc::sockaddr,
+    flags: libc::c_ushort,
+    pad2: libc::c_short,
+    pad3: libc::c_ulong,
+    pad4: *const libc::c_void,
+    metric: libc::c_short,
+    device: *const libc::c_char,
+    mtu: libc::c_ulong,
+    window: libc::c_ulong,
+    round_trip: libc::c_ushort,
+}
+
+/// A socket by which interfaces and routes are told.
+fn any_socket() -> io::Result<OwnedFd> {
     // SAFETY: takes integers only.
     let socket = check(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
     // SAFETY: socket has just returned this descriptor, and nothing else owns it.
-    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    Ok(unsafe { OwnedFd::from_raw_fd(socket) })
+}
+
+fn interface_request(name: &str) -> libc::ifreq {
     // SAFETY: all zeroes is a valid ifreq.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    let name: &CStr = c"lo";
-    for (to, from) in request.ifr_name.iter_mut().zip(name.to_bytes()) {
+    // One byte is left, which ends it.
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)) {
         *to = from.cast_signed();
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
-    // SAFETY: the pointer is to an ifreq, which lives over the call.
-    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) }).map(drop)
+    request
+}
+
+/// A sockaddr_in without a port, as a sockaddr: family, port, address, and padding.
+fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
+    let mut data = [0; 14];
+    for (to, from) in data[2..6].iter_mut().zip(address.octets()) {
+        *to = from.cast_signed();
+    }
+    libc::sockaddr { sa_family: libc::AF_INET as libc::sa_family_t, sa_data: data }
 }
 
 /// Lets programs open as many files as they are used to elsewhere, if they ask.

@@ -1,5 +1,7 @@
 //! Writes and reads the fields of a payload.
 
+use std::net::Ipv4Addr;
+
 use super::WireError;
 
 /// Commands of one action, and variables of one environment, at most.
@@ -64,6 +66,10 @@ impl<'a> Fields<'a> {
 
     pub fn u64(&mut self) -> Result<u64, WireError> {
         self.array().map(u64::from_le_bytes)
+    }
+
+    pub fn address(&mut self) -> Result<Ipv4Addr, WireError> {
+        self.array::<4>().map(Ipv4Addr::from)
     }
 
     pub fn flag(&mut self) -> Result<bool, WireError> {

@@ -1,5 +1,7 @@
 //! Round trips, and what a hostile peer may send.
 
+use std::net::Ipv4Addr;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -45,10 +47,20 @@ fn start() -> impl Strategy<Value = Start> {
 
 fn wake() -> impl Strategy<Value = Wake> {
     let entropy = prop::collection::vec(any::<u8>(), 0..=MAX_ENTROPY_BYTES);
-    (any::<[u64; 2]>(), entropy, any::<String>(), texts()).prop_map(|(clocks, entropy, host_name, names)| {
-        let [unix_time_us, host_boot_ms] = clocks;
-        Wake { unix_time_us, host_boot_ms, entropy, host_name, names }
-    })
+    let network = prop::option::of(network());
+    (any::<[u64; 2]>(), entropy, any::<String>(), texts(), network).prop_map(
+        |(clocks, entropy, host_name, names, network)| {
+            let [unix_time_us, host_boot_ms] = clocks;
+            Wake { unix_time_us, host_boot_ms, entropy, host_name, names, network }
+        },
+    )
+}
+
+fn network() -> impl Strategy<Value = Network> {
+    let resolvers = prop::collection::vec(any::<Ipv4Addr>(), 0..4);
+    (any::<Ipv4Addr>(), 0..=32_u8, any::<Ipv4Addr>(), resolvers).prop_map(
+        |(address, prefix_bits, gateway, resolvers)| Network { address, prefix_bits, gateway, resolvers },
+    )
 }
 
 fn to_init() -> impl Strategy<Value = ToInit> {

@@ -1,9 +1,10 @@
 //! Tells the init of a machine what a machine cannot know by itself.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 
 use super::WireError;
-use super::fields::{Fields, put_bytes, put_texts};
+use super::fields::{Fields, put_bytes, put_count, put_texts};
 
 /// The kernel's generator is whole with 32 bytes; more do no harm, and bound a frame.
 pub const MAX_ENTROPY_BYTES: usize = 512;
@@ -20,6 +21,18 @@ pub struct Wake {
     pub host_name: String,
     /// More names for `localhost`.
     pub names: Vec<String>,
+    /// None: nothing but the loopback.
+    pub network: Option<Network>,
+}
+
+/// What a machine's network card is set to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    pub address: Ipv4Addr,
+    pub prefix_bits: u8,
+    pub gateway: Ipv4Addr,
+    /// Whom to ask for names.
+    pub resolvers: Vec<Ipv4Addr>,
 }
 
 impl fmt::Debug for Wake {
@@ -38,6 +51,13 @@ impl Wake {
         put_bytes(out, &self.entropy);
         put_bytes(out, self.host_name.as_bytes());
         put_texts(out, &self.names);
+        match &self.network {
+            None => out.push(0),
+            Some(network) => {
+                out.push(1);
+                network.encode(out);
+            }
+        }
     }
 
     pub(super) fn decode(fields: &mut Fields<'_>) -> Result<Self, WireError> {
@@ -50,6 +70,31 @@ impl Wake {
             },
             host_name: fields.text()?,
             names: fields.texts()?,
+            network: if fields.flag()? { Some(Network::decode(fields)?) } else { None },
+        })
+    }
+}
+
+impl Network {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.extend(self.address.octets());
+        out.push(self.prefix_bits);
+        out.extend(self.gateway.octets());
+        put_count(out, self.resolvers.len());
+        for resolver in &self.resolvers {
+            out.extend(resolver.octets());
+        }
+    }
+
+    fn decode(fields: &mut Fields<'_>) -> Result<Self, WireError> {
+        Ok(Self {
+            address: fields.address()?,
+            prefix_bits: match fields.u8()? {
+                bits @ 0..=32 => bits,
+                _ => return Err(WireError::Invalid("prefix")),
+            },
+            gateway: fields.address()?,
+            resolvers: (0..fields.count()?).map(|_| fields.address()).collect::<Result<_, _>>()?,
         })
     }
 }

@@ -21,7 +21,22 @@
 //! }
 //! ```
 //!
-//! Routes could not do the latter: a socket that is bound to an interface does not ask them.
+//! Routes could not do the latter: a socket that is bound to an interface does not ask them. In the network namespace of a
+//! machine's tap:
+//!
+//! ```text
+//! table inet sealci-machine {
+//!   chain input       { type filter hook input;        iifname "machine" drop }
+//!   chain forward     { type filter hook forward;
+//!                       oifname "machine" ct state established,related accept
+//!                       oifname "machine" drop
+//!                       meta nfproto ipv6 drop
+//!                       ip saddr != guest drop
+//!                       ct state invalid drop          # it would not be translated
+//!                       ip daddr { forbidden } drop }
+//!   chain postrouting { type nat hook postrouting;     oifname != "machine" masquerade }
+//! }
+//! ```
 //!
 //! Numbers are those of linux/netfilter/nf_tables.h.
 
@@ -82,7 +97,7 @@ pub fn install(block: &Block) -> io::Result<Socket> {
     let to = || Rule::default().interface(libc::NFT_META_OIFNAME, libc::NFT_CMP_EQ, &ours);
     batch.push(from().verdict(libc::NF_DROP).into_message(&table, "input"));
     let mut forward = vec![
-        to().answers_only().verdict(libc::NF_ACCEPT),
+        to().state(ANSWERS).verdict(libc::NF_ACCEPT),
         from().interface(libc::NFT_META_OIFNAME, libc::NFT_CMP_EQ, INTERFACE_PREFIX).verdict(libc::NF_DROP),
         to().verdict(libc::NF_DROP),
         from().family(libc::NFPROTO_IPV6).verdict(libc::NF_DROP),
@@ -127,6 +142,43 @@ pub fn confine(forbidden: &[(Ipv4Addr, u32)]) -> io::Result<()> {
     Socket::netfilter()?.carry_out(batch)
 }
 
+/// Forwards what this guest sends by a tap, translated, and the answers; see the module. Lasts as long as this process's
+/// network namespace.
+pub fn forward(tap: &str, guest: Ipv4Addr, forbidden: &[(Ipv4Addr, u32)]) -> io::Result<()> {
+    let table = "sealci-machine";
+    let tap = format!("{tap}\0");
+    let to = |operator| Rule::default().interface(libc::NFT_META_OIFNAME, operator, &tap);
+    let ipv4 = || Rule::default().family(libc::NFPROTO_IPV4);
+    let mut rules = vec![
+        to(libc::NFT_CMP_EQ).state(ANSWERS).verdict(libc::NF_ACCEPT),
+        to(libc::NFT_CMP_EQ).verdict(libc::NF_DROP),
+        Rule::default().family(libc::NFPROTO_IPV6).verdict(libc::NF_DROP),
+        ipv4()
+            .field(SOURCE_OFFSET)
+            .compare(libc::NFT_CMP_NEQ, guest.octets().to_vec())
+            .verdict(libc::NF_DROP),
+        Rule::default().state(INVALID).verdict(libc::NF_DROP),
+    ];
+    rules.extend(
+        forbidden.iter().map(|(network, bits)| {
+            ipv4().address(DESTINATION_OFFSET, *network, *bits).verdict(libc::NF_DROP)
+        }),
+    );
+    let from = Rule::default().interface(libc::NFT_META_IIFNAME, libc::NFT_CMP_EQ, &tap);
+    let mut batch = vec![
+        batch_edge(libc::NFNL_MSG_BATCH_BEGIN),
+        message(libc::NFT_MSG_NEWTABLE).text(attribute::TABLE_NAME, table),
+        chain(table, "input", "filter", libc::NF_INET_LOCAL_IN, libc::NF_IP_PRI_FILTER),
+        chain(table, "forward", "filter", libc::NF_INET_FORWARD, libc::NF_IP_PRI_FILTER),
+        chain(table, "postrouting", "nat", libc::NF_INET_POST_ROUTING, libc::NF_IP_PRI_NAT_SRC),
+        from.verdict(libc::NF_DROP).into_message(table, "input"),
+        to(libc::NFT_CMP_NEQ).expression("masq", |data| data).into_message(table, "postrouting"),
+    ];
+    batch.extend(rules.into_iter().map(|rule| rule.into_message(table, "forward")));
+    batch.push(batch_edge(libc::NFNL_MSG_BATCH_END));
+    Socket::netfilter()?.carry_out(batch)
+}
+
 /// struct nfgenmsg: family, version, resource (big-endian).
 fn batch_edge(kind: libc::c_int) -> Message {
     let resource = (libc::NFNL_SUBSYS_NFTABLES as u16).to_be_bytes();
@@ -148,6 +200,11 @@ fn chain(table: &str, name: &str, kind: &str, hook: libc::c_int, priority: libc:
         })
         .text(attribute::CHAIN_TYPE, kind)
 }
+
+/// Bits of `ct state`, in this machine's order.
+const INVALID: u32 = 1 << 0;
+/// `established,related`.
+const ANSWERS: u32 = 1 << 1 | 1 << 2;
 
 const SOURCE_OFFSET: u32 = 12;
 const DESTINATION_OFFSET: u32 = 16;
@@ -199,22 +256,25 @@ impl Rule {
         self.meta(libc::NFT_META_NFPROTO).compare(libc::NFT_CMP_EQ, vec![family as u8])
     }
 
-    fn address(self, offset: u32, network: Ipv4Addr, bits: u32) -> Self {
-        let mask = u32::MAX.checked_shl(32 - bits).unwrap_or(0);
+    /// Four bytes of the network header.
+    fn field(self, offset: u32) -> Self {
         self.expression("payload", move |data| {
             data.big_endian(1, REGISTER)
                 .big_endian(2, libc::NFT_PAYLOAD_NETWORK_HEADER as u32)
                 .big_endian(3, offset)
                 .big_endian(4, 4)
         })
-        .mask(mask.to_be_bytes())
-        .compare(libc::NFT_CMP_EQ, network.octets().to_vec())
     }
 
-    /// `ct state established,related`: bits 1 and 2 of the state, in this machine's order.
-    fn answers_only(self) -> Self {
+    fn address(self, offset: u32, network: Ipv4Addr, bits: u32) -> Self {
+        let mask = u32::MAX.checked_shl(32 - bits).unwrap_or(0);
+        self.field(offset).mask(mask.to_be_bytes()).compare(libc::NFT_CMP_EQ, network.octets().to_vec())
+    }
+
+    /// `ct state` with one of these bits.
+    fn state(self, bits: u32) -> Self {
         self.expression("ct", |data| data.big_endian(1, REGISTER).big_endian(2, libc::NFT_CT_STATE as u32))
-            .mask(0b110_u32.to_ne_bytes())
+            .mask(bits.to_ne_bytes())
             .compare(libc::NFT_CMP_NEQ, vec![0; 4])
     }
 

@@ -10,9 +10,9 @@ use std::os::fd::{AsFd, AsRawFd};
 use super::netlink::{Message, Socket};
 
 /// The name inside.
-const INSIDE: &str = "eth0";
+pub(super) const INSIDE: &str = "eth0";
 /// Two addresses, and nothing else (RFC 3021).
-const PREFIX_BITS: u8 = 31;
+pub(super) const PREFIX_BITS: u8 = 31;
 const VETH_INFO_PEER: u16 = 1;
 const CREATE: libc::c_int = libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_EXCL;
 
@@ -71,7 +71,7 @@ impl Link {
 }
 
 /// Gives an interface its address and brings it up; returns its index.
-fn raise(socket: &Socket, name: &str, address: Ipv4Addr) -> io::Result<u32> {
+pub(super) fn raise(socket: &Socket, name: &str, address: Ipv4Addr) -> io::Result<u32> {
     let question = Message::new(libc::RTM_GETLINK, 0).raw(&interface(0, 0)).text(libc::IFLA_IFNAME, name);
     let answer = socket.ask(question)?;
     // struct ifinfomsg: family, padding, type (4 bytes together), index.

@@ -12,6 +12,7 @@
 
 mod firewall;
 mod link;
+pub mod machine;
 mod netlink;
 pub mod relay;
 
@@ -32,9 +33,10 @@ use crate::sys;
 const LOCK_FOLDER: &str = "/run/sealci";
 /// Every agent's interfaces begin with it.
 const INTERFACE_PREFIX: &str = "sealci";
-/// 10.213.0.0/16 in blocks of 2,048 addresses.
+/// 10.213.0.0/16 in blocks of 2,048 addresses. The last one is for networks that exist within one sandbox's or machine's
+/// namespace only: [`relay`]'s and [`machine`]'s.
 const FIRST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 213, 0, 0);
-const BLOCKS: u32 = 32;
+const BLOCKS: u32 = 31;
 const ADDRESSES_PER_BLOCK: u32 = 2048;
 const BLOCK_PREFIX_BITS: u32 = 21;
 /// The lowest port for everybody, of this process's network namespace (Linux 4.11).
@@ -215,7 +217,7 @@ mod tests {
         assert_eq!(first.address(2048), None);
         assert_eq!(second.address(0), Some(Ipv4Addr::new(10, 213, 8, 0)));
         // The longest name that an interface may have is 15 bytes.
-        assert!(format!("{}1023", Block { number: 31 }.interface_prefix()).len() <= 15);
+        assert!(format!("{}1023", Block { number: BLOCKS - 1 }.interface_prefix()).len() <= 15);
     }
 
     #[test]

@@ -22,18 +22,17 @@ use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
+use super::link::INSIDE;
 use super::{FIRST_ADDRESS, firewall};
 use crate::spec::NetworkSpec;
 use crate::sys;
 
-/// The last of the sandboxes' networks of 256 addresses; the other ones belong to agents that run as root.
+/// The last of the sandboxes' networks of 256 addresses, in the block that no agent takes.
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 213, 255, 100);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 213, 255, 2);
 const PREFIX_BITS: u32 = 24;
 const NETWORK: Ipv4Addr = Ipv4Addr::new(10, 213, 255, 0);
-/// The name inside.
-const INTERFACE: &str = "eth0";
-const TUNNEL_DEVICE: &str = "/dev/net/tun";
+const TUNNEL_DEVICE: &str = sys::TUNNEL_DEVICE;
 /// Where this network namespace's own addresses are told.
 const ADDRESS_TABLE: &str = "/proc/net/fib_trie";
 
@@ -151,7 +150,7 @@ impl Relay {
                 command.args(["--tcp-ns", "none", "--udp-ns", "none", "--no-map-gw"]);
                 command.args(["--no-dhcp", "--no-ndp", "--no-dhcpv6", "--no-ra"]);
                 command.args(["--address", &address, "--netmask", &PREFIX_BITS.to_string()]);
-                command.args(["--gateway", &gateway, "--ns-ifname", INTERFACE]);
+                command.args(["--gateway", &gateway, "--ns-ifname", INSIDE]);
                 command.arg("--netns").arg(namespace);
             }
             RelayKind::Slirp4netns => {
@@ -159,7 +158,7 @@ impl Relay {
                 command.args(["--configure", "--mtu=65520", "--cidr", &network]);
                 command.args(["--disable-host-loopback", "--disable-dns"]);
                 command.args(["--enable-sandbox", "--enable-seccomp"]);
-                command.args(["--ready-fd=0", "--netns-type=path"]).arg(namespace).arg(INTERFACE);
+                command.args(["--ready-fd=0", "--netns-type=path"]).arg(namespace).arg(INSIDE);
             }
         }
         command
@@ -207,12 +206,17 @@ pub fn connect(relay: &Relay, scratch: &Path) -> Result<(), RelayError> {
     sys::enter(namespace.as_fd()).map_err(io_error("enter the network namespace"))
 }
 
+/// What nobody behind a relay may reach. To be called while this process is in the host's network namespace.
+pub fn forbidden() -> Result<Vec<(Ipv4Addr, u32)>, RelayError> {
+    let table = fs::read_to_string(ADDRESS_TABLE).map_err(io_error("read the host's addresses"))?;
+    let hosts = own_addresses(&table).into_iter().map(|address| (address, 32));
+    Ok(NEVER.into_iter().chain(firewall::METADATA).chain(hosts).collect())
+}
+
 /// A network namespace with its loopback up, and with the filter. Tells early where no relay could serve it.
 pub fn filtered_namespace() -> Result<OwnedFd, RelayError> {
     fs::File::options().read(true).write(true).open(TUNNEL_DEVICE).map_err(RelayError::Tunnel)?;
-    let table = fs::read_to_string(ADDRESS_TABLE).map_err(io_error("read the host's addresses"))?;
-    let hosts = own_addresses(&table).into_iter().map(|address| (address, 32));
-    let forbidden: Vec<_> = NEVER.into_iter().chain(firewall::METADATA).chain(hosts).collect();
+    let forbidden = forbidden()?;
     let prepare = || {
         super::arrange()?;
         // What is not there cannot be disabled, and need not be.

@@ -52,6 +52,8 @@ pub struct Facts {
     /// The release of the kernel that microVMs would run, or why there is none.
     pub machine_kernel: Result<String, String>,
     pub makes_disks: bool,
+    /// Whether taps can be had, to which machines' network cards lead.
+    pub has_taps: bool,
     /// What runs containers here, or why it does not answer; none where nobody names one and none listens.
     pub daemon: Option<Result<String, String>>,
 }
@@ -84,6 +86,7 @@ impl Facts {
                 .then(|| fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok()),
             machine_kernel: machine_kernel().map_err(|error| chain(&error)),
             makes_disks: scratch::program().is_some(),
+            has_taps: fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun").is_ok(),
             daemon: daemon().await,
         }
     }

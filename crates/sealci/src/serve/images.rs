@@ -25,7 +25,8 @@ const MACHINE_PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Debug, Default, Clone, Args)]
 #[command(next_help_heading = "Images")]
 pub struct ImageArgs {
-    /// The disk that unpacked images may take; those used longest ago go first [default: 20 GiB]
+    /// The disk that unpacked images may take, and machines' root file systems as much again; those used longest ago go first
+    /// [default: 20 GiB]
     #[arg(long, value_name = "BYTES")]
     pub images_budget_bytes: Option<u64>,
     /// The folder below which `oci:NAME` and `docker-archive:NAME` are found [default: there are none]
@@ -108,6 +109,7 @@ impl ImageArgs {
             kernel: self.microvm_kernel.clone(),
             modules: self.microvm_modules.clone(),
             roots: Some(folder.join("machines")),
+            roots_budget_bytes: store.budget_bytes,
             ..MicrovmOptions::default()
         });
         Ok(ImageOffer { folder, store, capabilities: self.container_capability.clone(), machines })
@@ -169,9 +171,10 @@ impl ImageOffer {
         own: &Path,
         store: Arc<ImageStore>,
         cgroups: Option<Cgroups>,
+        sealer: Option<Sealer>,
     ) -> Result<Option<Arc<dyn Executor>>, ExecutorError> {
         let Some(options) = &self.machines else { return Ok(None) };
-        let executor = MicrovmExecutor::new(own, store, cgroups, options)?;
+        let executor = MicrovmExecutor::new(own, store, cgroups, sealer, options)?;
         executor.probe(MACHINE_PATIENCE)?;
         Ok(Some(Arc::new(executor)))
     }

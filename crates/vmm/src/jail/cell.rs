@@ -104,7 +104,10 @@ pub fn enter() -> Result<Side, CellError> {
         return Err(CellError::Step { what: "close what was inherited", source });
     }
     let (user, group) = (geteuid(), getegid());
-    if !user.is_root() {
+    // Root in a namespace of one user has no nobody to become, as little as an ordinary user has.
+    let is_root =
+        user.is_root() && is_mapped(&fs::read_to_string("/proc/self/uid_map").unwrap_or_default(), NOBODY);
+    if !is_root {
         own(UnshareFlags::NEWUSER)?;
         name_user(Path::new("/proc/self"), user.as_raw(), group.as_raw())?;
     }
@@ -115,7 +118,7 @@ pub fn enter() -> Result<Side, CellError> {
     let child = unsafe { libc::fork() };
     if child == 0 {
         die_with_keeper()?;
-        return Ok(Side::Inside(Cell { keeper, is_root: user.is_root() }));
+        return Ok(Side::Inside(Cell { keeper, is_root }));
     }
     match Pid::from_raw(child).filter(|_| child > 0) {
         Some(cell) => Ok(Side::Outside(Keeper { cell, line })),
@@ -216,6 +219,15 @@ fn name_user(process: &Path, user: u32, group: u32) -> Result<(), CellError> {
         .map_err(CellError::Namespaces)
 }
 
+/// Whether a map of users has this one (user_namespaces(7)): its lines are the first inside, the first outside, and how many.
+fn is_mapped(map: &str, user: u32) -> bool {
+    map.lines().any(|line| {
+        let mut numbers = line.split_whitespace().filter_map(|number| number.parse::<u64>().ok());
+        let (first, count) = (numbers.next().unwrap_or(0), numbers.nth(1).unwrap_or(0));
+        (first..first.saturating_add(count)).contains(&u64::from(user))
+    })
+}
+
 fn die_with_keeper() -> Result<(), CellError> {
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(step("have it end with who started it"))
 }
@@ -274,4 +286,16 @@ fn limit(resource: Resource, most: u64) -> Result<(), CellError> {
     let most = getrlimit(resource).maximum.map_or(most, |maximum| maximum.min(most));
     setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })
         .map_err(step("limit what it has"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_where_a_map_says_so() {
+        assert!(is_mapped("         0          0 4294967295\n", NOBODY));
+        assert!(is_mapped("0 1000 1\n1 100000 65536\n", NOBODY));
+        assert!(!is_mapped("         0       1000          1\n", NOBODY) && !is_mapped("", NOBODY));
+    }
 }

@@ -1,4 +1,4 @@
-//! Connects a guest to a network by a tap of the host's, which is opened and named by whoever starts the machine
+//! Connects a guest to a network by a tap of the host's, which is made and named by whoever starts the machine
 //! (virtio 1.2, section 5.1).
 //!
 //! One frame is one read or write of the tap, straight from or into the guest's memory. Nothing is computed for the guest: no
@@ -34,6 +34,11 @@ pub struct Net {
 }
 
 impl Net {
+    /// A card of this address, on the tap of this name in this process's network namespace.
+    pub fn open(tap: &str, mac: [u8; 6]) -> io::Result<Self> {
+        Self::new(sys::open_tap(tap)?, mac)
+    }
+
     /// A card of this address, on a tap that does not block.
     pub fn new(tap: OwnedFd, mac: [u8; 6]) -> io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
@@ -154,6 +159,12 @@ mod tests {
         assert_eq!(driver.used(TX), Some((chain, 0)));
         assert_eq!(frame(&wire).unwrap(), b"frame");
         assert_eq!(frame(&wire), None);
+    }
+
+    #[test]
+    fn a_tap_that_is_not_there_is_not_made() {
+        let error = Net::open("sealci-none", MAC).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
     }
 
     #[test]

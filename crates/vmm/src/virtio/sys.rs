@@ -1,12 +1,42 @@
 //! Moves bytes between descriptors and a guest's memory, without a copy between: all `unsafe` of the devices.
 
+use std::ffi::CString;
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
 
 use super::Buffers;
 
 /// How many pieces one call moves at most; who has more calls again.
 const MOST_PIECES: usize = 64;
+
+/// Makes taps, and opens them.
+const TUNNEL_DEVICE: &str = "/dev/net/tun";
+
+/// Opens a tap of this process's network namespace, as [`super::net`] has it. One that is not there is an error: nobody could
+/// have connected it with anything.
+pub fn open_tap(name: &str) -> io::Result<OwnedFd> {
+    let text = CString::new(name)?;
+    // SAFETY: a NUL-terminated string that lives over the call.
+    if unsafe { libc::if_nametoindex(text.as_ptr()) } == 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: all zeroes is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // Names of interfaces are shorter by one byte, which ends them.
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
+    let mut options = File::options();
+    let device = options.read(true).write(true).custom_flags(libc::O_NONBLOCK).open(TUNNEL_DEVICE)?;
+    // SAFETY: the pointer is to an ifreq, which lives over the call; the device is open.
+    if unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(device.into())
+}
 
 /// The pieces as the kernel takes them.
 struct Pieces {

@@ -128,7 +128,7 @@ impl Environment for Nowhere {
 
     fn machine(&self) -> Option<Machine> {
         let names = vec!["db".to_owned()];
-        Some(Machine { host_name: "sealci".to_owned(), names, workspace: self.0.clone() })
+        Some(Machine { host_name: "sealci".to_owned(), names, network: None, workspace: self.0.clone() })
     }
 
     fn kill(&mut self) {}

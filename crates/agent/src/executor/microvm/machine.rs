@@ -15,6 +15,7 @@ use sealci_microvm::scratch;
 use sealci_vmm::machine::MAX_VCPUS;
 use tokio::net::UnixStream;
 
+use super::network::Link;
 use crate::executor::cgroup::{Cgroups, Limits};
 use crate::executor::environment::{Group, HostEnvironment};
 use crate::executor::init::{Environment, Machine, Opening, Prepared};
@@ -68,16 +69,20 @@ impl Recipe {
         name: String,
         resources: &Resources,
         disks: &[OsString],
+        link: Option<&Link>,
     ) -> Result<(UnixStream, HostEnvironment), ExecutorError> {
         let limits = Limits {
             memory_bytes: resources.memory_bytes.max(LEAST_MEBIBYTES << 20) + MONITOR_BYTES,
             ..Limits::of(resources, MONITOR_PIDS)
         };
-        let arguments = self.arguments(resources, disks);
+        let (mut program, mut arguments) = (self.vmm.clone(), self.arguments(resources, disks));
+        if let Some(link) = link {
+            (program, arguments) = link.around(&program, arguments)?;
+        }
         let arguments: Vec<&OsStr> = arguments.iter().map(OsString::as_os_str).collect();
         let cgroup = self.cgroups.as_ref().map(|groups| groups.create(&name, &limits));
         let group = cgroup.transpose().map_err(ExecutorError::Cgroup)?.map_or(Group::None, Group::Own);
-        HostEnvironment::spawn(&self.vmm, &arguments, group, name)
+        HostEnvironment::spawn(&program, &arguments, group, name)
     }
 }
 
@@ -86,6 +91,7 @@ pub(super) fn prepare(
     recipe: &Recipe,
     request: ExecutionRequest,
     start: Opening,
+    link: Option<Link>,
 ) -> Result<Prepared, ExecutorError> {
     let (timeout, grace) = (request.timeout, request.grace);
     let mut disks = Vec::new();
@@ -97,8 +103,9 @@ pub(super) fn prepare(
             .map_err(|error| ExecutorError::io("make the machine's disk")(io::Error::other(error)))?;
         disks = vec![root, written.into_os_string()];
     }
-    let (channel, host) = recipe.start(request.attempt.to_string(), &request.resources, &disks)?;
-    let environment = Box::new(MachineEnvironment { host, request, ran_out_of_memory: false });
+    let (channel, host) =
+        recipe.start(request.attempt.to_string(), &request.resources, &disks, link.as_ref())?;
+    let environment = Box::new(MachineEnvironment { host, request, link, ran_out_of_memory: false });
     Ok(Prepared { channel, start, environment, timeout, grace })
 }
 
@@ -130,9 +137,11 @@ pub(super) fn probe(recipe: &Recipe, patience: Duration) -> Result<(), ExecutorE
 }
 
 struct MachineEnvironment {
-    /// The monitor.
+    /// The monitor, or the helper around it.
     host: HostEnvironment,
     request: ExecutionRequest,
+    /// None: it reaches nothing.
+    link: Option<Link>,
     ran_out_of_memory: bool,
 }
 
@@ -146,12 +155,18 @@ impl Environment for MachineEnvironment {
         Some(Machine {
             host_name: "sealci".to_owned(),
             names: self.request.names.clone(),
+            network: self.link.as_ref().map(Link::inside),
             workspace: self.request.workspace.clone(),
         })
     }
 
     fn kill(&mut self) {
-        self.host.kill();
+        if self.link.as_ref().is_some_and(|link| link.spec.rootless) {
+            // The helper kills all that it holds together, and ends behind it.
+            self.host.terminate();
+        } else {
+            self.host.kill();
+        }
     }
 
     fn ran_out_of_memory(&mut self) {
@@ -164,7 +179,7 @@ impl Environment for MachineEnvironment {
 
     async fn clear(&mut self, orderly: bool) -> Result<(), String> {
         // Nothing of the machine is wanted any more, its own way down neither.
-        self.host.kill();
+        self.kill();
         self.host.clear(orderly).await
     }
 

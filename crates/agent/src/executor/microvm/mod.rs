@@ -8,9 +8,10 @@
 //!
 //! The channel is the monitor's standard input: it joins the port that the machine's init calls with that, and ends when the
 //! channel does, also when this process is killed. The workspace goes in through the channel, and what is wanted of it comes
-//! out the same way.
+//! out the same way. What an action with a network reaches is what it would reach in a sandbox (see `network`).
 
 mod machine;
+mod network;
 
 use std::fmt;
 use std::fs::File;
@@ -23,9 +24,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use machine::{Recipe, prepare};
+use network::Link;
 use sealci_core::plan::{Container, ExecutorKind, Network};
 use sealci_guest::wire::{self, machine as inside};
-use sealci_image::Image;
+use sealci_image::{Image, StoreOptions};
 use sealci_microvm::initramfs::{Initramfs, InitramfsStore};
 use sealci_microvm::kernel::{FOR_MACHINE, Kernel, KernelError, KernelStore, UnpackError, Unpacked};
 use sealci_microvm::root::{Root, RootError, RootStore};
@@ -34,6 +36,7 @@ use tokio_util::task::TaskTracker;
 use super::cgroup::Cgroups;
 use super::container::wrapper;
 use super::environment::{Running, blocking, stand_by};
+use super::sealed::{Place, Sealer};
 use super::{ExecutionRequest, Executor, ExecutorError, Images, Standby, init, programs};
 
 /// What a machine may write, where nothing else is said. It takes room as it is written.
@@ -48,13 +51,21 @@ pub struct MicrovmOptions {
     pub modules: Option<PathBuf>,
     /// Where images' root file systems are kept, which agents may share; none: below the agent's data folder.
     pub roots: Option<PathBuf>,
+    /// How much of the disk these may take; those used longest ago go first.
+    pub roots_budget_bytes: u64,
     /// What a machine may write to its disk.
     pub disk_bytes: u64,
 }
 
 impl Default for MicrovmOptions {
     fn default() -> Self {
-        Self { kernel: None, modules: None, roots: None, disk_bytes: DEFAULT_DISK_BYTES }
+        Self {
+            kernel: None,
+            modules: None,
+            roots: None,
+            roots_budget_bytes: StoreOptions::default().budget_bytes,
+            disk_bytes: DEFAULT_DISK_BYTES,
+        }
     }
 }
 
@@ -63,6 +74,7 @@ impl Default for MicrovmOptions {
 pub struct MicrovmExecutor {
     means: Arc<Means>,
     images: Arc<dyn Images>,
+    sealer: Option<Sealer>,
     running: Running,
     tasks: TaskTracker,
 }
@@ -76,17 +88,20 @@ struct Means {
     unpacked: Option<Unpacked>,
     initramfs: Initramfs,
     roots: RootStore,
+    roots_budget_bytes: u64,
     disk_bytes: u64,
     cgroups: Option<Cgroups>,
 }
 
 impl MicrovmExecutor {
-    /// `data_dir` takes the monitor and the machines' disks. Finds the kernel, and packs its modules. Whether this machine runs
-    /// machines is told by nothing but running one: see [`MicrovmExecutor::probe`]. Blocks.
+    /// `data_dir` takes the monitor and the machines' disks; of `sealer` machines have their network, where it has one. Finds the
+    /// kernel, and packs its modules. Whether this machine runs machines is told by nothing but running one: see
+    /// [`MicrovmExecutor::probe`]. Blocks.
     pub fn new(
         data_dir: &Path,
         images: Arc<dyn Images>,
         cgroups: Option<Cgroups>,
+        sealer: Option<Sealer>,
         options: &MicrovmOptions,
     ) -> Result<Self, ExecutorError> {
         let vmm = programs::install(data_dir, programs::VMM)?;
@@ -102,9 +117,11 @@ impl MicrovmExecutor {
             .and_then(|store| store.obtain(programs::INIT.bytes, &modules))
             .map_err(|error| failed("make the machines' initial RAM disk", error))?;
         let roots = RootStore::open(options.roots.as_deref().unwrap_or(&folder)).map_err(unusable_root)?;
+        let MicrovmOptions { roots_budget_bytes, disk_bytes, .. } = *options;
         let means =
-            Means { vmm, kernel, unpacked, initramfs, roots, disk_bytes: options.disk_bytes, cgroups };
-        Ok(Self { means: Arc::new(means), images, running: Running::default(), tasks: TaskTracker::new() })
+            Means { vmm, kernel, unpacked, initramfs, roots, roots_budget_bytes, disk_bytes, cgroups };
+        let means = Arc::new(means);
+        Ok(Self { means, images, sealer, running: Running::default(), tasks: TaskTracker::new() })
     }
 
     /// Runs a small machine until its init calls: whether machines run here at all. Blocks.
@@ -124,19 +141,53 @@ impl MicrovmExecutor {
         }
     }
 
+    /// What an action that reaches outwards has for that.
+    fn network(&self, request: &ExecutionRequest) -> Result<Option<(Place, Link)>, ExecutorError> {
+        if request.network == Network::Off {
+            return Ok(None);
+        }
+        let sealer = self.sealer.as_ref().ok_or_else(|| {
+            ExecutorError::Unsupported(
+                "this agent has no network for machines, because it can make no sandbox (`sealci doctor` says why); an action \
+                 that needs none says `network: off`"
+                    .to_owned(),
+            )
+        })?;
+        let place = sealer.reserve(request)?;
+        let link = Link { helper: sealer.helper().clone(), spec: place.for_machine(request) };
+        Ok(Some((place, link)))
+    }
+
     /// The image's files as a disk.
     async fn root(&self, request: &ExecutionRequest, image: Image) -> Result<(Root, Image), ExecutorError> {
         let (means, stop) = (self.means.clone(), Arc::new(AtomicBool::new(false)));
         let making = {
             let stop = stop.clone();
             blocking(move || {
-                means.roots.obtain(&image, &stop).map(|root| (root, image)).map_err(unusable_root)
+                let root = obtain(&means.roots, means.roots_budget_bytes, &image, &stop);
+                root.map(|root| (root, image)).map_err(unusable_root)
             })
         };
         // It goes on until it has seen that, and leaves nothing.
         let _stopping = Stopping(stop);
         request.stop.run_until_cancelled(making).await.ok_or(ExecutorError::Stopped)?
     }
+}
+
+/// Finds or makes an image's root, and makes room for it behind that: it cannot be among those that go.
+fn obtain(roots: &RootStore, budget_bytes: u64, image: &Image, stop: &AtomicBool) -> Result<Root, RootError> {
+    let root = roots.obtain(image, stop)?;
+    match roots.collect(budget_bytes) {
+        Ok(collected) if collected.removed > 0 => tracing::info!(
+            roots = collected.removed,
+            freed_bytes = collected.freed_bytes,
+            "machines' root file systems were removed to keep the budget"
+        ),
+        Ok(_) => {}
+        // The next action does it again.
+        Err(error) => tracing::warn!(%error, "machines' root file systems may be over their budget"),
+    }
+    Ok(root)
 }
 
 /// Says that what is being made is not wanted any more.
@@ -161,11 +212,7 @@ impl Executor for MicrovmExecutor {
                 "the action names no image: it says `executor: microvm` and has no `container`".to_owned(),
             )
         })?;
-        if request.network == Network::On {
-            return Err(ExecutorError::Unsupported(
-                "machines have no network yet; an action that needs none says `network: off`".to_owned(),
-            ));
-        }
+        let network = self.network(&request)?;
         let guard = self.running.enter(request.attempt)?;
         let obtaining = self.images.obtain(&container, &request.notes);
         let image = request.stop.run_until_cancelled(obtaining).await.ok_or(ExecutorError::Stopped)??;
@@ -173,8 +220,9 @@ impl Executor for MicrovmExecutor {
         let (root, image) = self.root(&request, image).await?;
         let start = init::encoded(start_message(&request, &container, &image))?;
         let recipe = self.recipe(Some(&root));
-        let kept = (guard, root, self.means.clone());
-        stand_by(&self.tasks, blocking(move || prepare(&recipe, request, start)), kept).await
+        let (place, link) = network.unzip();
+        let kept = (guard, place, root, self.means.clone());
+        stand_by(&self.tasks, blocking(move || prepare(&recipe, request, start, link)), kept).await
     }
 
     async fn sweep(&self) -> Result<(), ExecutorError> {
@@ -252,5 +300,31 @@ fn unusable_root(error: RootError) -> ExecutorError {
         RootError::Stopped => ExecutorError::Stopped,
         RootError::DiskFull { source } => ExecutorError::io("make the machine's root file system")(source),
         error => failed("make the machine's root file system", error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sealci_image::{ImageConfig, Lease};
+
+    use super::*;
+
+    #[test]
+    fn roots_that_nobody_uses_go_when_there_are_too_many() {
+        let folder = tempfile::tempdir().unwrap();
+        let layer = folder.path().join("layer");
+        std::fs::create_dir(&layer).unwrap();
+        std::fs::write(layer.join("file"), "text").unwrap();
+        let roots = RootStore::open(&folder.path().join("roots")).unwrap();
+        let obtain = |name: &str, budget_bytes| {
+            let (config, layers) = (ImageConfig::default(), vec![layer.clone()]);
+            let image = Image { digest: name.to_owned(), config, layers, lease: Lease::none() };
+            obtain(&roots, budget_bytes, &image, &AtomicBool::new(false)).unwrap()
+        };
+        let used = obtain("used", u64::MAX);
+        let unused = obtain("unused", u64::MAX).path().to_owned();
+        assert!(unused.exists());
+        let next = obtain("next", 0);
+        assert!(used.path().exists() && next.path().exists() && !unused.exists());
     }
 }
