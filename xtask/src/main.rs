@@ -8,6 +8,7 @@ mod faults;
 mod fuzz;
 mod imports;
 mod machine;
+mod oci;
 mod postgres;
 mod qemu;
 mod report;

@@ -2,17 +2,16 @@
 //! without a network, the second time with the first one's cache.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use serde_json::json;
 
 use super::fleet::{AgentShape, Fleet, Folder, Repository};
 use super::latency::follow_one;
 use super::table::{Floor, Row, Table, Target, millis};
 use super::{Bench, succeed};
-use crate::{machine, workspace};
+use crate::{machine, oci, workspace};
 
 /// A release that Debian 12's compiler builds.
 const CRATE: [&str; 2] = ["hyperfine", "1.14.0"];
@@ -85,71 +84,16 @@ fn fetch_project(folder: &Path) -> Result<Repository> {
     Repository::of(&project)
 }
 
-/// An OCI layout with the image `debian`: Debian with the compiler, and the crates over it.
+/// The image `debian`: Debian with the compiler, and the crates over it.
 fn make_image(folder: &Path, crates: &Path) -> Result<()> {
-    let place = folder.join("debian");
-    let blobs = place.join("blobs/sha256");
-    fs::create_dir_all(&blobs)?;
+    fs::create_dir_all(folder)?;
     let (lower, upper) = (folder.join("lower.tar"), folder.join("upper.tar"));
-    let suite = "bookworm";
-    succeed(
-        Command::new("mmdebstrap")
-            .args(["--quiet", "--variant=minbase", "--skip=output/dev", "--format=tar"])
-            .arg(format!("--include={PACKAGES}"))
-            .arg(suite)
-            .arg(&lower),
-    )?;
+    oci::debian("minbase", PACKAGES, &lower)?;
     let parent = crates.parent().context("the crates have no folder")?;
     succeed(Command::new("tar").arg("-cf").arg(&upper).arg("-C").arg(parent).args([
         "--owner=0",
         "--group=0",
         VENDOR,
     ]))?;
-    let layers = [put(&blobs, lower)?, put(&blobs, upper)?];
-    let config = json!({
-        "architecture": if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" },
-        "os": "linux",
-        "config": {"Env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]},
-        "rootfs": {"type": "layers", "diff_ids": layers.iter().map(|layer| &layer.digest).collect::<Vec<_>>()},
-    });
-    let config = put_json(&blobs, &config)?;
-    let manifest = json!({
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": config.descriptor("application/vnd.oci.image.config.v1+json"),
-        "layers": layers
-            .iter()
-            .map(|layer| layer.descriptor("application/vnd.oci.image.layer.v1.tar"))
-            .collect::<Vec<_>>(),
-    });
-    let manifest = put_json(&blobs, &manifest)?.descriptor("application/vnd.oci.image.manifest.v1+json");
-    fs::write(place.join("index.json"), json!({"schemaVersion": 2, "manifests": [manifest]}).to_string())?;
-    Ok(fs::write(place.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?)
-}
-
-struct Blob {
-    digest: String,
-    size: u64,
-}
-
-impl Blob {
-    fn descriptor(&self, media_type: &str) -> serde_json::Value {
-        json!({"mediaType": media_type, "digest": self.digest, "size": self.size})
-    }
-}
-
-/// Moves a file to where its content says.
-fn put(blobs: &Path, file: PathBuf) -> Result<Blob> {
-    let output = Command::new("sha256sum").arg(&file).output().context("cannot run sha256sum")?;
-    let text = String::from_utf8(output.stdout)?;
-    let hex = text.split_whitespace().next().context("sha256sum said nothing")?;
-    let size = fs::metadata(&file)?.len();
-    fs::rename(&file, blobs.join(hex))?;
-    Ok(Blob { digest: format!("sha256:{hex}"), size })
-}
-
-fn put_json(blobs: &Path, value: &serde_json::Value) -> Result<Blob> {
-    let file = blobs.join("partial");
-    fs::write(&file, value.to_string())?;
-    put(blobs, file)
+    oci::layout(&folder.join("debian"), [lower, upper])
 }

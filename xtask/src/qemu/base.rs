@@ -11,8 +11,16 @@ use anyhow::{Context, Result, bail};
 use super::guest::bounded;
 
 /// What the guest has beside Debian's essential packages.
-const PACKAGES: &[&str] =
-    &["linux-image-cloud-amd64", "initramfs-tools", "iproute2", "passt", "procps", "slirp4netns", "uidmap"];
+const PACKAGES: &[&str] = &[
+    "linux-image-cloud-amd64",
+    "initramfs-tools",
+    "git",
+    "iproute2",
+    "passt",
+    "procps",
+    "slirp4netns",
+    "uidmap",
+];
 
 /// What is not unpacked: nobody reads it there.
 const WITHOUT: &[&str] = &["/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/man/*"];

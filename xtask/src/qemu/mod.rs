@@ -118,10 +118,19 @@ const PARTS: [Part; 3] = [
     },
 ];
 
-/// How long the guest may say nothing. A single test may take a minute, and emulation on a busy machine makes it two.
-const SILENCE: Duration = Duration::from_secs(240);
-/// How long all of it may take.
-const WHOLE: Duration = Duration::from_secs(20 * 60);
+/// How long a guest may take.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    /// Without a word.
+    silence: Duration,
+    /// For all of it.
+    whole: Duration,
+}
+
+/// A single test may take a minute, and emulation on a busy machine makes it two.
+const USUAL: Patience = Patience { silence: Duration::from_secs(240), whole: Duration::from_secs(20 * 60) };
+/// An image of Debian becomes a disk, emulated, in minutes.
+const LONG: Patience = Patience { silence: Duration::from_secs(900), whole: Duration::from_secs(90 * 60) };
 
 /// What runs in one guest.
 pub struct Suite {
@@ -129,6 +138,7 @@ pub struct Suite {
     name: &'static str,
     parts: &'static [&'static str],
     hardware: Hardware,
+    patience: Patience,
     pack: fn(&Path, &Base) -> Result<PathBuf>,
 }
 
@@ -138,6 +148,7 @@ pub const EXECUTORS: Suite = Suite {
     parts: &[PARTS[0].name, PARTS[1].name, PARTS[2].name],
     // Emulated, what is left out costs much, and no test is about it.
     hardware: Hardware { emulated: "max,la57=off,smap=off,smep=off", processors: 4, clock: &[] },
+    patience: USUAL,
     pack: |folder, _| payload::executors(folder, &PARTS),
 };
 
@@ -148,12 +159,17 @@ pub const MACHINES: Suite = Suite {
     name: "vm",
     parts: &["machine", "whole", "microvm"],
     hardware: Hardware { emulated: "EPYC,+svm", processors: 1, clock: &["-icount", "shift=1"] },
+    patience: USUAL,
     pack: |folder, base| payload::machines(folder, base, Extent::Core),
 };
 
 /// All of them.
-pub const ALL_MACHINES: Suite =
-    Suite { pack: |folder, base| payload::machines(folder, base, Extent::All), ..MACHINES };
+pub const ALL_MACHINES: Suite = Suite {
+    parts: &["machine", "whole", "microvm", "system"],
+    patience: LONG,
+    pack: |folder, base| payload::machines(folder, base, Extent::All),
+    ..MACHINES
+};
 
 /// The commands `qemu` and `vm-test`.
 pub fn command(suite: &Suite) -> Result<bool> {
@@ -188,7 +204,7 @@ fn run(suite: &Suite, counts: &mut Counts, skipped: &mut Vec<(String, String)>) 
     let mut transcript = Transcript::new(suite.parts.iter().copied());
     let ended = timed("the guest", || {
         let mut guest = Guest::boot(&folder.path, &base, &payload, &suite.hardware)?;
-        listen(&mut guest, &mut transcript, counts)
+        listen(&mut guest, suite.patience, &mut transcript, counts)
             .and_then(|()| transcript.verdict())
             .map_err(|error| guest.with_last_words(&error))
     });
@@ -198,10 +214,15 @@ fn run(suite: &Suite, counts: &mut Counts, skipped: &mut Vec<(String, String)>) 
 }
 
 /// Takes what the guest says to its end.
-fn listen(guest: &mut Guest, transcript: &mut Transcript, counts: &mut Counts) -> Result<()> {
-    let until = Instant::now() + WHOLE;
+fn listen(
+    guest: &mut Guest,
+    Patience { silence, whole }: Patience,
+    transcript: &mut Transcript,
+    counts: &mut Counts,
+) -> Result<()> {
+    let until = Instant::now() + whole;
     loop {
-        let patience = SILENCE.min(until.saturating_duration_since(Instant::now()));
+        let patience = silence.min(until.saturating_duration_since(Instant::now()));
         match guest.next_line(patience)? {
             Some(line) => match transcript.take(&line) {
                 Said::ForPeople(text) => {
@@ -213,7 +234,7 @@ fn listen(guest: &mut Guest, transcript: &mut Transcript, counts: &mut Counts) -
             None => return Ok(()),
         }
         if Instant::now() >= until {
-            bail!("the guest was still running after {WHOLE:?}, and was ended");
+            bail!("the guest was still running after {whole:?}, and was ended");
         }
     }
 }

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::base::Base;
 use super::{NOT_CORE, Part};
-use crate::{machine, workspace};
+use crate::{machine, oci, workspace};
 
 /// What it does when it has booted.
 const SCRIPT: &str = include_str!("guest.sh");
@@ -22,10 +22,15 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 const FOR_MACHINES: &str = "modprobe kvm_amd || modprobe kvm_intel\n\
     export SEALCI_TEST_KERNEL=/sealci/vmlinuz SEALCI_TEST_MODULES=/lib/modules/$(uname -r)\n\
     export SEALCI_TEST_VMM=/sealci/sealci-vmm SEALCI_TEST_PEER=/sealci/peer\n\
-    export SEALCI_TEST_INIT=/sealci/sealci-init SEALCI_REQUIRE=kvm,root\n";
+    export SEALCI_TEST_INIT=/sealci/sealci-init SEALCI_REQUIRE=kvm,root\n\
+    export SEALCI_BIN=/sealci/sealci SEALCI_TEST_IMAGES=/sealci/images\n";
 /// The parts: the virtual machine monitor; an image's root and our init on it; the executor on all of that.
 const MACHINE_PARTS: [(&str, &str, &str); 3] =
     [("machine", "tests", ""), ("whole", "whole", ""), ("microvm", "executor", "microvm::")];
+/// Of all of them, not of their core: the whole system, on an image of Debian.
+const SYSTEM_PART: (&str, &str, &str) = ("system", "machines", "");
+/// What is in that image beside Debian's essential packages.
+const IN_IMAGE: &str = "tcc,libc6-dev";
 /// Left out of their core: what another test reaches, too.
 const NOT_CORE_OF_MACHINES: &[&str] = &[
     "a_clone_is_there_soon",
@@ -52,9 +57,15 @@ pub enum Extent {
     All,
 }
 
+impl Extent {
+    fn system(self) -> Option<(&'static str, &'static str, &'static str)> {
+        (self == Self::All).then_some(SYSTEM_PART)
+    }
+}
+
 fn machines_script(extent: Extent) -> String {
     let mut text = format!("{SCRIPT}{FOR_MACHINES}");
-    for (part, program, filter) in MACHINE_PARTS {
+    for (part, program, filter) in MACHINE_PARTS.into_iter().chain(extent.system()) {
         let _ = write!(text, "TESTS=/sealci/{program} part {part} 0 --test-threads=1");
         for name in NOT_CORE_OF_MACHINES.iter().filter(|_| extent == Extent::Core) {
             let _ = write!(text, " --skip {name}");
@@ -78,7 +89,10 @@ pub fn executors(folder: &Path, parts: &[Part]) -> Result<PathBuf> {
 
 /// Packs the virtual machine monitor and its tests, and the kernel, which is that of the guests within the guest, too.
 pub fn machines(folder: &Path, base: &Base, extent: Extent) -> Result<PathBuf> {
-    let built = Built::by(&["machine", "whole", "executor"])?;
+    let built = match extent {
+        Extent::Core => Built::by(&["machine", "whole", "executor"])?,
+        Extent::All => Built::by(&["machine", "whole", "executor", "machines"])?,
+    };
     let tree = Tree::begin(folder)?;
     tree.script(&machines_script(extent))?;
     tree.place(&built.find("machine", true)?, "sealci/tests")?;
@@ -93,7 +107,24 @@ pub fn machines(folder: &Path, base: &Base, extent: Extent) -> Result<PathBuf> {
     build_peer(&tree.path.join("sealci/peer"))?;
     let busybox = machine::find("busybox").context("busybox is not installed")?;
     tree.copy(&busybox, "usr/bin/busybox")?;
+    if extent == Extent::All {
+        tree.place(&built.find("machines", true)?, "sealci/machines")?;
+        tree.place(&build_system()?, "sealci/sealci")?;
+        let layer = folder.join("debian.tar");
+        oci::debian("essential", IN_IMAGE, &layer)?;
+        oci::layout(&tree.path.join("sealci/images/debian"), [layer])?;
+    }
     tree.archive()
+}
+
+/// Builds the whole system, as the end-to-end tests do.
+fn build_system() -> Result<PathBuf> {
+    let status = workspace::cargo().args(["build", "--quiet", "--locked", "--bin", "sealci"]).status();
+    let status = status.context("cannot run cargo")?;
+    if !status.success() {
+        bail!("sealci could not be built: cargo ended with {status}");
+    }
+    Ok(workspace::target_folder()?.join("debug/sealci"))
 }
 
 /// Builds a program as the agent carries it: static. Its flags are not the workspace's, so its folder is not either.
