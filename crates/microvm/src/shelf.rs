@@ -4,7 +4,8 @@
 //! NAME.partial       being made; locked by who makes it
 //! NAME.EXTENSION     whole, and on the disk; locked, shared, by all who use it. Its time of change is that of the last use
 //! ```
-//! Locks are flock(2), which the kernel gives back when their holder dies, however it dies. A file gets its name when it is
+//! Locks are flock(2), which the kernel gives back when their holder dies, however it dies. Who lives gives them back by word:
+//! a child that another thread is starting has the descriptor, too, until it executes. A file gets its name when it is
 //! whole and was synchronised, so what has a name is believed.
 
 use std::fs::{self, DirBuilder, File};
@@ -27,6 +28,13 @@ pub(crate) struct Kept {
     path: PathBuf,
     /// Holds the lock.
     file: File,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        // It goes with the descriptor otherwise.
+        let _ = lock(&self.file, FlockOperation::Unlock);
+    }
 }
 
 impl Kept {
@@ -117,6 +125,7 @@ impl Shelf {
         }
         let file = File::open(path).map_err(storage).and_then(|read_only| {
             lock(&read_only, FlockOperation::LockShared).map_err(storage)?;
+            lock(&file, FlockOperation::Unlock).map_err(storage)?;
             Ok(read_only)
         })?;
         Ok(Kept { path: path.to_owned(), file })
@@ -198,5 +207,29 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
         Ok(there) => Ok((there.dev(), there.ino()) == (own.dev(), own.ino())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    /// A child has every descriptor of this process's between its start and what it executes.
+    #[test]
+    fn what_is_let_go_is_free_though_a_child_has_its_descriptors_for_a_moment() {
+        let folder = tempfile::tempdir().unwrap();
+        let shelf = Shelf::open(folder.path(), "kept").unwrap();
+        let mut childs = Vec::new();
+        let make = |mut file: &File| {
+            childs.push(file.try_clone()?);
+            file.write_all(b"text").map(|()| 4)
+        };
+        let kept = shelf.obtain("one", make, |error| error).unwrap();
+        childs.push(kept.file().try_clone().unwrap());
+        assert_eq!(shelf.collect(0).unwrap().removed, 0, "it is in use");
+        drop(kept);
+        assert_eq!(shelf.collect(0).unwrap().removed, 1);
     }
 }
