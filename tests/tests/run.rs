@@ -424,7 +424,7 @@ fn a_failed_action_is_tried_again_as_its_manifest_says() {
 #[test]
 fn the_carried_monitor_is_run_as_it_is() {
     let installation = Installation::none();
-    let version = installation.sealci(&["vm", "run", "--version"]);
+    let version = installation.sealci(&["vm", "run", "--", "--version"]);
     assert!(version.status.success(), "{version:?}");
     assert!(String::from_utf8_lossy(&version.stdout).starts_with("sealci-vmm "), "{version:?}");
     let help = installation.sealci(&["vm", "run", "--", "--help"]);
