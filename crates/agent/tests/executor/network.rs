@@ -253,11 +253,10 @@ pub async fn a_card_reaches_the_outside_and_nothing_else(_: &Lab) {
         (Ipv4Addr::new(192, 0, 2, 77), outside.address),
         (own, outside.address),
     ];
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/executor/card.pl");
     let output = Command::new(env!("CARGO_BIN_EXE_sealci-sandbox-helper"))
         .arg(MACHINE_ARGUMENT)
         .arg(&description)
-        .args(["/usr/bin/perl", "-e", &std::fs::read_to_string(script).unwrap(), machine::TAP])
+        .args(["/usr/bin/perl", "-e", include_str!("card.pl"), machine::TAP])
         .args([machine::GATEWAY, own].map(|address| address.to_string()))
         .args(pairs.iter().flat_map(|(from, to)| [from, to]).map(Ipv4Addr::to_string))
         .output()
