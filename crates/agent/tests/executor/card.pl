@@ -36,9 +36,14 @@ sub next_frame {
     return;
 }
 
-frame("\xff" x 6, 0x806, arp(1, $mac, $own, "\0" x 6, $gateway));
+# As a guest does, again and again: what the kernel sends to a tap right after that was opened is dropped.
 my ($router, $kind);
-do { ($router, $kind) = next_frame(5) or die "the gateway does not answer" } until $kind == 0x806;
+for (1 .. 20) {
+    frame("\xff" x 6, 0x806, arp(1, $mac, $own, "\0" x 6, $gateway));
+    ($router, $kind) = next_frame(1);
+    last if defined $kind and $kind == 0x806;
+}
+die "the gateway does not answer" unless defined $kind and $kind == 0x806;
 
 my $id = 0;
 while (my ($from, $to) = splice @ARGV, 0, 2) {
