@@ -67,6 +67,11 @@ impl KernelStore {
         let kept = self.shelf.obtain(name.hex(), make, |source| storage(self.shelf.folder(), source))?;
         Ok(Unpacked { kept })
     }
+
+    /// Removes all but what is in use: former kernels', of which each takes tens of MiB.
+    pub fn clear(&self) -> Result<(), UnpackError> {
+        self.shelf.collect(0).map(drop).map_err(|source| storage(self.shelf.folder(), source))
+    }
 }
 
 fn storage(folder: &Path, source: io::Error) -> UnpackError {
@@ -95,6 +100,11 @@ mod tests {
         fs::write(&image, "another").unwrap();
         let other = store.obtain(&image, write("it is new")).unwrap();
         assert_eq!(fs::read_to_string(other.path()).unwrap(), "it is new");
-        assert_eq!(fs::read_dir(folder.path().join("kernels")).unwrap().count(), 2);
+        let count = || fs::read_dir(folder.path().join("kernels")).unwrap().count();
+        assert_eq!(count(), 2);
+        drop((first, again));
+        store.clear().unwrap();
+        assert!(other.path().exists());
+        assert_eq!(count(), 1);
     }
 }

@@ -114,7 +114,12 @@ impl MicrovmExecutor {
         let folder = data_dir.join("machines");
         let unpacked = unpack(&folder, &kernel.image, &vmm)?;
         let initramfs = InitramfsStore::open(&folder)
-            .and_then(|store| store.obtain(programs::INIT.bytes, &modules))
+            .and_then(|store| {
+                let initramfs = store.obtain(programs::INIT.bytes, &modules)?;
+                // Former inits' and kernels'.
+                store.clear()?;
+                Ok(initramfs)
+            })
             .map_err(|error| failed("make the machines' initial RAM disk", error))?;
         let roots = RootStore::open(options.roots.as_deref().unwrap_or(&folder)).map_err(unusable_root)?;
         let MicrovmOptions { roots_budget_bytes, disk_bytes, .. } = *options;
@@ -268,7 +273,12 @@ fn unpack(folder: &Path, image: &Path, vmm: &Path) -> Result<Option<Unpacked>, E
         let said = String::from_utf8_lossy(&output.stderr);
         if output.status.success() { Ok(()) } else { Err(io::Error::other(said.trim().to_owned())) }
     };
-    match KernelStore::open(folder).and_then(|store| store.obtain(image, by_monitor)) {
+    let obtain = |store: KernelStore| {
+        let unpacked = store.obtain(image, by_monitor)?;
+        store.clear()?;
+        Ok(unpacked)
+    };
+    match KernelStore::open(folder).and_then(obtain) {
         Ok(unpacked) => Ok(Some(unpacked)),
         Err(UnpackError::Refused { source, .. }) => {
             tracing::info!(kernel = %image.display(), reason = %source, "machines boot the kernel as it is");
