@@ -338,7 +338,7 @@ mod tests {
         assert_eq!(read_question(&turning), None);
         // One that leads into the header, where another number will be.
         let mut leading = good.clone();
-        leading[20..22].copy_from_slice(&[0xc0, 0]);
+        leading[14..16].copy_from_slice(&[0xc0, 0]);
         assert_eq!(read_question(&leading), None);
         let long = read_question(&question(&"a234567890.".repeat(23), ADDRESS));
         assert!(long.is_some());
