@@ -19,7 +19,7 @@ use super::network::Link;
 use crate::executor::cgroup::{Cgroups, Limits};
 use crate::executor::environment::{Group, HostEnvironment};
 use crate::executor::init::{Environment, Machine, Opening, Prepared};
-use crate::executor::{ExecutionRequest, ExecutorError};
+use crate::executor::{ExecutionRequest, ExecutorError, gate};
 
 /// What the monitor itself may take beside the machine's memory: a few MiB, and what the kernel keeps for it.
 const MONITOR_BYTES: u64 = 64 << 20;
@@ -105,7 +105,9 @@ pub(super) fn prepare(
     }
     let (channel, host) =
         recipe.start(request.attempt.to_string(), &request.resources, &disks, link.as_ref())?;
+    let (record, notes) = (link.as_ref().and_then(|link| link.spec.gate.clone()), request.notes.clone());
     let environment = Box::new(MachineEnvironment { host, request, link, ran_out_of_memory: false });
+    let environment = gate::told(environment, record.as_ref(), &notes);
     Ok(Prepared { channel, start, environment, timeout, grace })
 }
 
