@@ -46,7 +46,7 @@ use bytes::Bytes;
 use door::{Door, Request};
 use sealci_core::ids::AttemptId;
 use sealci_core::outcome::{Cause, Outcome};
-use sealci_core::plan::{Container, ExecutorKind, Network, Resources};
+use sealci_core::plan::{Container, ExecutorKind, Network, Resources, Service};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -119,6 +119,8 @@ pub struct ExecutionRequest {
     /// Instead of the commands: what it is beside another environment of the attempt, in the same neighbourhood. It has that
     /// one's limits together with it where the executor can, and ends with it at the latest.
     pub service: Option<ServiceRole>,
+    /// What will be prepared beside it, in its neighbourhood, for executors that make room for that beforehand.
+    pub services: Vec<Service>,
     /// More names for `localhost`, where the executor can.
     pub names: Vec<String>,
     /// From the first command's start.
@@ -483,7 +485,7 @@ impl ExecutorError {
 
 /// Whose fault it is that a helper could not seal an environment, by what it said.
 fn cause_of_complaint(complaint: &str) -> Cause {
-    if complaint.contains(sealci_sandbox::USER_COMPLAINT) { Cause::Image } else { Cause::Executor }
+    if complaint.contains(sealci_guest::accounts::COMPLAINT) { Cause::Image } else { Cause::Executor }
 }
 
 #[cfg(test)]

@@ -157,7 +157,7 @@ impl Sealer {
         let ids = self.0.ids.take()?;
         let network = match request.neighbourhood.as_ref().and_then(Neighbourhood::home) {
             Some(Home::Helper(joined)) => joined,
-            Some(Home::Container(_)) | None => self.network(request.network, ids.slot)?,
+            Some(Home::Container(_) | Home::Machine(_)) | None => self.network(request.network, ids.slot)?,
         };
         Ok(Place { sealer: self.clone(), network, ids, _guard: guard })
     }
