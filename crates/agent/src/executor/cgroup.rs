@@ -224,7 +224,7 @@ impl Cgroup {
     fn limit(&self, limits: &Limits) -> Result<(), CgroupError> {
         let quota_us = (limits.cpu_millis.saturating_mul(CPU_PERIOD_US) / 1000).max(1000);
         let memory = limits.memory_bytes.to_string();
-        match self.layout.cpu.0 {
+        match self.layout.of(Controller::Cpu).0 {
             Version::V2 => self.write(Controller::Cpu, "cpu.max", &format!("{quota_us} {CPU_PERIOD_US}"))?,
             Version::V1 => {
                 self.write(Controller::Cpu, "cpu.cfs_period_us", &CPU_PERIOD_US.to_string())?;
@@ -232,7 +232,7 @@ impl Cgroup {
             }
         }
         // Swap would only make reaching the limit slow; kernels without its accounting have no such file.
-        match self.layout.memory.0 {
+        match self.layout.of(Controller::Memory).0 {
             Version::V2 => {
                 self.write(Controller::Memory, "memory.max", &memory)?;
                 let _ = self.write(Controller::Memory, "memory.swap.max", "0");
@@ -284,7 +284,7 @@ impl Cgroup {
 
     /// The limit that something in the group has run into, if any. CPU is only ever slowed down.
     pub fn limit_reached(&self) -> Option<Limit> {
-        let (memory_file, key) = match self.layout.memory.0 {
+        let (memory_file, key) = match self.layout.of(Controller::Memory).0 {
             Version::V2 => ("memory.events", "oom_kill"),
             Version::V1 => ("memory.oom_control", "oom_kill"),
         };
