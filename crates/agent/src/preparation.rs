@@ -73,7 +73,7 @@ impl Prepared {
     /// Takes it down; returns what could not be taken down.
     pub async fn abandon(self) -> Option<String> {
         match self {
-            Self::Ready(ready) => ready.standby.abandon().await,
+            Self::Ready(ready) => ready.standby.abandon().await.1,
             Self::Failed { remains, .. } => remains,
         }
     }
@@ -307,8 +307,13 @@ async fn granted(mut orders: watch::Receiver<Orders>, sealed: fn(&Orders) -> Vec
 
 /// Takes down what stands, because of a failure, or because it is not wanted any more.
 async fn give_up(standby: Standby, failure: Option<Failure>) -> Prepared {
-    let remains = standby.abandon().await;
-    let outcome = failure.map_or(Outcome::Cancelled, Failure::into_outcome);
+    let (ended, remains) = standby.abandon().await;
+    let outcome = match (ended, failure) {
+        (_, None) => Outcome::Cancelled,
+        // That is what was wrong: the failure is of something that needed it.
+        (ended @ Outcome::Errored { .. }, Some(_)) => ended,
+        (_, Some(failure)) => failure.into_outcome(),
+    };
     Prepared::Failed { outcome, remains }
 }
 

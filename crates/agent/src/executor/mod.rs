@@ -259,16 +259,17 @@ impl Standby {
         self.execution
     }
 
-    /// Takes the environment down; returns what could not be taken down, for a person.
-    pub async fn abandon(self) -> Option<String> {
+    /// Takes the environment down; returns how it had ended before, `Cancelled` where it had not, and what could not be taken
+    /// down, for a person.
+    pub async fn abandon(self) -> (Outcome, Option<String>) {
         let Self { mut execution, go } = self;
         drop(go);
         while let Some(event) = execution.next().await {
-            if let ExecutionEvent::Finished { remains, .. } = event {
-                return remains;
+            if let ExecutionEvent::Finished { outcome, remains } = event {
+                return (outcome, remains);
             }
         }
-        None
+        (Outcome::Cancelled, None)
     }
 }
 

@@ -190,7 +190,7 @@ pub async fn a_put_may_be_given_up(lab: &Lab) {
         async move { door.put("", SilentReader).await }
     });
     tokio::task::yield_now().await;
-    assert_eq!(standby.abandon().await, None);
+    assert_eq!(standby.abandon().await, (Outcome::Cancelled, None));
     assert!(matches!(putting.await.unwrap(), Err(DoorError::Closed)));
     let record = lab.run(ExecutionRequest { stays: false, ..lab.request(["true"]) }).await;
     assert_eq!((record.over.as_ref(), record.outcome()), (None, &Outcome::Succeeded));
