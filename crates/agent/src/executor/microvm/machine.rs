@@ -21,7 +21,7 @@ use super::services::Berth;
 use crate::executor::cgroup::{Cgroups, Limits};
 use crate::executor::environment::{Group, HostEnvironment};
 use crate::executor::init::{Environment, Machine, Opening, Prepared};
-use crate::executor::{ExecutionRequest, ExecutorError};
+use crate::executor::{ExecutionRequest, ExecutorError, gate};
 
 /// What the monitor itself may take beside the machine's memory: a few MiB, and what the kernel keeps for it.
 const MONITOR_BYTES: u64 = 64 << 20;
@@ -129,8 +129,10 @@ pub(super) fn prepare(recipe: &Recipe, wanted: Wanted) -> Result<Prepared, Execu
         user,
         services: services.into_iter().map(|berth| berth.user).collect(),
     };
+    let record = link.as_ref().and_then(|link| link.spec.gate.clone());
     let environment =
         Box::new(MachineEnvironment { host, machine, link, ran_out_of_memory: false, _over: over });
+    let environment = gate::told(environment, record.as_ref(), &request.notes);
     Ok(Prepared { channel, start, environment, timeout, grace })
 }
 
