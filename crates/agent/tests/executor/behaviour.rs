@@ -212,7 +212,9 @@ pub async fn resource_use_is_told(lab: &Lab) {
 
     let record = lab.run_commands(["true", spin, "sleep 0.2"]).await;
     let [first, second, third] = &record.commands[..] else { panic!("{record:?}") };
-    assert!(first.cpu < Duration::from_millis(50) && third.cpu < Duration::from_millis(50), "{record:?}");
+    // Where the processor is emulated, the start of a program alone takes more.
+    let little = (second.cpu / 20).max(Duration::from_millis(50));
+    assert!(first.cpu < little && third.cpu < little, "{record:?}");
     assert!(second.cpu > Duration::from_millis(50), "{record:?}");
     assert!(third.duration >= Duration::from_millis(200), "{record:?}");
 }
