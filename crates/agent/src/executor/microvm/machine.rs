@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -14,8 +14,10 @@ use sealci_guest::wire::machine as inside;
 use sealci_microvm::scratch;
 use sealci_vmm::machine::MAX_VCPUS;
 use tokio::net::UnixStream;
+use tokio_util::sync::DropGuard;
 
 use super::network::Link;
+use super::services::Berth;
 use crate::executor::cgroup::{Cgroups, Limits};
 use crate::executor::environment::{Group, HostEnvironment};
 use crate::executor::init::{Environment, Machine, Opening, Prepared};
@@ -43,7 +45,7 @@ pub(super) struct Recipe {
 
 impl Recipe {
     /// The monitor's command line.
-    fn arguments(&self, resources: &Resources, disks: &[OsString]) -> Vec<OsString> {
+    fn arguments(&self, resources: &Resources, disks: &[OsString], services: &[Berth]) -> Vec<OsString> {
         let mebibytes = (resources.memory_bytes >> 20).max(LEAST_MEBIBYTES);
         let vcpus = resources.cpu_millis.div_ceil(1000).clamp(1, u64::from(MAX_VCPUS));
         let mut arguments: Vec<OsString> = vec!["--end-with-stdin".into()];
@@ -60,6 +62,11 @@ impl Recipe {
         for disk in disks {
             arguments.extend(["--disk".into(), disk.clone()]);
         }
+        for (service, berth) in services.iter().enumerate() {
+            let mut end = OsString::from(format!("{}=", inside::service_port(PORT, service)));
+            end.push(&berth.socket);
+            arguments.extend(["--vsock".into(), end]);
+        }
         arguments
     }
 
@@ -69,13 +76,14 @@ impl Recipe {
         name: String,
         resources: &Resources,
         disks: &[OsString],
+        services: &[Berth],
         link: Option<&Link>,
     ) -> Result<(UnixStream, HostEnvironment), ExecutorError> {
         let limits = Limits {
             memory_bytes: resources.memory_bytes.max(LEAST_MEBIBYTES << 20) + MONITOR_BYTES,
             ..Limits::of(resources, MONITOR_PIDS)
         };
-        let (mut program, mut arguments) = (self.vmm.clone(), self.arguments(resources, disks));
+        let (mut program, mut arguments) = (self.vmm.clone(), self.arguments(resources, disks, services));
         if let Some(link) = link {
             (program, arguments) = link.around(&program, arguments)?;
         }
@@ -86,29 +94,53 @@ impl Recipe {
     }
 }
 
+/// What is asked of one machine.
+pub(super) struct Wanted {
+    pub request: ExecutionRequest,
+    pub start: Opening,
+    /// Whom the action runs as, in the words of images.
+    pub user: String,
+    pub link: Option<Link>,
+    /// What is beside the action.
+    pub services: Vec<Berth>,
+    /// Cancelled when it is over.
+    pub over: DropGuard,
+}
+
 /// Starts an action's machine, with a disk of its own to write to. Blocks.
-pub(super) fn prepare(
-    recipe: &Recipe,
-    request: ExecutionRequest,
-    start: Opening,
-    link: Option<Link>,
-) -> Result<Prepared, ExecutorError> {
+pub(super) fn prepare(recipe: &Recipe, wanted: Wanted) -> Result<Prepared, ExecutorError> {
+    let Wanted { request, start, user, link, services, over } = wanted;
     let (timeout, grace) = (request.timeout, request.grace);
     let mut disks = Vec::new();
     if let Some(root) = &recipe.root {
-        let mut root = root.clone().into_os_string();
-        root.push(":ro");
         let written = request.scratch.join("disk");
         scratch::make(&written, recipe.disk_bytes)
             .map_err(|error| ExecutorError::io("make the machine's disk")(io::Error::other(error)))?;
-        disks = vec![root, written.into_os_string()];
+        disks = vec![read_only(root), written.into_os_string()];
     }
-    let (channel, host) =
-        recipe.start(request.attempt.to_string(), &request.resources, &disks, link.as_ref())?;
-    let (record, notes) = (link.as_ref().and_then(|link| link.spec.gate.clone()), request.notes.clone());
-    let environment = Box::new(MachineEnvironment { host, request, link, ran_out_of_memory: false });
-    let environment = gate::told(environment, record.as_ref(), &notes);
+    disks.extend(services.iter().map(|berth| read_only(&berth.root)));
+    let name = request.attempt.to_string();
+    let (channel, host) = recipe.start(name, &request.resources, &disks, &services, link.as_ref())?;
+    let machine = Machine {
+        host_name: "sealci".to_owned(),
+        names: request.names,
+        network: link.as_ref().map(Link::inside),
+        workspace: request.workspace,
+        user,
+        services: services.into_iter().map(|berth| berth.user).collect(),
+    };
+    let record = link.as_ref().and_then(|link| link.spec.gate.clone());
+    let environment =
+        Box::new(MachineEnvironment { host, machine, link, ran_out_of_memory: false, _over: over });
+    let environment = gate::told(environment, record.as_ref(), &request.notes);
     Ok(Prepared { channel, start, environment, timeout, grace })
+}
+
+/// A disk that nobody can write.
+fn read_only(root: &Path) -> OsString {
+    let mut disk = root.to_owned().into_os_string();
+    disk.push(":ro");
+    disk
 }
 
 /// Runs a machine without anything in it until its init calls. Blocks.
@@ -118,7 +150,7 @@ pub(super) fn probe(recipe: &Recipe, patience: Duration) -> Result<(), ExecutorE
     let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(failed)?;
     ours.set_read_timeout(Some(patience)).map_err(failed)?;
     let mut monitor = Command::new(&recipe.vmm)
-        .args(recipe.arguments(&resources, &[]))
+        .args(recipe.arguments(&resources, &[], &[]))
         .env_clear()
         .stdin(OwnedFd::from(theirs))
         .stdout(Stdio::null())
@@ -141,10 +173,11 @@ pub(super) fn probe(recipe: &Recipe, patience: Duration) -> Result<(), ExecutorE
 struct MachineEnvironment {
     /// The monitor, or the helper around it.
     host: HostEnvironment,
-    request: ExecutionRequest,
+    machine: Machine,
     /// None: it reaches nothing.
     link: Option<Link>,
     ran_out_of_memory: bool,
+    _over: DropGuard,
 }
 
 #[async_trait]
@@ -154,12 +187,7 @@ impl Environment for MachineEnvironment {
     }
 
     fn machine(&self) -> Option<Machine> {
-        Some(Machine {
-            host_name: "sealci".to_owned(),
-            names: self.request.names.clone(),
-            network: self.link.as_ref().map(Link::inside),
-            workspace: self.request.workspace.clone(),
-        })
+        Some(self.machine.clone())
     }
 
     fn kill(&mut self) {
