@@ -287,3 +287,33 @@ fn the_host_and_the_clouds_metadata_are_out_of_reach() {
         assert!(came.is_err(), "{came:?} came through");
     }
 }
+
+/// From the manifest to the log, whatever there is outside.
+#[test]
+fn what_is_not_on_an_actions_list_is_refused_and_said() {
+    let test = "what_is_not_on_an_actions_list_is_refused_and_said";
+    let Some(installation) = Installation::start_sealed(test) else { return };
+    if network_links(installation.pid(Part::Agent)).is_none() {
+        sealci_tests::skip("netfilter", test, "the agent has no way outwards for its sandboxes");
+        return;
+    }
+    // Of the block that RFC 5737 keeps for documentation: nobody is there.
+    let settings = "configuration: {network: {allow: [\"192.0.2.7:4\", packages.invalid]}}";
+    let script = "timeout 5 bash -c ': </dev/tcp/192.0.2.8/4' 2>/dev/null || test $? = 1\necho refused\n\
+                  getent hosts other.invalid || echo nobody\n\
+                  timeout 1 bash -c ': </dev/tcp/192.0.2.7/4' 2>/dev/null || true\n\
+                  echo over";
+    let actions = [action_of("held", settings, script)];
+    let repository = Repository::with_manifest(installation.scratch("repository"), &manifest(&actions));
+    let number = installation.submit(&repository);
+    assert_eq!(installation.finished(&number)["outcome"], "succeeded");
+    let text = installation.text(&number, "held");
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[..3], ["refused", "nobody", "over"], "{text}");
+    let said = &lines[3..];
+    assert_eq!(said[0], "sealci: network: refused: 192.0.2.8:4 is not what the action may reach", "{text}");
+    assert!(said[1].starts_with("sealci: network: refused: the name other.invalid is not what"), "{text}");
+    // Programs may look for the name below a domain of their own, too.
+    assert!(said[said.len() - 1].starts_with("sealci: network: connected to 192.0.2.7:4"), "{text}");
+    assert!(said.iter().all(|line| line.starts_with("sealci: network: ")), "{text}");
+}

@@ -10,7 +10,7 @@ use sealci_core::destination::Place;
 use sealci_core::outcome::Limit;
 use sealci_core::plan::{ExecutorKind, Network};
 use sealci_sandbox::reached::{Protocol, Verdict};
-use sealci_sandbox::{AllowedName, AllowedNetwork, GateSpec, Reached};
+use sealci_sandbox::{AllowedName, AllowedNetwork, GateSpec, Reached, host_resolvers};
 
 use super::init::{Environment, Machine};
 use super::{ExecutionRequest, ExecutorError, Notes};
@@ -18,8 +18,8 @@ use super::{ExecutionRequest, ExecutorError, Notes};
 /// What the log has room for.
 const SHOWN_LINES: usize = 50;
 
-/// What the gate of an environment is told; none where the action is held to no list.
-pub(super) fn spec(request: &ExecutionRequest, resolvers: &[Ipv4Addr]) -> Option<GateSpec> {
+/// What the gate of an environment is told; none where the action is held to no list. Without `resolvers` it asks this machine's.
+pub(super) fn spec(request: &ExecutionRequest, resolvers: Option<&[Ipv4Addr]>) -> Option<GateSpec> {
     let Network::Allow(destinations) = &request.network else { return None };
     let (mut names, mut networks) = (Vec::new(), Vec::new());
     for destination in destinations {
@@ -32,7 +32,8 @@ pub(super) fn spec(request: &ExecutionRequest, resolvers: &[Ipv4Addr]) -> Option
             }
         }
     }
-    Some(GateSpec { names, networks, resolvers: resolvers.to_vec(), record: request.scratch.join("reached") })
+    let resolvers = resolvers.map_or_else(host_resolvers, <[Ipv4Addr]>::to_vec);
+    Some(GateSpec { names, networks, resolvers, record: request.scratch.join("reached") })
 }
 
 /// What an executor says that cannot hold an action to a list.

@@ -164,9 +164,8 @@ impl Sealer {
             // Whoever made it has the gate, if there is one.
             Some(Home::Helper(joined)) => (joined, None),
             Some(Home::Container(_) | Home::Machine(_)) | None => {
-                let resolvers =
-                    self.0.options.resolvers.clone().unwrap_or_else(sealci_sandbox::host_resolvers);
-                (self.network(&request.network, ids.slot)?, gate::spec(request, &resolvers))
+                let gate = gate::spec(request, self.0.options.resolvers.as_deref());
+                (self.network(&request.network, ids.slot)?, gate)
             }
         };
         Ok(Place { sealer: self.clone(), network, gate, ids, _guard: guard })
