@@ -12,6 +12,7 @@
 
 mod machine;
 mod network;
+mod template;
 
 use std::fmt;
 use std::fs::File;
@@ -31,6 +32,8 @@ use sealci_image::{Image, StoreOptions};
 use sealci_microvm::initramfs::{Initramfs, InitramfsStore};
 use sealci_microvm::kernel::{FOR_MACHINE, Kernel, KernelError, KernelStore, UnpackError, Unpacked};
 use sealci_microvm::root::{Root, RootError, RootStore};
+use sealci_microvm::scratch::Blank;
+use template::Templates;
 use tokio_util::task::TaskTracker;
 
 use super::cgroup::Cgroups;
@@ -53,6 +56,8 @@ pub struct MicrovmOptions {
     pub roots: Option<PathBuf>,
     /// How much of the disk these may take; those used longest ago go first.
     pub roots_budget_bytes: u64,
+    /// How much of the same disk machines may take that were saved for others to go on from; 0: each machine boots.
+    pub templates_budget_bytes: u64,
     /// What a machine may write to its disk.
     pub disk_bytes: u64,
 }
@@ -64,6 +69,7 @@ impl Default for MicrovmOptions {
             modules: None,
             roots: None,
             roots_budget_bytes: StoreOptions::default().budget_bytes,
+            templates_budget_bytes: StoreOptions::default().budget_bytes,
             disk_bytes: DEFAULT_DISK_BYTES,
         }
     }
@@ -75,6 +81,8 @@ pub struct MicrovmExecutor {
     means: Arc<Means>,
     images: Arc<dyn Images>,
     sealer: Option<Sealer>,
+    /// None: each machine boots.
+    templates: Option<Arc<Templates>>,
     running: Running,
     tasks: TaskTracker,
 }
@@ -89,8 +97,15 @@ struct Means {
     initramfs: Initramfs,
     roots: RootStore,
     roots_budget_bytes: u64,
-    disk_bytes: u64,
+    /// What each machine's disk is a copy of.
+    blank: Blank,
     cgroups: Option<Cgroups>,
+}
+
+impl Means {
+    fn kernel_file(&self) -> &Path {
+        self.unpacked.as_ref().map_or(&*self.kernel.image, Unpacked::path)
+    }
 }
 
 impl MicrovmExecutor {
@@ -121,12 +136,16 @@ impl MicrovmExecutor {
                 Ok(initramfs)
             })
             .map_err(|error| failed("make the machines' initial RAM disk", error))?;
-        let roots = RootStore::open(options.roots.as_deref().unwrap_or(&folder)).map_err(unusable_root)?;
-        let MicrovmOptions { roots_budget_bytes, disk_bytes, .. } = *options;
-        let means =
-            Means { vmm, kernel, unpacked, initramfs, roots, roots_budget_bytes, disk_bytes, cgroups };
-        let means = Arc::new(means);
-        Ok(Self { means, images, sealer, running: Running::default(), tasks: TaskTracker::new() })
+        let shared = options.roots.as_deref().unwrap_or(&folder);
+        let roots = RootStore::open(shared).map_err(unusable_root)?;
+        let MicrovmOptions { roots_budget_bytes, templates_budget_bytes, disk_bytes, .. } = *options;
+        let blank =
+            Blank::make(&folder, disk_bytes).map_err(|error| failed("make machines' disks", error))?;
+        let means = Means { vmm, kernel, unpacked, initramfs, roots, roots_budget_bytes, blank, cgroups };
+        let templates = (templates_budget_bytes > 0)
+            .then(|| Templates::open(shared, &folder, &means, templates_budget_bytes).map(Arc::new));
+        let (means, templates) = (Arc::new(means), templates.transpose()?);
+        Ok(Self { means, images, sealer, templates, running: Running::default(), tasks: TaskTracker::new() })
     }
 
     /// Runs a small machine until its init calls: whether machines run here at all. Blocks.
@@ -134,16 +153,8 @@ impl MicrovmExecutor {
         machine::probe(&self.recipe(None), patience)
     }
 
-    fn recipe(&self, root: Option<&Root>) -> Recipe {
-        let means = &self.means;
-        Recipe {
-            vmm: means.vmm.clone(),
-            kernel: means.unpacked.as_ref().map_or(&*means.kernel.image, Unpacked::path).to_owned(),
-            initramfs: means.initramfs.path().to_owned(),
-            root: root.map(|root| root.path().to_owned()),
-            disk_bytes: means.disk_bytes,
-            cgroups: means.cgroups.clone(),
-        }
+    fn recipe(&self, root: Option<Root>) -> Recipe {
+        Recipe { means: self.means.clone(), root: root.map(Arc::new) }
     }
 
     /// What an action that reaches outwards has for that.
@@ -224,10 +235,10 @@ impl Executor for MicrovmExecutor {
         refuse_user(container.user.as_deref().unwrap_or(&image.config.user))?;
         let (root, image) = self.root(&request, image).await?;
         let start = init::encoded(start_message(&request, &container, &image))?;
-        let recipe = self.recipe(Some(&root));
+        let recipe = self.recipe(Some(root));
         let (place, link) = network.unzip();
-        let kept = (guard, place, root, self.means.clone());
-        stand_by(&self.tasks, blocking(move || prepare(&recipe, request, start, link)), kept).await
+        let making = prepare(recipe, self.templates.clone(), request, start, link);
+        stand_by(&self.tasks, making, (guard, place)).await
     }
 
     async fn sweep(&self) -> Result<(), ExecutorError> {
@@ -238,8 +249,14 @@ impl Executor for MicrovmExecutor {
     }
 
     async fn close(&self) {
+        if let Some(templates) = &self.templates {
+            templates.stop();
+        }
         self.tasks.close();
         self.tasks.wait().await;
+        if let Some(templates) = &self.templates {
+            templates.close().await;
+        }
         self.images.close().await;
     }
 }
