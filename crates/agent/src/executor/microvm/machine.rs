@@ -67,8 +67,7 @@ impl Kind {
         let root = recipe.root.as_ref().and_then(|root| root.path().file_name());
         Self {
             root: root.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
-            // The monitor maps it by 2 MiB.
-            mebibytes: (resources.memory_bytes >> 20).max(LEAST_MEBIBYTES).next_multiple_of(2),
+            mebibytes: mebibytes(resources.memory_bytes),
             vcpus: resources.cpu_millis.div_ceil(1000).clamp(1, u64::from(MAX_VCPUS)),
             disk_bytes: recipe.means.blank.bytes(),
             has_card,
@@ -86,6 +85,11 @@ impl Kind {
         let memory_bytes = (self.mebibytes << 20) + MONITOR_BYTES;
         Limits { cpu_millis, memory_bytes, pids: MONITOR_PIDS }
     }
+}
+
+/// A machine's size: the monitor maps it by 2 MiB.
+fn mebibytes(memory_bytes: u64) -> u64 {
+    (memory_bytes >> 20).max(LEAST_MEBIBYTES).next_multiple_of(2)
 }
 
 /// How a machine begins.
@@ -418,6 +422,12 @@ mod tests {
 
     fn kind() -> Kind {
         Kind { root: "a.squashfs".to_owned(), mebibytes: 128, vcpus: 1, disk_bytes: 1 << 30, has_card: false }
+    }
+
+    #[test]
+    fn any_size_is_one_that_the_monitor_maps() {
+        let sizes = [0, 128 << 20, 129 << 20, 512 << 20, (513 << 20) + 1];
+        assert_eq!(sizes.map(mebibytes), [128, 128, 130, 512, 514]);
     }
 
     #[test]
