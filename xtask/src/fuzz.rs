@@ -44,6 +44,7 @@ const TARGETS: &[Target] = &[
     Target { name: "balloon", longest_bytes: 256, seeds: &[] },
     Target { name: "snapshot", longest_bytes: 512, seeds: &[] },
     Target { name: "net", longest_bytes: 256, seeds: &[] },
+    Target { name: "names", longest_bytes: 1024, seeds: &[] },
 ];
 
 /// Crates of others that do much of the work: without optimization they are most of a run's time.

@@ -24,7 +24,7 @@ const USAGE: &str = "\
 cargo xtask COMMAND
 
   test           every check and every test (what the continuous integration runs)
-  bench [NAME…]  measure the release build: latency, run, sandbox, fake, log, growth
+  bench [NAME…]  measure the release build: latency, run, sandbox, machines, … (docs/benchmarks.md)
   faults [NAME…] cause every fault there is a test of, and write the table of docs/faults.md
   fuzz [NAME [SECONDS]]
                  run one fuzz target, or all of them, for a minute each or so many seconds

@@ -68,6 +68,7 @@ pub fn run() -> Result<bool> {
     report.counts.skipped += skipped.len() as u64;
     if machine::lacks(Capability::Qemu).is_none() {
         qemu::step(&mut report, &qemu::EXECUTORS);
+        qemu::step(&mut report, &qemu::MACHINES);
     }
     print!("{}", report.summary());
     io::stdout().flush()?;

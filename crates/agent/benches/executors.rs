@@ -63,7 +63,7 @@ async fn measure(name: &str, executor: &dyn Executor, folder: &std::path::Path, 
     let mut times: [Vec<Duration>; 3] = Default::default();
     for _ in 0..=RUNS {
         let mut request = lab::request_in(folder, ["true"]);
-        request.network = network;
+        request.network = network.clone();
         let started_at = Instant::now();
         let mut execution = executor.prepare(request).await.unwrap().begin();
         times[0].push(started_at.elapsed());

@@ -62,7 +62,7 @@ async fn latency(lab: Option<Lab>, network: Network) {
     let Some(lab) = lab else { return skipped() };
     let mut times: [Vec<Duration>; 2] = Default::default();
     for run in 0..=RUNS {
-        let taken = one(&lab, network).await;
+        let taken = one(&lab, network.clone()).await;
         // The first is for warming up.
         if run > 0 {
             times[0].push(taken[0]);
@@ -101,7 +101,7 @@ async fn turns(lab: Option<Lab>, network: Network) {
     let Some(lab) = lab else { return skipped() };
     println!("{}", json!({"layers": lab.images.layers(images::TestImages::TOOLS)}));
     for _turn in std::io::stdin().lock().lines().map_while(Result::ok) {
-        let [started, finished] = one(&lab, network).await.map(millis);
+        let [started, finished] = one(&lab, network.clone()).await.map(millis);
         println!("{}", json!({"started_ms": started, "finished_ms": finished}));
     }
 }

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use sealci_core::ids::AttemptId;
 use sealci_core::outcome::{Cause, Outcome};
-use sealci_core::plan::{Container, ExecutorKind, Network, Resources, Service};
+use sealci_core::plan::{Container, ExecutorKind, Resources, Service};
 use sealci_proto::agent::{self, ActionSpec};
+use sealci_proto::network_from_wire;
 use serde::Deserialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -258,6 +259,7 @@ impl Preparation<'_> {
         }
         let container = spec.container.as_ref().map(Container::try_from).transpose();
         let container = container.map_err(|error| Failure::unsupported(error.to_string()))?;
+        let network = network_from_wire(spec).map_err(|error| Failure::unsupported(error.to_string()))?;
         Ok(ExecutionRequest {
             attempt: self.attempt,
             commands: spec.commands.clone(),
@@ -269,7 +271,7 @@ impl Preparation<'_> {
             notes: self.notes.clone(),
             stop: self.stop.clone(),
             resources: spec.resources.map_or(Resources::DEFAULT, Resources::from),
-            network: Network::from(spec.network()),
+            network,
             neighbourhood: None,
             service: None,
             names: Vec::new(),

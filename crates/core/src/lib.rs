@@ -5,6 +5,7 @@
 //! What it needs of those comes in as arguments.
 
 pub mod attempt;
+pub mod destination;
 pub mod event;
 pub mod ids;
 pub mod manifest;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::destination::Destination;
 use crate::outcome::Outcome;
 use crate::retry::Rules;
 use crate::template::Template;
@@ -383,7 +384,7 @@ impl Resources {
 }
 
 /// What an action may reach.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Network {
     /// Outwards; never the host's loopback nor metadata addresses.
@@ -391,6 +392,8 @@ pub enum Network {
     On,
     /// Its own loopback only.
     Off,
+    /// As [`Network::On`], and of that only these.
+    Allow(Vec<Destination>),
 }
 
 /// Which failures do not count.

@@ -86,14 +86,6 @@ fn keys_that_are_wrong_or_to_come() {
         (a("if: event.kind == 'push'"), Kind::NotOffered, 4, 5, "`if` is not offered yet", "in the commands"),
         (a("configuration: {resources: {disk: 1GiB}}"), Kind::NotOffered, 4, 33, "`disk`", "leave it out"),
         (
-            a("configuration: {network: {allow: []}}"),
-            Kind::NotOffered,
-            4,
-            31,
-            "`allow` is not offered yet",
-            "",
-        ),
-        (
             "on: {push: }\nname: n\nactions: {a: {commands: [x]}}".into(),
             Kind::NotOffered,
             1,
@@ -109,6 +101,51 @@ fn keys_that_are_wrong_or_to_come() {
         let text = format!("{key}: x\nname: n\nactions: {{a: {{commands: [x]}}}}");
         assert_each(&[(text, Kind::NotOffered, 1, 1, "is not offered yet", "")]);
     }
+}
+
+#[test]
+fn networks_that_allow_what_cannot_be() {
+    let a = action;
+    let allow = |list: &str| action(&format!("configuration: {{network: {{allow: {list}}}}}"));
+    assert_each(&[
+        (
+            allow("[\"https://a.b/c\"]"),
+            Kind::Value,
+            4,
+            39,
+            "`https://a.b/c` is the address of a page",
+            "`a.b`",
+        ),
+        (allow("[x, \"y:0\"]"), Kind::Value, 4, 42, "`y:0` has no port", "1 to 65535"),
+        (allow("[10.1.2.3/16]"), Kind::Value, 4, 39, "bits behind", "10.1.0.0/16"),
+        (allow("[\"${{ x }}\"]"), Kind::NotOffered, 4, 39, "expressions", "value itself"),
+        (allow("[]"), Kind::Missing, 4, 38, "`allow` allows nothing", "`network: off`"),
+        (allow("x"), Kind::Shape, 4, 38, "a list of hosts", "packages.example.org:443"),
+        (
+            a("configuration: {network: {}}"),
+            Kind::Missing,
+            4,
+            21,
+            "`network` allows nothing",
+            "`on` or `off`",
+        ),
+        (
+            a("configuration: {network: {allow: [x]}, executor: process}"),
+            Kind::Value,
+            4,
+            30,
+            "`process` cannot hold",
+            "`microvm`",
+        ),
+        (
+            a("configuration: {network: {allow: [x]}, executor: docker, container: y}"),
+            Kind::Value,
+            4,
+            30,
+            "`docker` cannot hold",
+            "`microvm`",
+        ),
+    ]);
 }
 
 #[test]
@@ -252,7 +289,7 @@ fn values_that_say_nothing_their_key_understands() {
         ),
         (a("configuration: {executor: kubernetes}"), Kind::Value, 4, 31, "", "process, sandbox, container"),
         (a("configuration: {container: x, executor: sandbox}"), Kind::Value, 4, 45, "without an image", ""),
-        (a("configuration: {network: true}"), Kind::Value, 4, 30, "neither on nor off", "`on` or `off`"),
+        (a("configuration: {network: true}"), Kind::Value, 4, 30, "neither on nor off", "`on`, `off`"),
         (a("configuration: {resources: {cpu: many}}"), Kind::Value, 4, 38, "no number of CPUs", "`500m`"),
         (a("configuration: {resources: {cpu: 0}}"), Kind::Value, 4, 38, "out of range", ""),
         (a("configuration: {resources: {memory: 512}}"), Kind::Value, 4, 41, "less than 1 MiB", "`512MiB`?"),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use sealci_core::destination::Destination;
 use sealci_core::manifest::{ManifestSource, parse};
 use sealci_core::plan::{
     AllowFailure, Container, Entrypoint, ExecutorKind, Network, Plan, Pull, Ready, Resources, Retry, RetryOn,
@@ -266,7 +267,14 @@ fn switches_are_read_as_they_are_written() {
         let plan = plan(format!("name: n\nactions:\n a:\n  commands: [x]\n  allow-failure: {text}\n"));
         assert_eq!(plan.actions[0].allow_failure, allowed, "{text}");
     }
-    for (text, network) in [("on", Network::On), ("off", Network::Off), ("\"off\"", Network::Off)] {
+    let allowed =
+        ["*.example.org", "10.1.0.0/16:5432"].map(|text| Destination::parse(text).unwrap()).to_vec();
+    for (text, network) in [
+        ("on", Network::On),
+        ("off", Network::Off),
+        ("\"off\"", Network::Off),
+        ("{allow: [\"*.Example.org\", \"10.1.0.0/16:5432\"]}", Network::Allow(allowed)),
+    ] {
         let plan =
             plan(format!("name: n\nactions:\n a:\n  commands: [x]\n  configuration: {{network: {text}}}\n"));
         assert_eq!(plan.actions[0].environment.network, network, "{text}");

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use sealci_core::attempt::{AttemptState, JournalEntry};
+use sealci_core::destination::Destination;
 use sealci_core::ids::AttemptId;
 use sealci_core::outcome::{Cause, Limit, Outcome};
 use sealci_core::plan::{
@@ -87,21 +88,27 @@ impl From<agent::Resources> for Resources {
     }
 }
 
-impl From<Network> for agent::Network {
-    fn from(network: Network) -> Self {
-        match network {
-            Network::On => Self::On,
-            Network::Off => Self::Off,
+/// As the two fields of an action that say it: which kind, and what is allowed.
+pub fn network_to_wire(network: &Network) -> (agent::Network, Vec<String>) {
+    match network {
+        Network::On => (agent::Network::On, Vec::new()),
+        Network::Off => (agent::Network::Off, Vec::new()),
+        Network::Allow(destinations) => {
+            (agent::Network::Allow, destinations.iter().map(Destination::to_string).collect())
         }
     }
 }
 
 /// Sealed by default: what is not said to be on is off.
-impl From<agent::Network> for Network {
-    fn from(wire: agent::Network) -> Self {
-        match wire {
-            agent::Network::On => Self::On,
-            agent::Network::Off | agent::Network::Unspecified => Self::Off,
+pub fn network_from_wire(spec: &agent::ActionSpec) -> Result<Network, Malformed> {
+    match spec.network() {
+        agent::Network::On => Ok(Network::On),
+        agent::Network::Off | agent::Network::Unspecified => Ok(Network::Off),
+        agent::Network::Allow => {
+            let read = |text: &String| {
+                Destination::parse(text).map_err(|error| Malformed(format!("`network_allow`: {error}")))
+            };
+            Ok(Network::Allow(spec.network_allow.iter().map(read).collect::<Result<_, _>>()?))
         }
     }
 }
@@ -392,7 +399,19 @@ mod tests {
     }
 
     #[test]
-    fn an_unspecified_network_is_off() {
-        assert_eq!(Network::from(agent::Network::Unspecified), Network::Off);
+    fn networks_come_back_and_what_is_not_known_is_off() {
+        let allowed = vec![Destination::parse("*.example.org:443").unwrap()];
+        for network in [Network::On, Network::Off, Network::Allow(allowed)] {
+            let (kind, network_allow) = network_to_wire(&network);
+            let spec = agent::ActionSpec { network: kind.into(), network_allow, ..Default::default() };
+            assert_eq!(network_from_wire(&spec), Ok(network));
+        }
+        for network in [0, 77] {
+            let spec = agent::ActionSpec { network, ..Default::default() };
+            assert_eq!(network_from_wire(&spec), Ok(Network::Off));
+        }
+        let network = agent::Network::Allow.into();
+        let spec = agent::ActionSpec { network, network_allow: vec!["a b".into()], ..Default::default() };
+        assert!(network_from_wire(&spec).is_err());
     }
 }

@@ -23,7 +23,9 @@ pub use generated::scheduler::v1 as scheduler;
 mod convert;
 mod versions;
 
-pub use convert::{MAX_LOG_CHUNK_BYTES, Malformed, attempt_id, log_range};
+pub use convert::{
+    MAX_LOG_CHUNK_BYTES, Malformed, attempt_id, log_range, network_from_wire, network_to_wire,
+};
 pub use versions::Versions;
 
 /// The protocol versions that this release speaks: what its contracts describe, and the release's before it.

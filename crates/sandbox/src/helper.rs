@@ -20,10 +20,10 @@ use serde::de::DeserializeOwned;
 use crate::bundle::{self, Bundle};
 use crate::cgroups;
 use crate::network::machine::{self, TapError};
-use crate::network::{self, Link, RelayError};
+use crate::network::{self, GateError, Gatekeeper, Link, RelayError};
 use crate::rootless::{self, Enclosed, RootlessError};
 use crate::seccomp::{Filters, SeccompError};
-use crate::spec::{IDS_PER_SANDBOX, MachineSpec, NetworkSpec, RootSpec, SandboxSpec, inside};
+use crate::spec::{GateSpec, IDS_PER_SANDBOX, MachineSpec, NetworkSpec, RootSpec, SandboxSpec, inside};
 use crate::staging::{self, ImageProbe, Stage, Staged, StagingError};
 use crate::sys;
 
@@ -61,6 +61,8 @@ enum HelperError {
     Forbidden(#[from] RelayError),
     #[error("cannot give a machine its network")]
     Tap(#[from] TapError),
+    #[error("cannot hold it to what it may reach")]
+    Gate(#[from] GateError),
     #[error("cannot prepare the filter of system calls")]
     Seccomp(#[from] SeccompError),
     #[error("cannot make the sandbox's container")]
@@ -128,13 +130,12 @@ fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<i32, HelperError
 
     sys::reset_umask();
     let filters = Filters::compile()?;
-    if spec.rootless {
-        match rootless::enclose(&spec.network)? {
-            Enclosed::Ended(code) => return Ok(code),
-            Enclosed::Inside { joined } => rootless::part_from_host(&spec.network, &spec.scratch, joined)?,
-        }
-    } else {
-        part_from_host(&spec.network)?;
+    let mut gatekeeper = match part(&spec.network, spec.gate.as_ref(), &spec.scratch, spec.rootless)? {
+        Parted::Ended(code) => return Ok(code),
+        Parted::Inside(gatekeeper) => gatekeeper,
+    };
+    if let (Some(gatekeeper), Some(gate)) = (&mut gatekeeper, &spec.gate) {
+        gatekeeper.close_up(gate, network::GATE_ADDRESS)?;
     }
     let user_namespace =
         sys::user_namespace(spec.id_base, spec.ids()).map_err(io_error("make a user namespace"))?;
@@ -159,7 +160,12 @@ fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<i32, HelperError
     // The channel is the init's alone from here on, so that its end is the channel's.
     let null = File::open("/dev/null").map_err(io_error("open /dev/null"))?;
     sys::redirect(null.as_fd(), 0).map_err(io_error("let go of the channel"))?;
-    sys::wait(pid).map_err(io_error("wait for sealci-init"))
+    let Some(gatekeeper) = gatekeeper else {
+        return sys::wait(pid).map_err(io_error("wait for sealci-init"));
+    };
+    let code = gatekeeper.wait_for(pid)?;
+    gatekeeper.dismiss()?;
+    Ok(code)
 }
 
 fn read_spec<T: DeserializeOwned>(path: &OsStr) -> Result<T, HelperError> {
@@ -170,19 +176,47 @@ fn read_spec<T: DeserializeOwned>(path: &OsStr) -> Result<T, HelperError> {
 /// Becomes the program that runs a machine, in a network like a sandbox's in which there is a tap for it.
 fn start_machine(spec: &MachineSpec, program: &OsStr, arguments: &[OsString]) -> Result<i32, HelperError> {
     let forbidden = machine::forbidden(&spec.network)?;
-    if spec.rootless {
-        match rootless::enclose(&spec.network)? {
-            Enclosed::Ended(code) => return Ok(code),
-            Enclosed::Inside { joined } => rootless::part_from_host(&spec.network, &spec.scratch, joined)?,
-        }
-    } else {
-        part_from_host(&spec.network)?;
+    let gatekeeper = match part(&spec.network, spec.gate.as_ref(), &spec.scratch, spec.rootless)? {
+        Parted::Ended(code) => return Ok(code),
+        Parted::Inside(gatekeeper) => gatekeeper,
+    };
+    machine::attach(&forbidden, spec.gate.is_some())?;
+    if let (Some(mut gatekeeper), Some(gate)) = (gatekeeper, &spec.gate) {
+        gatekeeper.close_up(gate, machine::GATEWAY)?;
     }
-    machine::attach(&forbidden)?;
     Err(HelperError::Io { doing: "start the virtual machine monitor", source: sys::exec(program, arguments) })
 }
 
-/// Leaves the host's mounts and network.
+/// Which half of the helper this process is.
+enum Parted {
+    /// The one outside, after the other's end; with that one's exit code.
+    Ended(i32),
+    Inside(Option<Gatekeeper>),
+}
+
+/// Leaves the host's mounts and network; behind, where there is to be a gate, stays its keeper.
+fn part(
+    network: &NetworkSpec,
+    gate: Option<&GateSpec>,
+    scratch: &Path,
+    rootless: bool,
+) -> Result<Parted, HelperError> {
+    let start = || gate.map(|gate| Gatekeeper::start(gate, rootless)).transpose();
+    if !rootless {
+        let gatekeeper = start()?;
+        part_from_host(network)?;
+        return Ok(Parted::Inside(gatekeeper));
+    }
+    match rootless::enclose(network)? {
+        Enclosed::Ended(code) => Ok(Parted::Ended(code)),
+        Enclosed::Inside { joined } => {
+            let gatekeeper = start()?;
+            rootless::part_from_host(network, scratch, joined)?;
+            Ok(Parted::Inside(gatekeeper))
+        }
+    }
+}
+
 fn part_from_host(network: &NetworkSpec) -> Result<(), HelperError> {
     let link = match network {
         NetworkSpec::On { .. } => Some(Link::prepare().map_err(io_error("prepare the link to the host"))?),

@@ -25,6 +25,7 @@ mod bundle;
 mod cgroups;
 mod helper;
 mod network;
+pub mod reached;
 mod rootless;
 mod seccomp;
 mod spec;
@@ -32,10 +33,11 @@ mod staging;
 mod sys;
 
 pub use helper::{COPY_ARGUMENT, IMAGE_PROBE_ARGUMENT, MACHINE_ARGUMENT, helper_main};
-pub use network::{Relay, RelayError, RelayKind, Uplink, UplinkError, machine};
+pub use network::{GATE_ADDRESS, Relay, RelayError, RelayKind, Uplink, UplinkError, host_resolvers, machine};
+pub use reached::Reached;
 pub use rootless::{PROBE_ARGUMENT, Probe};
 pub use spec::{
-    Assembly, Capability, HELPER_COMMAND, IDS_PER_SANDBOX, ImageRoot, MachineSpec, NetworkSpec, RootSpec,
-    SandboxSpec, inside,
+    AllowedName, AllowedNetwork, Assembly, Capability, GateSpec, HELPER_COMMAND, IDS_PER_SANDBOX, ImageRoot,
+    MachineSpec, NetworkSpec, RootSpec, SandboxSpec, inside,
 };
 pub use staging::{ImageProbe, USER_COMPLAINT, User, UserError, give_away, maps_owners};

@@ -50,6 +50,26 @@ impl Filters {
     }
 }
 
+/// Binds this process, for good, to what a gatekeeper does: it waits, speaks by the sockets that it has and by new ones of IPv4,
+/// and writes to the files that it has.
+pub fn bind_gatekeeper() -> Result<(), SeccompError> {
+    let arch = TargetArch::try_from(std::env::consts::ARCH)?;
+    let only = |argument: u8, value: u64| {
+        let is_it = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)?;
+        Ok::<_, BackendError>(vec![SeccompRule::new(vec![is_it])?])
+    };
+    let calls = [GATEKEEPER_CALLS, GATEKEEPER_ARCHITECTURE_CALLS].concat();
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
+        calls.into_iter().map(|call| (call, Vec::new())).collect();
+    // Both are positive.
+    rules.insert(libc::SYS_socket, only(0, libc::AF_INET as u64)?);
+    rules.insert(libc::SYS_ioctl, only(1, libc::FIONBIO)?);
+    let refused = SeccompAction::Errno(libc::EPERM.unsigned_abs());
+    let program: BpfProgram = SeccompFilter::new(rules, refused, SeccompAction::Allow, arch)?.try_into()?;
+    seccompiler::apply_filter(&program)?;
+    Ok(())
+}
+
 /// Namespaces of any kind (clone(2)).
 const NAMESPACE_FLAGS: [libc::c_int; 8] = [
     libc::CLONE_NEWCGROUP,
@@ -127,6 +147,16 @@ const REFUSED: &[i64] = &[
 macro_rules! calls {
     ($($name:ident)*) => { &[$(libc::$name),*] };
 }
+
+const GATEKEEPER_CALLS: &[i64] = calls! {
+    SYS_accept4 SYS_bind SYS_brk SYS_clock_gettime SYS_close SYS_connect SYS_exit SYS_exit_group SYS_fcntl SYS_futex
+    SYS_getrandom SYS_madvise SYS_mmap SYS_mremap SYS_munmap SYS_ppoll SYS_pwrite64 SYS_read SYS_recvfrom SYS_recvmsg
+    SYS_restart_syscall SYS_rt_sigprocmask SYS_rt_sigreturn SYS_sendto SYS_sigaltstack SYS_write SYS_writev
+};
+#[cfg(target_arch = "x86_64")]
+const GATEKEEPER_ARCHITECTURE_CALLS: &[i64] = calls! { SYS_poll };
+#[cfg(not(target_arch = "x86_64"))]
+const GATEKEEPER_ARCHITECTURE_CALLS: &[i64] = &[];
 
 #[cfg(target_arch = "x86_64")]
 const ARCHITECTURE_CALLS: &[i64] = calls! {

@@ -51,6 +51,9 @@ pub struct SandboxSpec {
     /// Whether mounts map owners. Where they cannot, whoever fills the workspace gives it to whom the action runs as.
     pub maps_owners: bool,
     pub network: NetworkSpec,
+    /// What stands between it and its network; none: all that the network reaches may be reached.
+    #[serde(default)]
+    pub gate: Option<GateSpec>,
     /// More names for this sandbox's own loopback, in `/etc/hosts`.
     #[serde(default)]
     pub names: Vec<String>,
@@ -139,10 +142,42 @@ impl Capability {
 pub struct MachineSpec {
     /// What the machine reaches.
     pub network: NetworkSpec,
+    /// As a [`SandboxSpec`]'s.
+    #[serde(default)]
+    pub gate: Option<GateSpec>,
     /// An existing folder on the host.
     pub scratch: PathBuf,
     /// As a [`SandboxSpec`]'s.
     pub rootless: bool,
+}
+
+/// What of its network an environment may reach, and where that is written down.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GateSpec {
+    pub names: Vec<AllowedName>,
+    pub networks: Vec<AllowedNetwork>,
+    /// Whom the gate asks for names, from the host's own network.
+    pub resolvers: Vec<Ipv4Addr>,
+    /// A file that it makes, of [`crate::Reached`].
+    pub record: PathBuf,
+}
+
+/// Names whose addresses may be reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AllowedName {
+    /// In lower case, without a dot at its end.
+    pub name: String,
+    /// Not this name, but all below it.
+    pub below: bool,
+    pub ports: Vec<u16>,
+}
+
+/// Addresses that may be reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AllowedNetwork {
+    pub address: Ipv4Addr,
+    pub prefix_bits: u8,
+    pub ports: Vec<u16>,
 }
 
 /// What a sandbox reaches.
@@ -175,6 +210,18 @@ pub enum NetworkSpec {
 }
 
 impl NetworkSpec {
+    /// As it is, but for whom to ask for names.
+    #[must_use]
+    pub fn asking(mut self, whom: Vec<String>) -> Self {
+        match &mut self {
+            Self::Off => {}
+            Self::On { resolvers, .. } | Self::Relayed { resolvers, .. } | Self::Joined { resolvers, .. } => {
+                *resolvers = whom;
+            }
+        }
+        self
+    }
+
     /// Whom to ask for names; none where there is nobody to ask.
     pub fn resolvers(&self) -> &[String] {
         match self {

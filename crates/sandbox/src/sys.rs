@@ -3,7 +3,9 @@
 //! All unsafe code of this crate stands here.
 
 mod child;
+mod privileges;
 
+pub use self::privileges::keep_network_only;
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -307,6 +309,23 @@ pub fn wait(pid: libc::pid_t) -> io::Result<i32> {
         // SAFETY: the pointer is to an exclusively borrowed int.
         match check(unsafe { libc::waitpid(pid, &mut status, 0) }.into()) {
             Ok(_) => return Ok(exit_code(status)),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Waits for the end of one of these children, the first; as [`wait`]. The ends of others are passed over.
+pub fn wait_for_either(one: libc::pid_t, other: libc::pid_t) -> io::Result<(libc::pid_t, i32)> {
+    let mut status = 0;
+    loop {
+        // SAFETY: the pointer is to an exclusively borrowed int.
+        match check(unsafe { libc::waitpid(-1, &mut status, 0) }.into()) {
+            // Process ids fit in 32 bits.
+            Ok(pid) if [one, other].contains(&(pid as libc::pid_t)) => {
+                return Ok((pid as libc::pid_t, exit_code(status)));
+            }
+            Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }

@@ -258,7 +258,7 @@ fn agent_parts(
     });
     let offer = ExecutorOffer {
         // The way outwards is only made where somebody will go it.
-        network: plan.actions.iter().any(|action| action.environment.network == Network::On),
+        network: plan.actions.iter().any(|action| action.environment.network != Network::Off),
         sandbox_path: args.sandbox_path.clone(),
         allow_process: args.allow_process,
         allow_fake: false,

@@ -310,10 +310,9 @@ fn create_vm(kvm: &Kvm, memory: &GuestMemory) -> Result<VmFd, BuildError> {
 fn describe(kvm: &Kvm, count: u8) -> Result<Vec<CpuId>, BuildError> {
     let cannot = |source| BuildError::Kvm { what: "a virtual CPU", source };
     let supported: CpuId = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(cannot)?;
-    let processor = cpuid::Processor::beneath();
     let of_one = |index| {
         let mut id = supported.clone();
-        cpuid::adapt(&mut id, index, count, processor);
+        cpuid::adapt(&mut id, index, count);
         id
     };
     Ok((0..count.max(1)).map(of_one).collect())

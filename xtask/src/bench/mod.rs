@@ -10,6 +10,7 @@ mod floors;
 mod growth;
 mod host;
 mod latency;
+mod machines;
 mod project;
 mod pull;
 mod push;
@@ -32,19 +33,36 @@ pub struct Bench {
 }
 
 /// The measurements, in their order.
-pub const NAMES: [&str; 10] =
-    ["latency", "push", "run", "fake", "sandbox", "log", "containers", "pull", "project", "growth"];
+pub const NAMES: [&str; 11] = [
+    "latency",
+    "push",
+    "run",
+    "fake",
+    "sandbox",
+    "log",
+    "containers",
+    "pull",
+    "project",
+    "growth",
+    "machines",
+];
 
 pub fn run(wanted: &[&str]) -> Result<bool> {
     if let Some(unknown) = wanted.iter().find(|name| !NAMES.contains(name)) {
         bail!("there is no measurement `{unknown}`, only {}", NAMES.join(", "));
     }
-    let bench = Bench { programs: Programs::find()? };
     let host = host::describe();
     let begun = Instant::now();
     let mut table = Table::default();
     let names: Vec<&str> =
         NAMES.into_iter().filter(|name| wanted.is_empty() || wanted.contains(name)).collect();
+    if names == ["machines"] {
+        // Nothing of it is the whole system's.
+        machines::measure(&mut table)?;
+        println!("{host}- took: {:.0} s\n\n{}", begun.elapsed().as_secs_f64(), table.show());
+        return Ok(true);
+    }
+    let bench = Bench { programs: Programs::find()? };
     if names == ["growth"] {
         // It compares figures of its own with one another; the bare machine's say nothing of it.
         growth::measure(&bench, &mut table)?;
@@ -65,6 +83,7 @@ pub fn run(wanted: &[&str]) -> Result<bool> {
             "pull" => pull::measure(&bench, &mut table)?,
             "growth" => growth::measure(&bench, &mut table)?,
             "project" => project::measure(&bench, &mut table)?,
+            "machines" => machines::measure(&mut table)?,
             _ => rates::measure_log(&bench, &mut table)?,
         }
     }

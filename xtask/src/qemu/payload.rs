@@ -20,6 +20,8 @@ const OVER: &str = "echo 'guest: over' >&3\nsync\necho o >/proc/sysrq-trigger\ns
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// What guests within the guest are made of.
 const FOR_MACHINES: &str = "modprobe kvm_amd || modprobe kvm_intel\n\
+    mount -t tracefs tracefs /sys/kernel/tracing\n\
+    read -r word < <(exec /sealci/once) && echo \"$word\" >&3\n\
     export SEALCI_TEST_KERNEL=/sealci/vmlinuz SEALCI_TEST_MODULES=/lib/modules/$(uname -r)\n\
     export SEALCI_TEST_VMM=/sealci/sealci-vmm SEALCI_TEST_PEER=/sealci/peer\n\
     export SEALCI_TEST_INIT=/sealci/sealci-init SEALCI_REQUIRE=kvm,root\n\
@@ -27,13 +29,14 @@ const FOR_MACHINES: &str = "modprobe kvm_amd || modprobe kvm_intel\n\
 /// The parts: the virtual machine monitor; an image's root and our init on it; the executor on all of that.
 const MACHINE_PARTS: [(&str, &str, &str); 3] =
     [("machine", "tests", ""), ("whole", "whole", ""), ("microvm", "executor", "microvm")];
+const MACHINE_PROGRAMS: &[&str] = &["--test", "machine", "--test", "whole", "--test", "executor"];
 /// Of all of them, not of their core: the whole system, on an image of Debian.
 const SYSTEM_PART: (&str, &str, &str) = ("system", "machines", "");
 /// What is in that image beside Debian's essential packages.
 const IN_IMAGE: &str = "tcc,libc6-dev";
 /// Left out of their core: what another test reaches, too.
 const NOT_CORE_OF_MACHINES: &[&str] = &[
-    "a_clone_is_there_soon",
+    "a_clone_takes_little",
     "a_kernel_that_panics",
     "a_kernel_that_was_unpacked",
     "a_machine_says_what_is_wrong",
@@ -52,6 +55,10 @@ const NOT_CORE_OF_MACHINES: &[&str] = &[
     "two_hundred_actions",
     "what_is_written_takes_memory",
 ];
+
+/// What machines are measured beside, and what its usual one is started with.
+const QEMU: &str = "qemu-system-x86_64";
+const FIRMWARE: [&str; 3] = ["bios-256k.bin", "kvmvapic.bin", "linuxboot_dma.bin"];
 
 /// Which of the machines' tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,7 +90,7 @@ fn machines_script(extent: Extent) -> String {
 
 /// Packs the executors' tests.
 pub fn executors(folder: &Path, parts: &[Part]) -> Result<PathBuf> {
-    let built = Built::by(&["executor"])?;
+    let built = Built::by(&["--test", "executor"])?;
     let tree = Tree::begin(folder)?;
     tree.script(&script(parts))?;
     tree.place(&built.find("executor", true)?, "sealci/tests")?;
@@ -96,8 +103,8 @@ pub fn executors(folder: &Path, parts: &[Part]) -> Result<PathBuf> {
 /// Packs the virtual machine monitor and its tests, and the kernel, which is that of the guests within the guest, too.
 pub fn machines(folder: &Path, base: &Base, extent: Extent) -> Result<PathBuf> {
     let built = match extent {
-        Extent::Core => Built::by(&["machine", "whole", "executor"])?,
-        Extent::All => Built::by(&["machine", "whole", "executor", "machines"])?,
+        Extent::Core => Built::by(MACHINE_PROGRAMS)?,
+        Extent::All => Built::by(&[MACHINE_PROGRAMS, &["--test", "machines"]].concat())?,
     };
     let tree = Tree::begin(folder)?;
     tree.script(&machines_script(extent))?;
@@ -105,14 +112,8 @@ pub fn machines(folder: &Path, base: &Base, extent: Extent) -> Result<PathBuf> {
     tree.place(&built.find("whole", true)?, "sealci/whole")?;
     tree.place(&built.find("executor", true)?, "sealci/executor")?;
     tree.place_where_built(&built.find("sealci-sandbox-helper", false)?)?;
-    for (package, program) in [("sealci-vmm", "sealci-vmm"), ("sealci-guest", "sealci-init")] {
-        tree.copy(&build_static(package, program)?, &format!("sealci/{program}"))?;
-    }
-    tree.own_folder()?;
-    tree.copy(&base.kernel, "sealci/vmlinuz")?;
-    build_peer(&tree.path.join("sealci/peer"))?;
-    let busybox = machine::find("busybox").context("busybox is not installed")?;
-    tree.copy(&busybox, "usr/bin/busybox")?;
+    tree.what_machines_are_made_of(base)?;
+    build_alone("crates/vmm/tests/machine/peer.rs", &tree.path.join("sealci/peer"))?;
     if extent == Extent::All {
         tree.place(&built.find("machines", true)?, "sealci/machines")?;
         tree.place(&build_system()?, "sealci/sealci")?;
@@ -121,6 +122,39 @@ pub fn machines(folder: &Path, base: &Base, extent: Extent) -> Result<PathBuf> {
         oci::layout(&tree.path.join("sealci/images/debian"), [layer])?;
     }
     tree.archive()
+}
+
+/// Packs what machines are measured with: QEMU, too.
+pub fn measured_machines(folder: &Path, base: &Base) -> Result<PathBuf> {
+    let built = Built::by(&["--bench", "machines"])?;
+    let tree = Tree::begin(folder)?;
+    tree.script(&format!(
+        "{SCRIPT}{FOR_MACHINES}SEALCI_BENCH_QEMU=/sealci/qemu TESTS=/sealci/measured part measured 0\n{OVER}"
+    ))?;
+    tree.place(&built.find("machines", true)?, "sealci/measured")?;
+    tree.what_machines_are_made_of(base)?;
+    let qemu = machine::find(QEMU).with_context(|| format!("{QEMU} is not installed"))?;
+    tree.copy(&qemu, &format!("sealci/qemu/{QEMU}"))?;
+    for library in libraries(&qemu)? {
+        let name = library.file_name().context("a library has no name")?.to_string_lossy().into_owned();
+        tree.copy(&library, &format!("sealci/qemu/lib/{name}"))?;
+    }
+    for name in FIRMWARE {
+        let places = ["/usr/share/qemu", "/usr/share/seabios"].map(|place| Path::new(place).join(name));
+        let file = places.iter().find(|file| file.exists()).with_context(|| format!("no {name} of QEMU"))?;
+        tree.copy(file, &format!("sealci/qemu/share/{name}"))?;
+    }
+    tree.archive()
+}
+
+/// What a program is linked with, but for the C library, which has to be the system's.
+fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
+    let output = Command::new("ldd").arg(program).output().context("cannot run ldd")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let paths = text.lines().filter_map(|line| line.split_once(" => ")?.1.split_whitespace().next());
+    let of_system = ["libc.so", "libm.so", "libpthread.so", "libdl.so", "librt.so", "libresolv.so"];
+    let is_own = |path: &&str| !of_system.iter().any(|name| path.contains(name));
+    Ok(paths.filter(|path| path.starts_with('/')).filter(is_own).map(PathBuf::from).collect())
 }
 
 /// Builds the whole system, as the end-to-end tests do.
@@ -154,12 +188,11 @@ fn build_static(package: &str, name: &str) -> Result<PathBuf> {
     Ok(folder.join(TARGET).join("release").join(name))
 }
 
-/// Builds the one program that the guests within the guest need of ours: without crates, and static.
-fn build_peer(to: &Path) -> Result<()> {
+/// Builds a program of one file, without crates, and static.
+fn build_alone(source: &str, to: &Path) -> Result<()> {
     let mut rustc = Command::new("rustc");
     rustc.args(["--edition=2024", "-O", "-C", "target-feature=+crt-static", "-C", "strip=symbols", "-o"]);
-    let status = rustc.arg(to).arg(workspace::root().join("crates/vmm/tests/machine/peer.rs")).status();
-    let status = status.context("cannot run rustc")?;
+    let status = rustc.arg(to).arg(workspace::root().join(source)).status().context("cannot run rustc")?;
     if status.success() { Ok(()) } else { bail!("rustc ended with {status}") }
 }
 
@@ -197,6 +230,17 @@ impl Tree {
         let own = self.path.join(own.strip_prefix("/").context("cargo builds at a relative path")?);
         fs::create_dir_all(&own)?;
         Ok(fs::set_permissions(&own, fs::Permissions::from_mode(0o1777))?)
+    }
+
+    fn what_machines_are_made_of(&self, base: &Base) -> Result<()> {
+        for (package, program) in [("sealci-vmm", "sealci-vmm"), ("sealci-guest", "sealci-init")] {
+            self.copy(&build_static(package, program)?, &format!("sealci/{program}"))?;
+        }
+        build_alone("xtask/src/qemu/once.rs", &self.path.join("sealci/once"))?;
+        self.own_folder()?;
+        self.copy(&base.kernel, "sealci/vmlinuz")?;
+        let busybox = machine::find("busybox").context("busybox is not installed")?;
+        self.copy(&busybox, "usr/bin/busybox")
     }
 
     fn copy(&self, file: &Path, to: &str) -> Result<()> {
@@ -252,12 +296,12 @@ fn script(parts: &[Part]) -> String {
 struct Built(Vec<Value>);
 
 impl Built {
-    /// Builds these test programs, and what they run. Of the whole workspace, so that what `cargo xtask test` has built is not
+    /// Builds these programs for tests, and what they run. Of the whole workspace, so that what `cargo xtask test` has built is not
     /// built with other features once more.
-    fn by(tests: &[&str]) -> Result<Self> {
+    fn by(targets: &[&str]) -> Result<Self> {
         let output = workspace::cargo()
             .args(["test", "--workspace"])
-            .args(tests.iter().flat_map(|name| ["--test", name]))
+            .args(targets)
             .args(["--locked", "--no-run", "--message-format=json-render-diagnostics"])
             .stdin(Stdio::null())
             .stderr(Stdio::inherit())

@@ -16,6 +16,7 @@ pub mod docker;
 pub mod door;
 mod environment;
 pub mod fake;
+mod gate;
 pub mod helper;
 mod images;
 pub mod init;

@@ -18,7 +18,7 @@ use super::cgroup::{Cgroups, Limits};
 use super::environment::{DEFAULT_PIDS, Group, HostEnvironment, Running, blocking, stand_by};
 use super::init::{self, Prepared};
 use super::programs;
-use super::{ExecutionRequest, Executor, ExecutorError, Standby};
+use super::{ExecutionRequest, Executor, ExecutorError, Standby, gate};
 
 /// The executor without isolation.
 #[derive(Debug)]
@@ -52,6 +52,7 @@ impl Executor for ProcessExecutor {
 
     async fn prepare(&self, request: ExecutionRequest) -> Result<Standby, ExecutorError> {
         request.refuse_service(self.kind())?;
+        gate::refuse(&request, self.kind())?;
         let guard = self.running.enter(request.attempt)?;
         let (init, cgroups, pids) = (self.init.clone(), self.cgroups.clone(), self.pids);
         let making = move || prepare(&init, cgroups.as_ref(), pids, request);

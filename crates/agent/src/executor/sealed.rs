@@ -12,13 +12,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sealci_core::plan::Network;
 use sealci_guest::wire;
 use sealci_sandbox::{
-    IDS_PER_SANDBOX, MachineSpec, NetworkSpec, Relay, RelayKind, RootSpec, SandboxSpec, Uplink, User, inside,
+    GATE_ADDRESS, GateSpec, IDS_PER_SANDBOX, MachineSpec, NetworkSpec, Relay, RelayKind, RootSpec,
+    SandboxSpec, Uplink, User, inside, machine,
 };
 use tokio_util::task::TaskTracker;
 
@@ -31,7 +33,7 @@ use super::init::{self, Environment, Prepared};
 use super::neighbourhood::{Home, Neighbourhood};
 use super::programs;
 use super::rootless::{self, RootlessEnvironment};
-use super::{ExecutionRequest, ExecutorError, Standby};
+use super::{ExecutionRequest, ExecutorError, Standby, gate};
 use crate::causes::with_causes;
 
 /// The ids that systemd leaves to containers; user databases keep clear of them.
@@ -47,11 +49,14 @@ pub struct SealerOptions {
     pub network: bool,
     /// What carries their traffic where the agent is not root's; none chooses by itself.
     pub relay: Option<RelayKind>,
+    /// Whom to ask for names on behalf of those that are held to a list; none: this machine's own name servers.
+    pub resolvers: Option<Vec<Ipv4Addr>>,
 }
 
 impl Default for SealerOptions {
     fn default() -> Self {
-        Self { helper: HelperCommand::of_this_program(), pids: DEFAULT_PIDS, network: true, relay: None }
+        let helper = HelperCommand::of_this_program();
+        Self { helper, pids: DEFAULT_PIDS, network: true, relay: None, resolvers: None }
     }
 }
 
@@ -155,19 +160,24 @@ impl Sealer {
         let is_action = request.service.is_none();
         let guard = is_action.then(|| self.0.running.enter(request.attempt)).transpose()?;
         let ids = self.0.ids.take()?;
-        let network = match request.neighbourhood.as_ref().and_then(Neighbourhood::home) {
-            Some(Home::Helper(joined)) => joined,
-            Some(Home::Container(_)) | None => self.network(request.network, ids.slot)?,
+        let (network, gate) = match request.neighbourhood.as_ref().and_then(Neighbourhood::home) {
+            // Whoever made it has the gate, if there is one.
+            Some(Home::Helper(joined)) => (joined, None),
+            Some(Home::Container(_)) | None => {
+                let resolvers =
+                    self.0.options.resolvers.clone().unwrap_or_else(sealci_sandbox::host_resolvers);
+                (self.network(&request.network, ids.slot)?, gate::spec(request, &resolvers))
+            }
         };
-        Ok(Place { sealer: self.clone(), network, ids, _guard: guard })
+        Ok(Place { sealer: self.clone(), network, gate, ids, _guard: guard })
     }
 
-    fn network(&self, network: Network, slot: u32) -> Result<NetworkSpec, ExecutorError> {
+    fn network(&self, network: &Network, slot: u32) -> Result<NetworkSpec, ExecutorError> {
         let uplink = match (network, &self.0.way_out) {
             (Network::Off, _) => return Ok(NetworkSpec::Off),
-            (Network::On, Ok(WayOut::Link(uplink))) => uplink,
-            (Network::On, Ok(WayOut::Relay(relay))) => return Ok(relay.link()),
-            (Network::On, Err(problem)) => {
+            (_, Ok(WayOut::Link(uplink))) => uplink,
+            (_, Ok(WayOut::Relay(relay))) => return Ok(relay.link()),
+            (_, Err(problem)) => {
                 return Err(ExecutorError::Unsupported(format!(
                     "this agent has no network for sandboxes and machines: {problem}; an action that needs none says `network: off`"
                 )));
@@ -186,6 +196,7 @@ impl Sealer {
 pub(super) struct Place {
     sealer: Sealer,
     network: NetworkSpec,
+    gate: Option<GateSpec>,
     ids: IdRange,
     _guard: Option<RunningGuard>,
 }
@@ -194,10 +205,17 @@ impl Place {
     /// What network there is for who makes the rest by other means, and runs a machine in it.
     pub fn for_machine(&self, request: &ExecutionRequest) -> MachineSpec {
         MachineSpec {
-            network: self.network.clone(),
+            network: self.network_asking(machine::GATEWAY),
+            gate: self.gate.clone(),
             scratch: request.scratch.clone(),
             rootless: self.sealer.0.rootless,
         }
+    }
+
+    /// The network, in which a gate is asked for names, if there is one, at this address.
+    fn network_asking(&self, gate: Ipv4Addr) -> NetworkSpec {
+        let network = self.network.clone();
+        if self.gate.is_some() { network.asking(vec![gate.to_string()]) } else { network }
     }
 
     /// Says what is to be made for the attempt.
@@ -213,7 +231,8 @@ impl Place {
             rootless: means.rootless,
             pids: means.options.pids,
             maps_owners: means.maps_owners,
-            network: self.network.clone(),
+            network: self.network_asking(GATE_ADDRESS),
+            gate: self.gate.clone(),
             names: request.names.clone(),
         }
     }
@@ -289,6 +308,7 @@ impl Sealer {
         let environment = environment.give(gift).with_guests(has_guests);
         let environment: Box<dyn Environment> =
             if *rootless { Box::new(RootlessEnvironment(environment)) } else { Box::new(environment) };
+        let environment = gate::told(environment, spec.gate.as_ref(), &request.notes);
         Ok(Prepared { channel, start, environment, timeout, grace })
     }
 }

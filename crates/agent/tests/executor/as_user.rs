@@ -18,7 +18,7 @@ use tempfile::TempDir;
 
 use crate::daemons;
 use crate::images::{self, TestImages};
-use crate::lab::{Lab, PIDS, cgroups, skip};
+use crate::lab::{Lab, PIDS, cgroups, outside_address, skip};
 use crate::network::Outside;
 use crate::sealing::script;
 
@@ -179,6 +179,7 @@ impl Lab {
             pids: PIDS,
             network: relay.is_some(),
             relay,
+            resolvers: Some(vec![outside_address()]),
         };
         let sealer = match Sealer::rootless(folder.path(), cgroups, options) {
             Ok(sealer) => sealer,

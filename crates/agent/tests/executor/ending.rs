@@ -10,6 +10,7 @@ use sealci_core::ids::AttemptId;
 use sealci_core::outcome::Outcome;
 use sealci_core::plan::Network;
 
+use crate::allowed::{allow, gatekeepers_of};
 use crate::lab::{Lab, PATIENCE, Record, cgroup_folders, eventually, processes_of, until_output};
 
 /// What daemons do: a session of its own, a parent that is gone, no terminal, no outputs.
@@ -228,6 +229,11 @@ pub async fn no_link_outlives_a_killed_agent(lab: &Lab) {
     nothing_outlives(lab, Network::On).await;
 }
 
+/// With a gatekeeper, which is in the host's network.
+pub async fn no_gatekeeper_outlives_a_killed_agent(lab: &Lab) {
+    nothing_outlives(lab, allow(["good.example"])).await;
+}
+
 /// Kills a process that holds an execution, as an agent is killed. That process is this test binary once more.
 async fn nothing_outlives(lab: &Lab, network: Network) {
     const TEST: &str = "SEALCI_TEST_VICTIM";
@@ -260,11 +266,13 @@ async fn nothing_outlives(lab: &Lab, network: Network) {
         .expect("the victim names its attempt");
     assert!(!processes_of(attempt).is_empty());
     let networks = networks_of(attempt);
-    let link = (network == Network::On).then(|| link_of(attempt));
+    let link = (network != Network::Off).then(|| link_of(attempt));
+    assert_eq!(gatekeepers_of(attempt).len(), usize::from(matches!(network, Network::Allow(_))));
     assert!(link.as_ref().is_none_or(|link| links().contains(link)), "{link:?} of {:?}", links());
     victim.kill().unwrap();
     victim.wait().unwrap();
     eventually("everything ends with the agent", || processes_of(attempt).is_empty());
+    eventually("its gatekeeper ends with it", || gatekeepers_of(attempt).is_empty());
     eventually("its network namespaces go with it", || {
         let left = all_networks();
         !networks.iter().any(|one| left.contains(one) || mentioned_in_any_mounts(one))

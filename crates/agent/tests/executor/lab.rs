@@ -1,6 +1,7 @@
 //! Gives each test an executor, folders, and a record of what an execution told.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -28,6 +29,18 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Enough for everything here, and a small fork bomb.
 pub const PIDS: u64 = 300;
+
+/// Tells a test that runs as an ordinary user of the outside that root has made: the host's address and the outside's.
+pub const GIVEN: &str = "SEALCI_TEST_OUTSIDE";
+
+/// Where the outside is, once it is made.
+pub fn outside_address() -> Ipv4Addr {
+    if let Ok(given) = std::env::var(GIVEN) {
+        return given.split_once(' ').unwrap().1.parse().unwrap();
+    }
+    let number = u8::try_from(std::process::id() % 200).unwrap();
+    Ipv4Addr::new(198, 18, number, 2)
+}
 
 /// An executor and room to work in.
 pub struct Lab {
@@ -283,7 +296,8 @@ fn sealer_of(folder: &TempDir, cgroups: Cgroups, network: bool, pids: u64) -> Se
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
     let program = env!("CARGO_BIN_EXE_sealci-sandbox-helper").into();
     let helper = HelperCommand { program, arguments: Vec::new() };
-    let options = SealerOptions { helper, pids, network, relay: None };
+    let resolvers = Some(vec![outside_address()]);
+    let options = SealerOptions { helper, pids, network, relay: None, resolvers };
     let sealer = Sealer::new(folder.path(), cgroups, options).unwrap();
     assert_eq!(sealer.network_problem().is_none(), network, "{:?}", sealer.network_problem());
     sealer

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod allowed;
 mod as_user;
 mod behaviour;
 mod containers;
@@ -100,6 +101,7 @@ executors! {
     crate::volume::bytes_arrive_as_written as bytes_arrive_as_written,
     crate::network::the_outside_is_reached_and_nothing_else as the_outside_is_reached_and_nothing_else,
     crate::network::a_machine_speaks_for_itself_alone as a_machine_speaks_for_itself_alone,
+    crate::allowed::a_machine_is_held_to_its_list as a_machine_is_held_to_its_list,
 }
 
 // Where machines go on from others. What is in no core of these tests are the many.
@@ -274,6 +276,10 @@ executors! {
     crate::network::the_outside_is_reached_and_nothing_else as the_outside_is_reached_and_nothing_else,
     crate::network::binding_to_an_interface_does_not_help as binding_to_an_interface_does_not_help,
     crate::network::sandboxes_do_not_reach_each_other as sandboxes_do_not_reach_each_other,
+    crate::allowed::the_listed_is_reached_and_nothing_else as the_listed_is_reached_and_nothing_else,
+    crate::allowed::addresses_are_listed_without_names as addresses_are_listed_without_names,
+    crate::allowed::the_record_is_bounded_and_outlives_a_kill as the_record_is_bounded_and_outlives_a_kill,
+    crate::allowed::a_gatekeeper_takes_its_environment_along as a_gatekeeper_takes_its_environment_along,
     crate::ending::nothing_outlives_a_killed_agent as nothing_outlives_a_killed_agent,
 }
 
@@ -284,4 +290,11 @@ executors! {
     crate::network::links_go_with_their_sandboxes as links_go_with_their_sandboxes,
     crate::network::a_card_reaches_the_outside_and_nothing_else as a_card_reaches_the_outside_and_nothing_else,
     crate::ending::no_link_outlives_a_killed_agent as no_link_outlives_a_killed_agent,
+    crate::ending::no_gatekeeper_outlives_a_killed_agent as no_gatekeeper_outlives_a_killed_agent,
+    crate::allowed::the_listed_is_reached_and_nothing_else as the_listed_is_reached_and_nothing_else,
+    crate::allowed::addresses_are_listed_without_names as addresses_are_listed_without_names,
+    crate::allowed::a_silent_name_server_is_not_waited_for_long as a_silent_name_server_is_not_waited_for_long,
+    crate::allowed::the_record_is_bounded_and_outlives_a_kill as the_record_is_bounded_and_outlives_a_kill,
+    crate::allowed::a_gatekeeper_takes_its_environment_along as a_gatekeeper_takes_its_environment_along,
+    crate::allowed::a_gatekeeper_has_no_privilege_but_one as a_gatekeeper_has_no_privilege_but_one,
 }

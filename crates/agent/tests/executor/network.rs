@@ -1,5 +1,6 @@
 //! What an action with `network: on` reaches, and what not. The outside is a network namespace of the test's own.
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,28 +11,25 @@ use sealci_core::outcome::Outcome;
 use sealci_core::plan::Network;
 use sealci_sandbox::{MACHINE_ARGUMENT, MachineSpec, NetworkSpec, Uplink, machine};
 
-use crate::lab::{Lab, eventually, until_output};
+use crate::lab::{GIVEN, Lab, eventually, outside_address, until_output};
 
 /// One port for all listeners.
-const PORT: u16 = 18_213;
+pub const PORT: u16 = 18_213;
 
 /// Another machine, as far as this one can tell: it has a public address, and a cloud's metadata address.
 pub struct Outside {
     name: String,
-    host: Ipv4Addr,
-    address: Ipv4Addr,
-    /// None where the one who started this test keeps it.
-    listener: Option<Child>,
+    pub host: Ipv4Addr,
+    pub address: Ipv4Addr,
+    /// What listens and what answers for names; none where the one who started this test keeps it.
+    servers: Vec<Child>,
     _alone: Option<MutexGuard<'static, ()>>,
 }
 
 /// There is one outside at a time: they all have the same metadata address, and the same port on the host.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// Tells a test that runs as an ordinary user of the outside that root has made: the host's address and the outside's.
-const GIVEN: &str = "SEALCI_TEST_OUTSIDE";
-
-const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+pub const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
 impl Outside {
     /// For a process that may make none itself.
@@ -43,7 +41,7 @@ impl Outside {
         if let Ok(given) = std::env::var(GIVEN) {
             let (host, address) = given.split_once(' ').unwrap();
             let (host, address) = (host.parse().unwrap(), address.parse().unwrap());
-            return Some(Self { name: String::new(), host, address, listener: None, _alone: None });
+            return Some(Self { name: String::new(), host, address, servers: Vec::new(), _alone: None });
         }
         for program in ["ip", "perl", "bash"] {
             if Command::new(program).arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
@@ -52,10 +50,9 @@ impl Outside {
             }
         }
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let number = std::process::id() % 200;
-        let name = format!("outside{number}");
-        let octet = u8::try_from(number).unwrap();
-        let (host, address) = (Ipv4Addr::new(198, 18, octet, 1), Ipv4Addr::new(198, 18, octet, 2));
+        let name = format!("outside{}", std::process::id() % 200);
+        let address = outside_address();
+        let host = Ipv4Addr::from(u32::from(address) - 1);
         let script = format!(
             "set -e; ip netns add {name}; ip link add {name} type veth peer name eth0 netns {name}; \
              ip addr add {host}/24 dev {name}; ip link set {name} up; ip route add {METADATA}/32 dev {name}; \
@@ -67,12 +64,18 @@ impl Outside {
             "use IO::Socket::INET; $l = IO::Socket::INET->new(Listen => 9, LocalPort => {PORT}, ReuseAddr => 1) or die; \
              while ($c = $l->accept) {{ print $c $c->peerhost, qq(\\n); close $c }}"
         );
-        let listener =
-            Command::new("ip").args(["netns", "exec", &name, "perl", "-e", &server]).spawn().unwrap();
-        let outside = Self { name, host, address, listener: Some(listener), _alone: Some(alone) };
+        let in_it = |words: &[&str]| {
+            Command::new("ip").args(["netns", "exec", &name, "perl"]).args(words).spawn().unwrap()
+        };
+        let (log, there, here) = (log_of_names(address), address.to_string(), host.to_string());
+        let names = ["-e", include_str!("names.pl"), &log, &there, &here];
+        let servers = vec![in_it(&["-e", &server]), in_it(&names)];
+        let outside = Self { name, host, address, servers, _alone: Some(alone) };
         for address in [outside.address, METADATA] {
             eventually("the outside listens", || reaches(address));
         }
+        let names = SocketAddr::from((address, 53));
+        eventually("the outside answers for names", || TcpStream::connect(names).is_ok());
         Some(outside)
     }
 }
@@ -91,12 +94,28 @@ impl Outside {
 
 impl Drop for Outside {
     fn drop(&mut self) {
-        let Some(listener) = &mut self.listener else { return };
-        let _ = listener.kill();
-        let _ = listener.wait();
+        if self.servers.is_empty() {
+            return;
+        }
+        for server in &mut self.servers {
+            let _ = server.kill();
+            let _ = server.wait();
+        }
+        let _ = std::fs::remove_file(log_of_names(self.address));
         let _ = Command::new("ip").args(["link", "del", &self.name]).status();
         let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
     }
+}
+
+/// Where the outside's name server writes down what it is asked for.
+fn log_of_names(outside: Ipv4Addr) -> String {
+    std::env::temp_dir().join(format!("sealci-names-{outside}")).display().to_string()
+}
+
+/// The names that the outside was asked for.
+pub fn names_asked(outside: &Outside) -> BTreeSet<String> {
+    let log = std::fs::read_to_string(log_of_names(outside.address)).unwrap();
+    log.lines().map(str::to_owned).collect()
 }
 
 fn reaches(address: Ipv4Addr) -> bool {
@@ -238,7 +257,7 @@ pub async fn a_card_reaches_the_outside_and_nothing_else(_: &Lab) {
     let host_interface = host_interface.clone();
     let folder = tempfile::TempDir::new().unwrap();
     let description = folder.path().join("machine.json");
-    let spec = MachineSpec { network, scratch: folder.path().to_owned(), rootless: false };
+    let spec = MachineSpec { network, gate: None, scratch: folder.path().to_owned(), rootless: false };
     std::fs::write(&description, serde_json::to_vec(&spec).unwrap()).unwrap();
 
     let own = machine::ADDRESS;

@@ -8,7 +8,8 @@ use sealci_core::attempt::AttemptState;
 use sealci_core::ids::AttemptId;
 use sealci_core::pipeline::ActionState;
 use sealci_git::Credentials;
-use sealci_proto::agent::{ActionSpec, Cancel, Network, Source, Used};
+use sealci_proto::agent::{ActionSpec, Cancel, Source, Used};
+use sealci_proto::network_to_wire;
 use sealci_proto::scheduler::{Requirements, Want, WantClaimed, WantGone, WantQueued, Wants, want};
 
 use super::driver::Config;
@@ -111,6 +112,7 @@ fn queued(live: &Live, index: usize, config: &Config) -> WantQueued {
 fn spec(live: &Live, index: usize, config: &Config) -> ActionSpec {
     let (pipeline, plan) = (&live.pipeline, &live.plans[index]);
     let milliseconds = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let (network, network_allow) = network_to_wire(&plan.environment.network);
     ActionSpec {
         pipeline_id: live.id().to_string(),
         pipeline_name: pipeline.name.clone(),
@@ -134,7 +136,8 @@ fn spec(live: &Live, index: usize, config: &Config) -> ActionSpec {
         resources: Some(plan.environment.resources.into()),
         timeout_ms: milliseconds(plan.timeout),
         grace_ms: milliseconds(config.limits.grace),
-        network: Network::from(plan.environment.network).into(),
+        network: network.into(),
+        network_allow,
         log_quota_bytes: config.limits.log_quota_bytes,
         services: plan.services.iter().map(Into::into).collect(),
         caches: plan.caches.iter().map(Into::into).collect(),

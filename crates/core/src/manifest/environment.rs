@@ -9,6 +9,7 @@ use super::reader::{Reader, find};
 use super::source::quoted;
 use super::tree::{Content, Entry};
 use super::values::{self, Refusal};
+use crate::destination::{Destination, InvalidDestination};
 use crate::plan::{Container, Entrypoint, Environment, ExecutorKind, Network, Pull, Resources};
 
 impl Reader<'_> {
@@ -19,10 +20,12 @@ impl Reader<'_> {
         let executor = find(fields, "executor").and_then(|entry| self.executor(entry, container.is_some()));
         Some(Environment {
             container,
-            executor,
             labels: find(fields, "labels").map(|entry| self.labels(entry)).unwrap_or_default(),
             resources: find(fields, "resources").map_or(Resources::DEFAULT, |entry| self.resources(entry)),
-            network: find(fields, "network").and_then(|entry| self.network(entry)).unwrap_or_default(),
+            network: find(fields, "network")
+                .and_then(|entry| self.network(entry, executor))
+                .unwrap_or_default(),
+            executor,
         })
     }
 
@@ -126,18 +129,44 @@ impl Reader<'_> {
         }
     }
 
-    fn network(&mut self, entry: &Entry<'_>) -> Option<Network> {
+    /// `executor` is the action's, if it names one.
+    fn network(&mut self, entry: &Entry<'_>, executor: Option<ExecutorKind>) -> Option<Network> {
         if let Content::Mapping(entries) = &entry.value.content {
-            let before = self.complaints.len();
-            self.fields(entries, &keys::NETWORK);
-            if self.complaints.len() > before {
-                return None;
+            let allow = find(self.fields(entries, &keys::NETWORK), "allow");
+            let network = allow.and_then(|allow| self.allow(allow));
+            if allow.is_none() && entries.is_empty() {
+                let mend = "write `network: {allow: [packages.example.org]}`, `on` or `off`";
+                self.complain(ManifestErrorKind::Missing, entry.key_span, "`network` allows nothing", mend);
             }
+            if let Some(kind @ (ExecutorKind::Process | ExecutorKind::Docker)) = executor {
+                let kind = kind.as_str();
+                let message = format!("the executor `{kind}` cannot hold an action to what `network` allows");
+                let mend = "name `sandbox`, `container` or `microvm`, or leave the executor out";
+                self.complain(ManifestErrorKind::Value, entry.value.span, message, mend);
+            }
+            return network;
         }
-        self.parsed(entry, "`on` or `off`", |text| match text {
+        self.parsed(entry, "`on`, `off` or `{allow: […]}`", |text| match text {
             "on" => Ok(Network::On),
             "off" => Ok(Network::Off),
-            _ => Err(Refusal::new(format!("{} is neither on nor off", quoted(text)), "write `on` or `off`")),
+            _ => {
+                let message = format!("{} is neither on nor off", quoted(text));
+                Err(Refusal::new(message, "write `on`, `off`, or `{allow: [packages.example.org]}`"))
+            }
         })
+    }
+
+    fn allow(&mut self, entry: &Entry<'_>) -> Option<Network> {
+        let wanted = "a list of hosts and ports (`[\"packages.example.org:443\"]`)";
+        let destinations = self.items(entry, wanted, |text| {
+            Destination::parse(text).map_err(|InvalidDestination { message, mend }| {
+                Refusal::new(format!("{} {message}", quoted(text)), mend)
+            })
+        })?;
+        if matches!(&entry.value.content, Content::Sequence(items) if items.is_empty()) {
+            let mend = "name what is reached, or write `network: off`";
+            self.complain(ManifestErrorKind::Missing, entry.value.span, "`allow` allows nothing", mend);
+        }
+        Some(Network::Allow(destinations))
     }
 }

@@ -55,7 +55,7 @@ pub(super) const REPORTS: Section = Section { what: "`reports`", offered: &["jun
 pub(super) const RETRY: Section = Section { what: "`retry`", offered: &["times", "on"], later: &[] };
 pub(super) const RESOURCES: Section =
     Section { what: "`resources`", offered: &["cpu", "memory"], later: &["disk"] };
-pub(super) const NETWORK: Section = Section { what: "`network`", offered: &[], later: &["allow"] };
+pub(super) const NETWORK: Section = Section { what: "`network`", offered: &["allow"], later: &[] };
 
 /// Where a key has several places, the first one names it.
 const SECTIONS: [&Section; 12] = [

@@ -6,9 +6,12 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStdout, ExitStatus};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use sealci_guest::wire::{Ending, FromInit, HEADER_BYTES, Header, MAX_FROM_INIT_BYTES, ToInit, VERSION};
+use sealci_guest::wire::machine::{SCRATCH, WORKSPACE};
+use sealci_guest::wire::{
+    Ending, FromInit, HEADER_BYTES, Header, MAX_FROM_INIT_BYTES, Start, ToInit, VERSION, Wake,
+};
 
 /// How long a machine may take. Emulated twice, on a busy machine, one takes half a minute.
 const PATIENCE: Duration = Duration::from_secs(150);
@@ -20,6 +23,34 @@ pub enum Said {
     OutOfMemory,
     Finished(Ending),
     Other,
+}
+
+/// Of the only host that there is: the test's, whose clock is not the machine's.
+pub fn boot_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    u64::try_from(now.as_millis()).unwrap()
+}
+
+pub fn wake_at(time: Duration, entropy: u8) -> ToInit {
+    ToInit::Wake(Wake {
+        unix_time_us: u64::try_from(time.as_micros()).unwrap(),
+        host_boot_ms: boot_ms(),
+        entropy: vec![entropy; 64],
+        host_name: "m1".to_owned(),
+        names: vec!["database".to_owned()],
+        network: None,
+    })
+}
+
+pub fn start(commands: &[&str]) -> ToInit {
+    ToInit::Start(Start {
+        commands: commands.iter().map(|command| (*command).to_owned()).collect(),
+        shell: "sh".to_owned(),
+        workdir: WORKSPACE.into(),
+        scratch: SCRATCH.into(),
+        grace_ms: 1000,
+        ..Start::default()
+    })
 }
 
 /// A machine that has called.

@@ -21,6 +21,7 @@ const PORT: &str = "sealci.port=1024";
 /// The same, and what it calls to be saved.
 const SAVED_PORT: &str = "sealci.port=1024 sealci.snapshot=1025";
 const MADE_OF: &str = "busybox";
+pub const MEBIBYTES: u64 = 256;
 const PROGRAMS: &[&str] = &[
     "cat", "cut", "date", "dd", "df", "grep", "head", "hostname", "id", "sh", "sleep", "tail", "test",
     "uname",
@@ -29,8 +30,10 @@ const PROGRAMS: &[&str] = &[
 pub struct Lab {
     pub folder: TempDir,
     pub kernel: Kernel,
-    vmm: PathBuf,
-    initramfs: Initramfs,
+    /// That kernel's image, or what was unpacked of it.
+    pub image: PathBuf,
+    pub initramfs: Initramfs,
+    pub vmm: PathBuf,
     root: Root,
 }
 
@@ -70,15 +73,15 @@ impl Lab {
         let init = fs::read(init).unwrap();
         let kept = InitramfsStore::open(&folder.path().join("initramfs")).unwrap();
         let initramfs = kept.obtain(&init, &kernel.modules(FOR_MACHINE).unwrap()).unwrap();
-        let image = Image {
+        let of_busybox = Image {
             digest: "busybox".to_owned(),
             config: sealci_image::ImageConfig::default(),
             layers: vec![layer(folder.path())?],
             lease: Lease::none(),
         };
         let roots = RootStore::open(&folder.path().join("roots")).unwrap();
-        let root = roots.obtain(&image, &AtomicBool::new(false)).unwrap();
-        Ok(Self { folder, kernel, vmm, initramfs, root })
+        let root = roots.obtain(&of_busybox, &AtomicBool::new(false)).unwrap();
+        Ok(Self { folder, kernel, image, initramfs, vmm, root })
     }
 
     /// The image's root, and nothing else.
@@ -129,11 +132,11 @@ impl Lab {
         ended_or_killed(child)
     }
 
-    fn command(&self, wanted: &Wanted) -> Command {
+    pub fn command(&self, wanted: &Wanted) -> Command {
         let mut command = Command::new(&self.vmm);
-        command.arg("--kernel").arg(&self.kernel.image).arg("--initramfs").arg(self.initramfs.path());
+        command.arg("--kernel").arg(&self.image).arg("--initramfs").arg(self.initramfs.path());
         command.arg("--command-line-extra").arg(format!("quiet loglevel=1 {}", wanted.port));
-        command.args(["--memory-mib", "256"]);
+        command.arg("--memory-mib").arg(MEBIBYTES.to_string());
         self.add_disks(&mut command, wanted, "scratch");
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         command
@@ -166,6 +169,19 @@ fn layer(folder: &Path) -> Result<PathBuf, String> {
     }
     fs::write(layer.join("etc/motd"), "of the image\n").unwrap();
     Ok(layer)
+}
+
+/// The process that runs the guest: the one that was started has no other child.
+pub fn process_of(keeper: u32) -> String {
+    let children = fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).unwrap();
+    children.trim().to_owned()
+}
+
+/// What it does not share with any other.
+pub fn private_kibibytes(keeper: u32) -> u64 {
+    let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", process_of(keeper))).unwrap();
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Private_Dirty:")).unwrap();
+    line.split_whitespace().next().unwrap().parse().unwrap()
 }
 
 /// Says loudly what was not tested, and why. Fails where `SEALCI_REQUIRE` names `kvm`.

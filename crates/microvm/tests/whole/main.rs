@@ -9,47 +9,18 @@ mod clones;
 mod host;
 mod lab;
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use sealci_guest::wire::machine::{SCRATCH, WORKSPACE};
-use sealci_guest::wire::{Ending, Lease, Start, ToInit, VERSION, Wake};
+use sealci_guest::wire::{Ending, Lease, ToInit, VERSION};
 
-use host::Said;
+use host::{Said, boot_ms, start, wake_at};
 use lab::{Lab, Wanted};
 
 /// 2031-02-03 04:05:06 UTC.
 const A_TIME: Duration = Duration::from_secs(1_927_857_906);
 
-/// Of the only host that there is: the test's, whose clock is not the machine's.
-fn boot_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    u64::try_from(now.as_millis()).unwrap()
-}
-
 fn wake() -> ToInit {
     wake_at(A_TIME, 7)
-}
-
-fn wake_at(time: Duration, entropy: u8) -> ToInit {
-    ToInit::Wake(Wake {
-        unix_time_us: u64::try_from(time.as_micros()).unwrap(),
-        host_boot_ms: boot_ms(),
-        entropy: vec![entropy; 64],
-        host_name: "m1".to_owned(),
-        names: vec!["database".to_owned()],
-        network: None,
-    })
-}
-
-fn start(commands: &[&str]) -> ToInit {
-    ToInit::Start(Start {
-        commands: commands.iter().map(|command| (*command).to_owned()).collect(),
-        shell: "sh".to_owned(),
-        workdir: WORKSPACE.into(),
-        scratch: SCRATCH.into(),
-        grace_ms: 1000,
-        ..Start::default()
-    })
 }
 
 #[test]

@@ -52,13 +52,13 @@ pub fn forbidden(network: &NetworkSpec) -> Result<Vec<(Ipv4Addr, u32)>, RelayErr
     }
 }
 
-/// Makes the tap in this process's network namespace, which is a sandbox's already.
-pub fn attach(forbidden: &[(Ipv4Addr, u32)]) -> Result<(), TapError> {
+/// Makes the tap in this process's network namespace, which is a sandbox's already. With `asks` the guest asks that for names.
+pub fn attach(forbidden: &[(Ipv4Addr, u32)], asks: bool) -> Result<(), TapError> {
     sys::make_tap(TAP).map_err(TapError::Make)?;
     // What is not there cannot be disabled, and need not be.
     let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{TAP}/disable_ipv6"), "1");
     Socket::route().and_then(|socket| link::raise(&socket, TAP, GATEWAY)).map_err(TapError::Raise)?;
-    firewall::forward(TAP, ADDRESS, forbidden)
+    firewall::forward(TAP, ADDRESS, forbidden, asks)
         .and_then(|()| fs::write(super::FORWARDING, "1"))
         .map_err(TapError::Forward)
 }

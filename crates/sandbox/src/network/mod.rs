@@ -11,6 +11,7 @@
 //! switch, which stays on once it has been turned on.
 
 mod firewall;
+mod gate;
 mod link;
 pub mod machine;
 mod netlink;
@@ -22,6 +23,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+pub use gate::{ADDRESS as GATE_ADDRESS, GateError, Gatekeeper};
 pub use link::Link;
 pub use netlink::Socket;
 pub use relay::{Relay, RelayError, RelayKind};
@@ -196,11 +198,21 @@ pub(crate) fn resolvers() -> Vec<String> {
         .unwrap_or_default()
 }
 
+/// The name servers of this machine itself.
+pub fn host_resolvers() -> Vec<Ipv4Addr> {
+    named_resolvers(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default()).collect()
+}
+
+fn named_resolvers(text: &str) -> impl Iterator<Item = Ipv4Addr> {
+    let addresses = text.lines().filter_map(|line| line.strip_prefix("nameserver"));
+    addresses
+        .filter_map(|address| address.trim().parse().ok())
+        .filter(|address: &Ipv4Addr| !address.is_unspecified())
+}
+
 fn reachable_resolvers(text: &str) -> Vec<String> {
-    text.lines()
-        .filter_map(|line| line.strip_prefix("nameserver"))
-        .filter_map(|address| address.trim().parse::<Ipv4Addr>().ok())
-        .filter(|address| !address.is_loopback() && !address.is_unspecified())
+    named_resolvers(text)
+        .filter(|address| !address.is_loopback())
         .map(|address| address.to_string())
         .collect()
 }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::sys;
 
@@ -128,7 +128,8 @@ impl Socket {
         Ok(found.unwrap_or_default())
     }
 
-    fn each_answer(&self, mut take: impl FnMut(u16, &[u8]) -> io::Result<()>) -> io::Result<()> {
+    /// Takes each message of one read, with its kind; one that does not block says `WouldBlock`.
+    pub fn each_answer(&self, mut take: impl FnMut(u16, &[u8]) -> io::Result<()>) -> io::Result<()> {
         let mut buffer = vec![0; 32 << 10];
         let count = (&self.0).read(&mut buffer)?;
         let mut rest = &buffer[..count];
@@ -140,6 +141,12 @@ impl Socket {
             rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         }
         Ok(())
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

@@ -1,7 +1,5 @@
 //! Says what each virtual CPU tells of itself: what the host's has and KVM can give, and its place among the others.
 
-use std::arch::x86_64::__cpuid;
-
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 
 /// Feature bits of leaf 1, ECX.
@@ -12,38 +10,9 @@ const HYPER_THREADING: u32 = 1 << 28;
 /// Kinds of levels in the leaves of topology.
 const LEVEL_THREAD: u32 = 1 << 8;
 const LEVEL_CORE: u32 = 2 << 8;
-/// What KVM offers beside a processor (Documentation/virt/kvm/x86/cpuid.rst), EAX: the end of an interrupt without an exit.
-const KVM_FEATURES: u32 = 0x4000_0001;
-const PV_EOI: u32 = 1 << 6;
-/// Who this machine's hypervisor is, EBX, ECX and EDX.
-const HYPERVISOR_NAME: u32 = 0x4000_0000;
-const QEMU_EMULATION: [u8; 12] = *b"TCGTCGTCGTCG";
-
-/// What runs the virtual CPUs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Processor {
-    Real,
-    /// QEMU's emulation of one. It may deliver an interrupt that KVM injects a second time, also where the guest has turned
-    /// interrupts off by then: its `helper_vmrun` leaves the vector in `exception_index`, and whatever makes the emulation leave
-    /// its loop before the guest's next exit takes that for a new one (seen with 7.2; newer ones have the same code). A kernel
-    /// that is interrupted so under a lock that the interrupt takes, too, stands still for ever. Where the end of each
-    /// interrupt is an exit, that exit comes before any lock. It leaves the handler's first instructions: a kernel that is
-    /// interrupted there on its way out of a program takes the program's GS for its own, and panics.
-    Emulated,
-}
-
-impl Processor {
-    /// Of this machine.
-    pub fn beneath() -> Self {
-        let name = __cpuid(HYPERVISOR_NAME);
-        let name = [name.ebx, name.ecx, name.edx].map(u32::to_le_bytes);
-        let is_virtual = __cpuid(1).ecx & HYPERVISOR != 0;
-        if is_virtual && name.as_flattened() == QEMU_EMULATION { Self::Emulated } else { Self::Real }
-    }
-}
 
 /// Adapts what KVM supports to virtual CPU `index` of `count`: one thread a core, all cores in one package.
-pub fn adapt(supported: &mut CpuId, index: u8, count: u8, processor: Processor) {
+pub fn adapt(supported: &mut CpuId, index: u8, count: u8) {
     let width = u32::from(count).next_power_of_two().trailing_zeros();
     for entry in supported.as_mut_slice() {
         match entry.function {
@@ -71,7 +40,6 @@ pub fn adapt(supported: &mut CpuId, index: u8, count: u8, processor: Processor) 
                 entry.ebx = u32::from(index);
                 entry.ecx = 0;
             }
-            KVM_FEATURES if processor == Processor::Emulated => entry.eax &= !PV_EOI,
             _ => {}
         }
     }
@@ -93,25 +61,10 @@ mod tests {
     use super::*;
 
     fn adapted(function: u32, index_of_leaf: u32, index: u8, count: u8) -> kvm_cpuid_entry2 {
-        adapted_on(Processor::Real, function, index_of_leaf, index, count)
-    }
-
-    fn adapted_on(
-        processor: Processor,
-        function: u32,
-        index_of_leaf: u32,
-        index: u8,
-        count: u8,
-    ) -> kvm_cpuid_entry2 {
-        let entry = kvm_cpuid_entry2 {
-            function,
-            index: index_of_leaf,
-            eax: 0x63,
-            ebx: 0x0100_1234,
-            ..Default::default()
-        };
+        let entry =
+            kvm_cpuid_entry2 { function, index: index_of_leaf, ebx: 0x0100_1234, ..Default::default() };
         let mut id = CpuId::from_entries(&[entry]).unwrap();
-        adapt(&mut id, index, count, processor);
+        adapt(&mut id, index, count);
         id.as_slice()[0]
     }
 
@@ -132,10 +85,5 @@ mod tests {
         assert_eq!(adapted(0xb, 2, 0, 3).ebx, 0);
         assert_eq!(adapted(0x8000_0008, 0, 0, 3).ecx, 0x2002);
         assert_eq!(adapted(1, 0, 0, 1).edx, 0);
-    }
-    #[test]
-    fn each_interrupt_ends_with_an_exit_where_the_processor_is_emulated() {
-        let features = |processor| adapted_on(processor, KVM_FEATURES, 0, 0, 1).eax;
-        assert_eq!((features(Processor::Real), features(Processor::Emulated)), (0x63, 0x23));
     }
 }

@@ -51,7 +51,7 @@ use super::init::{self, Opening, Prepared};
 use super::neighbourhood::{Home, Neighbourhood};
 use super::programs;
 use super::sealed::start_message;
-use super::{ExecutionRequest, Executor, ExecutorError, Standby, all_of};
+use super::{ExecutionRequest, Executor, ExecutorError, Standby, all_of, gate};
 
 /// More than any image's `/etc/passwd`.
 const ACCOUNTS_BYTES: usize = 1 << 20;
@@ -105,12 +105,12 @@ impl DockerExecutor {
         if let Some(Home::Container(id)) = request.neighbourhood.as_ref().and_then(Neighbourhood::home) {
             return Ok(Net::Joined(id));
         }
-        match request.network {
+        match &request.network {
             Network::Off => Ok(Net::Off),
-            Network::On if !self.options.network => Err(ExecutorError::Unsupported(
+            _ if !self.options.network => Err(ExecutorError::Unsupported(
                 "this agent has no network for containers: its configuration does not allow it; an action that needs none says `network: off`".to_owned(),
             )),
-            Network::On => Ok(Net::Of(self.network.have(daemon).await?)),
+            Network::On | Network::Allow(_) => Ok(Net::Of(self.network.have(daemon).await?)),
         }
     }
 }
@@ -127,6 +127,7 @@ impl Executor for DockerExecutor {
                 "the action names no image: it says `executor: docker` and has no `container`".to_owned(),
             )
         })?;
+        gate::refuse(&request, self.kind())?;
         // A service's name is the plan's to keep apart.
         let is_action = request.service.is_none();
         let guard = is_action.then(|| self.running.enter(request.attempt)).transpose()?;

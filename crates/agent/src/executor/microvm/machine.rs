@@ -28,7 +28,7 @@ use super::template::{Templates, Wish};
 use crate::executor::cgroup::Limits;
 use crate::executor::environment::{Group, HostEnvironment, blocking};
 use crate::executor::init::{Environment, Machine, Opening, Prepared};
-use crate::executor::{ExecutionRequest, ExecutorError};
+use crate::executor::{ExecutionRequest, ExecutorError, gate};
 
 /// What the monitor itself may take beside the machine's memory: a few MiB, and what the kernel keeps for it.
 const MONITOR_BYTES: u64 = 64 << 20;
@@ -267,9 +267,11 @@ pub(super) async fn prepare(
     };
     let behind = if template.is_none() { order.wish() } else { None };
     let link = order.link.clone();
+    let (record, notes) = (link.as_ref().and_then(|link| link.spec.gate.clone()), request.notes.clone());
     let environment =
         MachineEnvironment { host, request, link, behind, ran_out_of_memory: false, _template: template };
-    Ok(Prepared { channel, start, environment: Box::new(environment), timeout, grace })
+    let environment = gate::told(Box::new(environment), record.as_ref(), &notes);
+    Ok(Prepared { channel, start, environment, timeout, grace })
 }
 
 /// Whether a machine that goes on calls in time. What it says stays to be heard.
