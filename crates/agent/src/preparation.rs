@@ -56,8 +56,7 @@ struct Asked<'a> {
     executor: &'a dyn Executor,
     request: ExecutionRequest,
     wishes: Wishes,
-    services: Vec<Service>,
-    /// What runs those.
+    /// What runs the request's services.
     service_executor: &'a dyn Executor,
 }
 
@@ -75,7 +74,7 @@ impl Prepared {
     /// Takes it down; returns what could not be taken down.
     pub async fn abandon(self) -> Option<String> {
         match self {
-            Self::Ready(ready) => ready.standby.abandon().await,
+            Self::Ready(ready) => ready.standby.abandon().await.1,
             Self::Failed { remains, .. } => remains,
         }
     }
@@ -140,7 +139,7 @@ impl Preparation<'_> {
     /// Brings the files that come from elsewhere, and starts what runs beside the action: both need the grant.
     async fn furnish(&self, standby: Standby, asked: Asked<'_>) -> Prepared {
         let executor = asked.executor.kind();
-        if asked.wishes.is_empty() && asked.services.is_empty() {
+        if asked.wishes.is_empty() && asked.request.services.is_empty() {
             return Prepared::Ready(Box::new(Ready { standby, executor, luggage: None, services: None }));
         }
         match self.stop.run_until_cancelled(self.supply(&standby, asked)).await {
@@ -156,7 +155,7 @@ impl Preparation<'_> {
         standby: &Standby,
         asked: Asked<'_>,
     ) -> Result<(Option<Luggage>, Option<Services>), Failure> {
-        let Asked { request, wishes, services, service_executor, .. } = asked;
+        let Asked { request, wishes, service_executor, .. } = asked;
         let sealed = granted(self.orders.clone(), |orders| orders.sealed_storage.clone()).await;
         let storage = match self.storage(&sealed).await {
             Ok(storage) => Some(storage),
@@ -169,12 +168,12 @@ impl Preparation<'_> {
         let folder = self.folders.archives().await?;
         let luggage = storage.map(|storage| Luggage::new(wishes, storage, folder, self.notes.clone()));
         let bringing = self.bring(standby, luggage);
-        if services.is_empty() {
+        if request.services.is_empty() {
             return Ok((bringing.await?, None));
         }
         let scratch = self.folders.scratch();
         let starting = async {
-            let started = Services::start(service_executor, &request, &services, &scratch).await;
+            let started = Services::start(service_executor, &request, &scratch).await;
             started.map_err(Failure::from)
         };
         let (luggage, services) = tokio::try_join!(bringing, starting)?;
@@ -243,8 +242,8 @@ impl Preparation<'_> {
         let stays = wishes.keeps_anything() || !services.is_empty();
         let neighbourhood = (!services.is_empty()).then(Neighbourhood::default);
         let names = services.iter().map(|service| service.name.clone()).collect();
-        let request = ExecutionRequest { stays, neighbourhood, names, ..self.request(spec)? };
-        Ok(Asked { executor, request, wishes, services, service_executor })
+        let request = ExecutionRequest { stays, neighbourhood, services, names, ..self.request(spec)? };
+        Ok(Asked { executor, request, wishes, service_executor })
     }
 
     /// What the executor is asked to do.
@@ -274,6 +273,7 @@ impl Preparation<'_> {
             network,
             neighbourhood: None,
             service: None,
+            services: Vec::new(),
             names: Vec::new(),
             timeout: Duration::from_millis(spec.timeout_ms),
             grace: Duration::from_millis(spec.grace_ms),
@@ -309,8 +309,13 @@ async fn granted(mut orders: watch::Receiver<Orders>, sealed: fn(&Orders) -> Vec
 
 /// Takes down what stands, because of a failure, or because it is not wanted any more.
 async fn give_up(standby: Standby, failure: Option<Failure>) -> Prepared {
-    let remains = standby.abandon().await;
-    let outcome = failure.map_or(Outcome::Cancelled, Failure::into_outcome);
+    let (ended, remains) = standby.abandon().await;
+    let outcome = match (ended, failure) {
+        (_, None) => Outcome::Cancelled,
+        // That is what was wrong: the failure is of something that needed it.
+        (ended @ Outcome::Errored { .. }, Some(_)) => ended,
+        (_, Some(failure)) => failure.into_outcome(),
+    };
     Prepared::Failed { outcome, remains }
 }
 

@@ -88,15 +88,14 @@ enum State {
 }
 
 impl Services {
-    /// Starts all of them, and waits until all are ready. `beside` is what the action was prepared with.
+    /// Starts all that `beside` has, what the action was prepared with, and waits until all are ready.
     pub async fn start(
         executor: &dyn Executor,
         beside: &ExecutionRequest,
-        services: &[Service],
         folder: &Path,
     ) -> Result<Self, ServiceError> {
         let mut started = Self { running: Vec::new(), tasks: JoinSet::new() };
-        let preparing = services.iter().map(|service| prepare(executor, beside, service, folder));
+        let preparing = beside.services.iter().map(|service| prepare(executor, beside, service, folder));
         for prepared in futures_util::future::join_all(preparing).await {
             let (service, execution) = prepared?;
             started.take_on(service, execution, folder, &beside.notes);
@@ -158,6 +157,7 @@ async fn prepare(
         scratch,
         container: Some(service.container.clone()),
         service: Some(ServiceRole { name: service.name.clone(), command: service.command.clone() }),
+        services: Vec::new(),
         timeout: NO_TIMEOUT,
         grace: GRACE,
         stays: false,

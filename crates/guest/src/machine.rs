@@ -1,26 +1,26 @@
-//! Makes a machine ready of which this is the first process, and serves in it.
+//! Makes a machine ready of which this is the first process, and keeps it until its action is over.
 //!
 //! ```text
-//! initial RAM disk:  dev, proc, sys ─▶ modules ─▶ squashfs (vda) ─▶ [be saved, go on] ─▶ call the host ─▶ root: an overlay (vdb, or
-//!                                                                                                     memory) over the squashfs
-//! root:              dev, proc, sys, shm, pts, run, cgroup ─▶ loopback ─▶ the supervisor, until it has reported ─▶ restart
+//! dev, proc, sys ─▶ modules ─▶ squashfs (vda) ─▶ [be saved, go on] ─▶ call the host ─▶ be woken ─▶ loopback, card, scratch disk (vdb)
+//!                        ─▶ an init in an environment of its own for the action, and for each service ─▶ the action's end ─▶ restart
 //! ```
-//! The host is called before the root is made, so that it hears what is wrong with it. What goes wrong before goes to the
-//! console. However it ends, the machine does. Invariant: what can be saved knows nothing of what will run, and has not looked at
-//! the scratch disk, which is another one afterwards.
+//! The host is called before anything that could go wrong for want of a part, so that it hears what is wrong. What goes wrong
+//! before goes to the console. However it ends, the machine does. Invariant: what can be saved knows nothing of what will run, and
+//! has not looked at the scratch disk, which is another one afterwards.
 
+mod environment;
 mod network;
 mod root;
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use sealci_guest::wire::Wake;
 use sealci_guest::wire::machine::{HOST_CID, PORT_KEY, SNAPSHOT_KEY};
+use sealci_guest::wire::{self, FromInit, HEADER_BYTES, Header, ToInit, Wake};
 
 use crate::failure::{Failure, While};
 use crate::supervisor::Supervisor;
@@ -34,7 +34,8 @@ const LAST_WORD_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a machine may take to be saved, on its own clock, which stands still meanwhile.
 const SAVING_PATIENCE: Duration = Duration::from_secs(60);
 
-/// What the supervisor knows of the machine it is in.
+/// What a supervisor knows of the machine it is in.
+#[derive(Debug, Clone)]
 pub struct Machine {
     /// On this kernel's boot-time clock, before the host was called.
     called_at: Duration,
@@ -69,27 +70,57 @@ fn serve() -> Result<(), Failure> {
     let port = of_line(PORT_KEY).and_then(|port| port.ok_or_else(missing)).doing(naming(PORT_KEY))?;
     let snapshot_port = of_line(SNAPSHOT_KEY).doing(naming(SNAPSHOT_KEY))?;
     load_modules()?;
-    let lower = root::mount_lower();
+    let lower = root::mount_lower(root::ROOT_DISK);
     if let Some(port) = snapshot_port {
         be_saved(port).doing(|| format!("be saved by the host's port {port}"))?;
     }
     let called_at = sys::boot_time().doing(|| "read the clock".to_owned())?;
     let channel =
         sys::machine::call(HOST_CID, port, None).doing(|| format!("call the host's port {port}"))?;
-    let last_word = channel.try_clone().doing(|| "keep the channel".to_owned())?;
-    let trouble = lower.and_then(|()| make_ready()).err().map(|failure| failure.to_string());
-    let supervisor = Supervisor::new(channel, None).doing(|| "set up the channel".to_owned())?;
-    let machine = Machine { called_at, host_clock: None, trouble };
-    let served = supervisor.of(machine).run().doing(|| "go on".to_owned());
-    wait_for_the_host(last_word);
-    served.map(drop)
+    let mut machine = Machine { called_at, host_clock: None, trouble: None };
+    let held = be_woken(&channel).doing(|| "be woken by the host".to_owned()).and_then(|wake| {
+        machine.wake(&wake)?;
+        lower.and_then(|()| make_ready(&wake))?;
+        environment::hold(&channel, port, &machine, &wake)
+    });
+    if let Err(failure) = held {
+        let machine = machine.in_trouble(failure.to_string());
+        let told =
+            channel.try_clone().and_then(|channel| Supervisor::new(channel, None)?.of(machine).serve());
+        told.doing(|| "tell the host what is wrong".to_owned())?;
+    }
+    wait_for_the_host(channel);
+    Ok(())
 }
 
-fn make_ready() -> Result<(), Failure> {
-    root::enter()?;
+/// Says that it is there, and hears what a machine cannot know by itself.
+fn be_woken(mut channel: &File) -> io::Result<Wake> {
+    let mut hello = Vec::new();
+    FromInit::Hello { version: wire::VERSION }.encode(&mut hello).map_err(io::Error::other)?;
+    channel.write_all(&hello)?;
+    loop {
+        let mut head = [0; HEADER_BYTES];
+        channel.read_exact(&mut head)?;
+        let header = Header::parse(head, wire::MAX_TO_INIT_BYTES).map_err(io::Error::other)?;
+        let mut payload = vec![0; header.payload_bytes];
+        channel.read_exact(&mut payload)?;
+        match ToInit::decode(header.kind, &payload).map_err(io::Error::other)? {
+            ToInit::Hello { version: wire::VERSION } => {}
+            ToInit::Hello { version } => return Err(io::Error::other(wire::unlike(version))),
+            ToInit::Wake(wake) => return Ok(wake),
+            _ => return Err(io::Error::other("it says something else first")),
+        }
+    }
+}
+
+/// Makes ready what all environments have in common.
+fn make_ready(wake: &Wake) -> Result<(), Failure> {
     sys::machine::raise("lo").doing(|| "set the loopback interface going".to_owned())?;
+    if let Some(network) = &wake.network {
+        network::connect(network)?;
+    }
     sys::machine::raise_file_limit().doing(|| "raise the limit of open files".to_owned())?;
-    crate::stand_apart().doing(|| "become what supervises others".to_owned())
+    root::mount_writable()
 }
 
 /// The port of the host's that stands there.
@@ -155,8 +186,13 @@ impl Machine {
         self.trouble.take()
     }
 
+    /// As it is where nothing can run.
+    pub fn in_trouble(self, why: String) -> Self {
+        Self { trouble: Some(why), ..self }
+    }
+
     /// Takes what the host knows: the time, what is secret, the machine's name.
-    pub fn wake(&mut self, wake: Wake) -> Result<(), Failure> {
+    fn wake(&mut self, wake: &Wake) -> Result<(), Failure> {
         self.host_clock = Some(Duration::from_millis(wake.host_boot_ms));
         if wake.unix_time_us != 0 {
             sys::machine::set_clock(Duration::from_micros(wake.unix_time_us))
@@ -168,11 +204,7 @@ impl Machine {
         if !wake.host_name.is_empty() {
             sys::machine::set_host_name(&wake.host_name).doing(|| "set the host name".to_owned())?;
         }
-        root::write_hosts(&wake.host_name, &wake.names)?;
-        match &wake.network {
-            Some(network) => network::connect(network),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// Whether its kernel has killed processes to have memory.

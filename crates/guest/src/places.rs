@@ -7,8 +7,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// So much of `/etc/passwd` is read. It may be an image's, and so anything.
-const PASSWD_BYTES: u64 = 1 << 20;
+use sealci_guest::accounts::{LIMIT_BYTES, PASSWD};
 
 /// Where the commands start, and what `~` stands for.
 #[derive(Debug, Clone)]
@@ -45,16 +44,17 @@ fn trimmed(mut path: &[u8]) -> &[u8] {
 
 /// The home folder of a user, as `/etc/passwd` has it; `/` where it says nothing.
 pub fn home_of(uid: u32) -> PathBuf {
-    let passwd = read_passwd().unwrap_or_default();
+    let passwd = read_accounts(PASSWD).unwrap_or_default();
     home_in(&passwd, uid).unwrap_or_else(|| PathBuf::from("/"))
 }
 
-fn read_passwd() -> io::Result<Vec<u8>> {
+/// The beginning of a file about users or groups. It may be an image's, and so anything.
+pub fn read_accounts(path: &str) -> io::Result<Vec<u8>> {
     // A FIFO in its place is not waited for.
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open("/etc/passwd")?;
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     let mut bytes = Vec::new();
     if file.metadata()?.is_file() {
-        file.take(PASSWD_BYTES).read_to_end(&mut bytes)?;
+        file.take(LIMIT_BYTES).read_to_end(&mut bytes)?;
     }
     Ok(bytes)
 }

@@ -88,7 +88,7 @@ pub struct Supervisor {
     /// What `Ended` said, and `Finished` says again.
     ended: Option<(Ending, u32)>,
     children_left: bool,
-    /// Where all of it is this init's.
+    /// Where it is in one of ours.
     machine: Option<Machine>,
 }
 
@@ -140,7 +140,7 @@ impl Supervisor {
         })
     }
 
-    /// Answers for a whole machine.
+    /// Knows that it is in a machine of ours.
     pub fn of(self, machine: Machine) -> Self {
         Self { machine: Some(machine), ..self }
     }
@@ -148,6 +148,11 @@ impl Supervisor {
     /// Runs until everything is reported or the host is gone.
     pub fn run(mut self) -> io::Result<ExitCode> {
         self.push(&FromInit::Hello { version: wire::VERSION });
+        self.serve()
+    }
+
+    /// As [`Supervisor::run`], for a host that was told of it already.
+    pub fn serve(mut self) -> io::Result<ExitCode> {
         if let Some(why) = self.machine.as_mut().and_then(Machine::take_trouble) {
             self.finish(Ending::Error(why));
         }

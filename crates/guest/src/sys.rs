@@ -14,6 +14,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
@@ -286,6 +287,33 @@ pub fn raise_priority() {
 
 const RAISED_PRIORITY: libc::c_int = -10;
 
+/// Whether [`be_spared`] was asked for.
+static IS_SPARED: AtomicBool = AtomicBool::new(false);
+
+/// Has the kernel kill whatever else before this process, to have memory (proc(5), `oom_score_adj`). What it supervises is not
+/// spared.
+pub fn be_spared() -> io::Result<()> {
+    std::fs::write("/proc/self/oom_score_adj", "-1000")?;
+    IS_SPARED.store(true, Ordering::Relaxed);
+    Ok(())
+}
+
+/// Undoes [`be_spared`] in a child that has not executed yet.
+fn be_spared_no_more() -> io::Result<()> {
+    // SAFETY: all of these may be called between fork and exec; they take integers, a NUL-terminated string, and one byte that
+    // lives over the call.
+    unsafe {
+        // The file is root's otherwise: closed to others as its parent is. What it becomes is open again anyway.
+        check(libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0))?;
+        let file = check(libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC))?;
+        if libc::write(file, b"0".as_ptr().cast(), 1) != 1 {
+            return Err(io::Error::last_os_error());
+        }
+        libc::close(file);
+    }
+    Ok(())
+}
+
 /// Undoes in a command what this process did to itself, and has the kernel kill it when the thread that spawns it dies:
 /// of one thread, the whole init.
 pub fn make_ordinary(command: &mut Command) {
@@ -302,7 +330,7 @@ pub fn make_ordinary(command: &mut Command) {
             libc::sigemptyset(&mut none);
             check(libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut()))?;
         }
-        Ok(())
+        if IS_SPARED.load(Ordering::Relaxed) { be_spared_no_more() } else { Ok(()) }
     };
     // SAFETY: the hook allocates nothing and takes no lock.
     unsafe { command.pre_exec(hook) };

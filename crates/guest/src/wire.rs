@@ -19,9 +19,10 @@
 //! read: when it is reached everything is killed without grace. Only a later `Lease` moves it, so a host that is stopped, or
 //! whose word is late, cannot. What has a lease never runs without one again.
 //!
-//! A `Wake` is for the init of a machine, which knows neither the time nor anything that others could not guess: it comes before
-//! all else where the init is one, and nowhere else. It also says what the host's boot-time clock reads, so that leases hold: the
-//! init takes its own clock's reading of a moment before it called the host for the same, and so is never late.
+//! A `Wake` is for the first process of a machine, which knows neither the time nor anything that others could not guess: it comes
+//! before all else where the init is one, and nowhere else. It also says what the host's boot-time clock reads, so that leases
+//! hold: the init takes its own clock's reading of a moment before it called the host for the same, and so is never late. Each
+//! service that it names has an init of its own, which calls a port of its own, and is nobody's but that port's.
 //!
 //! Invariants: a payload is never longer than its direction's bound, which is checked before a byte of it is kept;
 //! bytes left over in a payload are an error; no decoder panics or reserves memory on a stranger's word. The channel's end
@@ -42,7 +43,12 @@ pub use start::{DEFAULT_STOP_SIGNAL, Start, User};
 pub use wake::{MAX_ENTROPY_BYTES, Network, Wake};
 
 /// The protocol both ends speak; each says its own in `Hello` and refuses another.
-pub const VERSION: u16 = 6;
+pub const VERSION: u16 = 7;
+
+/// What an init says of an agent of another version.
+pub fn unlike(version: u16) -> String {
+    format!("the agent speaks version {version} of the protocol, this sealci-init version {VERSION}")
+}
 
 /// Bytes in front of every payload.
 pub const HEADER_BYTES: usize = 5;

@@ -40,4 +40,4 @@ pub use spec::{
     AllowedName, AllowedNetwork, Assembly, Capability, GateSpec, HELPER_COMMAND, IDS_PER_SANDBOX, ImageRoot,
     MachineSpec, NetworkSpec, RootSpec, SandboxSpec, inside,
 };
-pub use staging::{ImageProbe, USER_COMPLAINT, User, UserError, give_away, maps_owners};
+pub use staging::{ImageProbe, User, UserError, give_away, maps_owners};

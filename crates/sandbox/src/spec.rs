@@ -12,7 +12,7 @@ use crate::network::Relay;
 pub const HELPER_COMMAND: &str = "internal-sandbox";
 
 /// How many user and group ids a sandbox has, from its `id_base` on.
-pub const IDS_PER_SANDBOX: u32 = 65536;
+pub const IDS_PER_SANDBOX: u32 = sealci_guest::accounts::IDS;
 
 /// Paths as seen from inside.
 pub mod inside {

@@ -347,6 +347,7 @@ mod tests {
             network: Network::Off,
             neighbourhood: None,
             service: None,
+            services: Vec::new(),
             names: Vec::new(),
             timeout: Duration::from_secs(600),
             grace: Duration::from_secs(10),

@@ -55,6 +55,7 @@ pub(super) trait Environment: Send {
 
 /// What a machine's init needs: it calls when the machine has come up, knows neither the time nor its name, and sees no folder
 /// of the host's.
+#[derive(Clone)]
 pub(super) struct Machine {
     pub host_name: String,
     /// More names for `localhost`.
@@ -62,6 +63,10 @@ pub(super) struct Machine {
     pub network: Option<wire::Network>,
     /// The host's folder that becomes the working folder.
     pub workspace: PathBuf,
+    /// Whom the action runs as, in the words of images.
+    pub user: String,
+    /// Likewise whom each of the services runs as that it has beside it.
+    pub services: Vec<String>,
 }
 
 impl Machine {
@@ -75,6 +80,8 @@ impl Machine {
             host_name: self.host_name.clone(),
             names: self.names.clone(),
             network: self.network.clone(),
+            user: self.user.clone(),
+            services: self.services.clone(),
         }
     }
 }
@@ -163,7 +170,9 @@ impl End {
                 Ending::Failed { exit_code } => return Outcome::Failed { exit_code, limit },
                 Ending::TimedOut => return Outcome::TimedOut,
                 Ending::Cancelled => return Outcome::Cancelled,
-                Ending::Error(message) => return errored(message),
+                Ending::Error(message) => {
+                    return Outcome::Errored { cause: cause_of_complaint(&message), message };
+                }
                 Ending::Expired => return expired(),
             },
             Self::Abandoned => return Outcome::Cancelled,

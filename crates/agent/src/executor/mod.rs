@@ -47,7 +47,7 @@ use bytes::Bytes;
 use door::{Door, Request};
 use sealci_core::ids::AttemptId;
 use sealci_core::outcome::{Cause, Outcome};
-use sealci_core::plan::{Container, ExecutorKind, Network, Resources};
+use sealci_core::plan::{Container, ExecutorKind, Network, Resources, Service};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -120,6 +120,8 @@ pub struct ExecutionRequest {
     /// Instead of the commands: what it is beside another environment of the attempt, in the same neighbourhood. It has that
     /// one's limits together with it where the executor can, and ends with it at the latest.
     pub service: Option<ServiceRole>,
+    /// What will be prepared beside it, in its neighbourhood, for executors that make room for that beforehand.
+    pub services: Vec<Service>,
     /// More names for `localhost`, where the executor can.
     pub names: Vec<String>,
     /// From the first command's start.
@@ -258,16 +260,17 @@ impl Standby {
         self.execution
     }
 
-    /// Takes the environment down; returns what could not be taken down, for a person.
-    pub async fn abandon(self) -> Option<String> {
+    /// Takes the environment down; returns how it had ended before, `Cancelled` where it had not, and what could not be taken
+    /// down, for a person.
+    pub async fn abandon(self) -> (Outcome, Option<String>) {
         let Self { mut execution, go } = self;
         drop(go);
         while let Some(event) = execution.next().await {
-            if let ExecutionEvent::Finished { remains, .. } = event {
-                return remains;
+            if let ExecutionEvent::Finished { outcome, remains } = event {
+                return (outcome, remains);
             }
         }
-        None
+        (Outcome::Cancelled, None)
     }
 }
 
@@ -484,7 +487,7 @@ impl ExecutorError {
 
 /// Whose fault it is that a helper could not seal an environment, by what it said.
 fn cause_of_complaint(complaint: &str) -> Cause {
-    if complaint.contains(sealci_sandbox::USER_COMPLAINT) { Cause::Image } else { Cause::Executor }
+    if complaint.contains(sealci_guest::accounts::COMPLAINT) { Cause::Image } else { Cause::Executor }
 }
 
 #[cfg(test)]

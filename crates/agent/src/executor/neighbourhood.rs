@@ -4,6 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use sealci_sandbox::NetworkSpec;
 
+use super::microvm::Company;
+
 /// Environments in one network: that of the first that is prepared with it. The others reach what it reaches, and meet at
 /// `localhost`. Its copies are one. The first has to outlive the others.
 #[derive(Debug, Clone, Default)]
@@ -16,6 +18,8 @@ pub(super) enum Home {
     Helper(NetworkSpec),
     /// A daemon's container's, by its id.
     Container(String),
+    /// A machine's, in which there is room for each of them.
+    Machine(Company),
 }
 
 impl Neighbourhood {

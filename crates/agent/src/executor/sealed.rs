@@ -163,7 +163,7 @@ impl Sealer {
         let (network, gate) = match request.neighbourhood.as_ref().and_then(Neighbourhood::home) {
             // Whoever made it has the gate, if there is one.
             Some(Home::Helper(joined)) => (joined, None),
-            Some(Home::Container(_)) | None => {
+            Some(Home::Container(_) | Home::Machine(_)) | None => {
                 let resolvers =
                     self.0.options.resolvers.clone().unwrap_or_else(sealci_sandbox::host_resolvers);
                 (self.network(&request.network, ids.slot)?, gate::spec(request, &resolvers))

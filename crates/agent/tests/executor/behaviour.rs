@@ -259,7 +259,7 @@ pub async fn a_standby_sees_what_came_after_it(lab: &Lab) {
 pub async fn an_abandoned_standby_leaves_nothing(lab: &Lab) {
     let request = lab.request(["touch ran"]);
     let standby = lab.executor.prepare(request.clone()).await.unwrap();
-    assert_eq!(standby.abandon().await, None);
+    assert_eq!(standby.abandon().await, (Outcome::Cancelled, None));
     for folder in &lab.cgroup_folders {
         assert!(!folder.join(request.attempt.to_string()).exists());
     }

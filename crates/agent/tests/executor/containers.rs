@@ -7,7 +7,7 @@ use std::process::Command;
 use sealci_agent::executor::{ExecutionRequest, ExecutorError, Neighbourhood, ServiceRole, notes};
 use sealci_agent::workspace;
 use sealci_core::outcome::{Cause, Outcome};
-use sealci_core::plan::{Container, Entrypoint};
+use sealci_core::plan::{Container, Entrypoint, Service};
 
 use crate::images::image;
 use crate::lab::{Lab, PATIENCE, Record, until_output};
@@ -454,7 +454,15 @@ pub async fn services_are_programs_beside_an_action(lab: &Lab) {
     service.env.insert("PWD_OF".to_owned(), "a service".to_owned());
     let words = ["perl", "-MIO::Socket::INET", "-e"].map(str::to_owned).to_vec();
     service.container.as_mut().unwrap().entrypoint = Entrypoint::Words(words);
-    service.service = Some(ServiceRole { name: "db".to_owned(), command: Some(vec![serve.to_owned()]) });
+    let role = ServiceRole { name: "db".to_owned(), command: Some(vec![serve.to_owned()]) };
+    action.services = vec![Service {
+        name: role.name.clone(),
+        container: service.container.clone().unwrap(),
+        command: role.command.clone(),
+        env: service.env.clone(),
+        ready: None,
+    }];
+    service.service = Some(role);
     let standby = lab.executor.prepare(action).await.unwrap();
     let mut serving = lab.executor.prepare(service).await.unwrap().begin();
     let mut served = until_output(&mut serving, "in a service\n").await;

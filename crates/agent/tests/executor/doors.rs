@@ -18,7 +18,7 @@ fn staying<C: Into<String>>(lab: &Lab, commands: impl IntoIterator<Item = C>) ->
 }
 
 /// Takes events until the commands are over.
-async fn until_over(execution: &mut Execution) -> Record {
+pub async fn until_over(execution: &mut Execution) -> Record {
     let mut record = Record::default();
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while record.over.is_none() {
@@ -36,7 +36,7 @@ async fn rest(execution: &mut Execution, mut record: Record) -> Record {
     record
 }
 
-async fn take(door: &Door, paths: &[&str], base: &str) -> Result<(Vec<u8>, Taken), DoorError> {
+pub async fn take(door: &Door, paths: &[&str], base: &str) -> Result<(Vec<u8>, Taken), DoorError> {
     let paths: Vec<_> = paths.iter().map(|path| (*path).to_owned()).collect();
     let mut archive = Vec::new();
     let taken = door.take(&paths, base, LIMITS, &mut archive).await?;
@@ -60,7 +60,7 @@ fn entries_of(archive: &[u8]) -> Vec<(String, u32, u64, String)> {
     entries.collect()
 }
 
-fn archive_of(files: &[(&str, &str, u32)]) -> Vec<u8> {
+pub fn archive_of(files: &[(&str, &str, u32)]) -> Vec<u8> {
     let mut archive = tar::Builder::new(Vec::new());
     for (name, content, mode) in files {
         let mut header = tar::Header::new_gnu();
@@ -190,7 +190,7 @@ pub async fn a_put_may_be_given_up(lab: &Lab) {
         async move { door.put("", SilentReader).await }
     });
     tokio::task::yield_now().await;
-    assert_eq!(standby.abandon().await, None);
+    assert_eq!(standby.abandon().await, (Outcome::Cancelled, None));
     assert!(matches!(putting.await.unwrap(), Err(DoorError::Closed)));
     let record = lab.run(ExecutionRequest { stays: false, ..lab.request(["true"]) }).await;
     assert_eq!((record.over.as_ref(), record.outcome()), (None, &Outcome::Succeeded));

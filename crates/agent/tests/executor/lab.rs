@@ -380,6 +380,7 @@ pub fn request_in<C: Into<String>>(folder: &Path, commands: impl IntoIterator<It
         network: Network::Off,
         neighbourhood: None,
         service: None,
+        services: Vec::new(),
         names: Vec::new(),
         timeout: PATIENCE,
         grace: Duration::from_secs(5),

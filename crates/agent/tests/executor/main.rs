@@ -5,6 +5,7 @@
 mod allowed;
 mod as_user;
 mod behaviour;
+mod company;
 mod containers;
 mod daemons;
 mod dockers;
@@ -94,6 +95,12 @@ executors! {
     crate::machines::a_machine_is_cancelled_and_timed_out as a_machine_is_cancelled_and_timed_out,
     crate::machines::what_a_machine_has_is_bounded as what_a_machine_has_is_bounded,
     crate::machines::a_dropped_machine_is_gone as a_dropped_machine_is_gone,
+    crate::company::machines_have_users as machines_have_users,
+    crate::company::a_machine_has_room_for_services as a_machine_has_room_for_services,
+    crate::company::services_end_with_their_machine as services_end_with_their_machine,
+    crate::company::no_machine_outlives_a_killed_agent as no_machine_outlives_a_killed_agent,
+    crate::behaviour::resource_use_is_told as resource_use_is_told,
+    crate::containers::services_are_programs_beside_an_action as services_are_programs_beside_an_action,
     crate::behaviour::exit_codes_are_the_shells as exit_codes_are_the_shells,
     crate::behaviour::a_standby_sees_what_came_after_it as a_standby_sees_what_came_after_it,
     crate::behaviour::an_abandoned_standby_leaves_nothing as an_abandoned_standby_leaves_nothing,

@@ -295,7 +295,7 @@ pub async fn a_card_reaches_the_outside_and_nothing_else(_: &Lab) {
 }
 
 /// The host's ends of all agents' links.
-fn links_of_sandboxes() -> Vec<String> {
+pub fn links_of_sandboxes() -> Vec<String> {
     let entries = std::fs::read_dir("/sys/class/net").unwrap().flatten();
     let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
     names.filter(|name| name.starts_with("sealci")).collect()

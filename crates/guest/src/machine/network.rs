@@ -14,13 +14,17 @@ use crate::sys::machine as sys;
 /// The first network card's name, where nobody gives it another one.
 const CARD: &str = "eth0";
 
-/// Sets the card going: address, way out, and whom to ask for names, whatever the image says.
+/// Sets the card going: address and way out.
 pub fn connect(network: &Network) -> Result<(), Failure> {
     if !Path::new("/sys/class/net").join(CARD).exists() {
         let missing = io::Error::other("it is not there; the kernel may lack the module virtio_net");
         return Err(missing).doing(|| format!("find the network card {CARD}"));
     }
-    set_going(network)?;
+    set_going(network)
+}
+
+/// Says in a root whom to ask for names, whatever the image says.
+pub fn write_resolvers(network: &Network) -> Result<(), Failure> {
     root::write_etc("resolv.conf", &resolver_lines(&network.resolvers))
 }
 

@@ -1,13 +1,13 @@
-//! Puts a machine's root file system together, and what every program expects in one.
+//! Puts the root file systems of a machine together, and what every program expects in one.
 //!
-//! The lower part is the image, on a disk that can only be read; what is written goes to the scratch disk, or to memory. An
+//! The lower part is an image, on a disk that can only be read; what is written goes to the scratch disk, or to memory. An
 //! image is a stranger's, but it can trick nobody here: no path is resolved in it before it is the root, and then what it leads
 //! to is its own machine's.
 
 use std::fmt::Write;
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::Path;
 
 use sealci_guest::wire::machine::{SCRATCH, WORKSPACE};
@@ -15,8 +15,8 @@ use sealci_guest::wire::machine::{SCRATCH, WORKSPACE};
 use crate::failure::{Failure, While};
 use crate::sys::machine::{NO_ATIME, NO_SETUID, PLAIN, READ_ONLY, mount, move_root};
 
-/// Disks, by the order in which they were given.
-const ROOT_DISK: &str = "/dev/vda";
+/// The action's root, and what is written; see [`sealci_guest::wire::machine`].
+pub const ROOT_DISK: &str = "/dev/vda";
 const SCRATCH_DISK: &str = "/dev/vdb";
 
 /// In the initial RAM disk.
@@ -57,21 +57,33 @@ pub fn mount_early() -> Result<(), Failure> {
     EARLY.iter().try_for_each(mount_one)
 }
 
-/// Mounts the image.
-pub fn mount_lower() -> Result<(), Failure> {
+/// Mounts an image, over another one where there is one.
+pub fn mount_lower(disk: &str) -> Result<(), Failure> {
     make_folder(LOWER)?;
-    if !Path::new(ROOT_DISK).exists() {
-        return Err(io::Error::other("the machine was given none"))
-            .doing(|| format!("find the disk {ROOT_DISK}"));
+    if !Path::new(disk).exists() {
+        return Err(io::Error::other("the machine was given none")).doing(|| format!("find the disk {disk}"));
     }
-    mount(ROOT_DISK, LOWER, "squashfs", READ_ONLY, "").doing(|| {
-        format!("mount the root file system (squashfs) of {ROOT_DISK}; what made it, or its disk, damaged it")
+    mount(disk, LOWER, "squashfs", READ_ONLY, "").doing(|| {
+        format!("mount the root file system (squashfs) of {disk}; what made it, or its disk, damaged it")
     })
 }
 
-/// Makes the root over the image, and goes into it.
-pub fn enter() -> Result<(), Failure> {
-    put_together()?;
+/// Mounts what all that is written goes to.
+pub fn mount_writable() -> Result<(), Failure> {
+    make_folder(WRITABLE)?;
+    if Path::new(SCRATCH_DISK).exists() {
+        // Its inode tables are holes, which read as zeroes: they need not be written.
+        mount(SCRATCH_DISK, WRITABLE, "ext4", NO_ATIME, "noinit_itable")
+            .doing(|| format!("mount the scratch disk {SCRATCH_DISK} (ext4)"))
+    } else {
+        // Half of the memory at most, which is the kernel's own bound.
+        mount("tmpfs", WRITABLE, "tmpfs", 0, "mode=0755").doing(|| "mount a tmpfs".to_owned())
+    }
+}
+
+/// Makes a root over the image, and goes into it. `name` is nobody else's in this machine.
+pub fn enter(name: &str) -> Result<(), Failure> {
+    put_together(name)?;
     move_root(WHOLE).doing(|| "go into the root file system".to_owned())?;
     EARLY.iter().chain(LATE).try_for_each(mount_one)?;
     for (path, mode) in FOLDERS {
@@ -88,18 +100,9 @@ pub fn enter() -> Result<(), Failure> {
     Ok(())
 }
 
-fn put_together() -> Result<(), Failure> {
-    make_folder(WRITABLE)?;
+fn put_together(name: &str) -> Result<(), Failure> {
     make_folder(WHOLE)?;
-    if Path::new(SCRATCH_DISK).exists() {
-        // Its inode tables are holes, which read as zeroes: they need not be written.
-        mount(SCRATCH_DISK, WRITABLE, "ext4", NO_ATIME, "noinit_itable")
-            .doing(|| format!("mount the scratch disk {SCRATCH_DISK} (ext4)"))?;
-    } else {
-        // Half of the memory at most, which is the kernel's own bound.
-        mount("tmpfs", WRITABLE, "tmpfs", 0, "mode=0755").doing(|| "mount a tmpfs".to_owned())?;
-    }
-    let [upper, work] = ["upper", "work"].map(|name| format!("{WRITABLE}/{name}"));
+    let [upper, work] = ["upper", "work"].map(|kind| format!("{WRITABLE}/{name}/{kind}"));
     make_folder(&upper)?;
     make_folder(&work)?;
     let of_image = fs::metadata(LOWER).doing(|| format!("look at {LOWER}"))?.permissions();
@@ -108,6 +111,14 @@ fn put_together() -> Result<(), Failure> {
     let options = format!("lowerdir={LOWER},upperdir={upper},workdir={work},volatile");
     mount("overlay", WHOLE, "overlay", 0, &options)
         .doing(|| "lay what can be written over the root".to_owned())
+}
+
+/// Has the user own what the host has for the action in every root.
+pub fn give_folders(uid: u32, gid: u32) -> Result<(), Failure> {
+    for path in [WORKSPACE, SCRATCH] {
+        chown(path, Some(uid), Some(gid)).doing(|| format!("change the owner of {path}"))?;
+    }
+    Ok(())
 }
 
 fn mount_one((kind, target, flags, options): &Mount) -> Result<(), Failure> {

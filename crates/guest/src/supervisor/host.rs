@@ -83,17 +83,17 @@ impl Supervisor {
     }
 
     fn do_as_said(&mut self, message: ToInit) -> Result<(), WireError> {
+        // An environment of a machine that could not be made ready has said so, whatever was on its way.
+        if self.machine.is_some() && self.phase == Phase::Reporting {
+            return Ok(());
+        }
         match message {
             ToInit::Hello { version: wire::VERSION } => {}
-            ToInit::Hello { version } => self.cut_by_kill(Ending::Error(format!(
-                "the agent speaks version {version} of the protocol, this sealci-init version {}",
-                wire::VERSION
-            ))),
-            ToInit::Wake(wake) => self.wake(wake)?,
+            ToInit::Hello { version } => self.cut_by_kill(Ending::Error(wire::unlike(version))),
+            ToInit::Wake(_) => {
+                return Err(WireError::Invalid("Wake, which is for a machine and before all else,"));
+            }
             ToInit::Start(start) => {
-                if self.machine.is_some() && self.phase == Phase::Reporting {
-                    return Ok(());
-                }
                 if self.phase != Phase::Waiting || self.carrier.is_some() {
                     return Err(WireError::Invalid("Start, which comes once and after all files,"));
                 }
@@ -122,21 +122,6 @@ impl Supervisor {
                 }
             }
             ToInit::Leave => self.leave(),
-        }
-        Ok(())
-    }
-
-    fn wake(&mut self, wake: wire::Wake) -> Result<(), WireError> {
-        let is_early = self.phase == Phase::Waiting && self.carrier.is_none();
-        let machine = self.machine.as_mut().filter(|_| is_early);
-        let Some(machine) = machine else {
-            // One that could not be made ready has said so.
-            let is_over = self.machine.is_some() && self.phase == Phase::Reporting;
-            let refused = WireError::Invalid("Wake, which is for a machine's init and before all else,");
-            return if is_over { Ok(()) } else { Err(refused) };
-        };
-        if let Err(failure) = machine.wake(wake) {
-            self.finish(Ending::Error(failure.to_string()));
         }
         Ok(())
     }

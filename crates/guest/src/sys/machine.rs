@@ -39,6 +39,54 @@ pub fn move_root(folder: &str) -> io::Result<()> {
     std::env::set_current_dir("/")
 }
 
+/// Goes on as two processes: this one, and the first of a PID namespace, which has mounts, names and messages of its own, too
+/// (clone(2)). None in the latter. To be called by a process of one thread.
+pub fn fork_apart() -> io::Result<Option<libc::pid_t>> {
+    let kinds = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC;
+    let flags = libc::c_long::from(kinds | libc::SIGCHLD);
+    // SAFETY: without a stack of its own the child goes on on a copy of this one; where there is one thread, no lock is held in
+    // the child that nobody would ever release.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+    let pid = check(libc::pid_t::try_from(pid).map_err(io::Error::other)?)?;
+    Ok(Some(pid).filter(|pid| *pid != 0))
+}
+
+/// Waits for a child's end.
+pub fn wait_for_child() -> io::Result<libc::pid_t> {
+    // SAFETY: no status is asked for.
+    check(unsafe { libc::waitpid(-1, std::ptr::null_mut(), 0) })
+}
+
+/// Becomes a user. Another than root has no capability then, and no way to one.
+pub fn become_user(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
+    if uid != 0 {
+        give_up_capabilities()?;
+    }
+    // SAFETY: the pointer is to so many ids, which live over the call.
+    check(unsafe { libc::setgroups(groups.len(), groups.as_ptr()) })?;
+    // SAFETY: takes integers only.
+    check(unsafe { libc::setresgid(gid, gid, gid) })?;
+    // SAFETY: as above. The kernel takes all capabilities with root's id (capabilities(7)).
+    check(unsafe { libc::setresuid(uid, uid, uid) }).map(drop)
+}
+
+/// Has nothing that is executed from here on bring capabilities, or another user.
+fn give_up_capabilities() -> io::Result<()> {
+    const NOTHING: libc::c_ulong = 0;
+    const YES: libc::c_ulong = 1;
+    for capability in 0..libc::c_ulong::from(u64::BITS) {
+        // SAFETY: takes integers only.
+        match check(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, NOTHING, NOTHING, NOTHING) }) {
+            Ok(_) => {}
+            // The kernel has no more of them.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => break,
+            Err(error) => return Err(error),
+        }
+    }
+    // SAFETY: as above.
+    check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, YES, NOTHING, NOTHING, NOTHING) }).map(drop)
+}
+
 /// Loads a module; one that is there already is as good (finit_module(2)).
 pub fn load_module(module: &File) -> io::Result<()> {
     // SAFETY: a descriptor that is open, a NUL-terminated string, and an integer.

@@ -48,10 +48,11 @@ fn start() -> impl Strategy<Value = Start> {
 fn wake() -> impl Strategy<Value = Wake> {
     let entropy = prop::collection::vec(any::<u8>(), 0..=MAX_ENTROPY_BYTES);
     let network = prop::option::of(network());
-    (any::<[u64; 2]>(), entropy, any::<String>(), texts(), network).prop_map(
-        |(clocks, entropy, host_name, names, network)| {
+    let services = prop::collection::vec(any::<String>(), 0..=machine::MOST_SERVICES);
+    (any::<[u64; 2]>(), entropy, any::<[String; 2]>(), texts(), network, services).prop_map(
+        |(clocks, entropy, [host_name, user], names, network, services)| {
             let [unix_time_us, host_boot_ms] = clocks;
-            Wake { unix_time_us, host_boot_ms, entropy, host_name, names, network }
+            Wake { unix_time_us, host_boot_ms, entropy, host_name, names, network, user, services }
         },
     )
 }
@@ -229,12 +230,25 @@ fn pieces_of_an_archive_are_no_messages() {
 }
 
 #[test]
-fn more_entropy_than_the_kernel_takes_is_refused() {
-    let mut frame = Vec::new();
-    let wake = Wake { entropy: vec![0; MAX_ENTROPY_BYTES + 1], ..Wake::default() };
-    ToInit::Wake(wake).encode(&mut frame).unwrap();
-    let (header, payload) = header_of(&frame, MAX_TO_INIT_BYTES);
-    assert_eq!(ToInit::decode(header.kind, payload), Err(WireError::Invalid("entropy")));
+fn more_than_a_machine_takes_is_refused() {
+    let entropy = Wake { entropy: vec![0; MAX_ENTROPY_BYTES + 1], ..Wake::default() };
+    let services = Wake { services: vec![String::new(); machine::MOST_SERVICES + 1], ..Wake::default() };
+    for (wake, what) in [(entropy, "entropy"), (services, "services")] {
+        let mut frame = Vec::new();
+        ToInit::Wake(wake).encode(&mut frame).unwrap();
+        let (header, payload) = header_of(&frame, MAX_TO_INIT_BYTES);
+        assert_eq!(ToInit::decode(header.kind, payload), Err(WireError::Invalid(what)));
+    }
+}
+
+#[test]
+fn every_service_has_a_port_and_a_disk_of_its_own() {
+    let last = machine::MOST_SERVICES - 1;
+    assert_eq!((machine::service_port(1024, 0), machine::service_disk(0)), (1280, "/dev/vdc".to_owned()));
+    assert_eq!(
+        (machine::service_port(1024, last), machine::service_disk(last)),
+        (1292, "/dev/vdo".to_owned())
+    );
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 
 use super::WireError;
 use super::fields::{Fields, put_bytes, put_count, put_texts};
+use super::machine::MOST_SERVICES;
 
 /// The kernel's generator is whole with 32 bytes; more do no harm, and bound a frame.
 pub const MAX_ENTROPY_BYTES: usize = 512;
@@ -23,6 +24,10 @@ pub struct Wake {
     pub names: Vec<String>,
     /// None: nothing but the loopback.
     pub network: Option<Network>,
+    /// Whom the action runs as, in the words of images (`user`, `uid`, `user:group`, `uid:gid`); empty: root.
+    pub user: String,
+    /// Likewise whom each of the services beside it runs as, in the order of their disks and ports.
+    pub services: Vec<String>,
 }
 
 /// What a machine's network card is set to.
@@ -58,6 +63,8 @@ impl Wake {
                 network.encode(out);
             }
         }
+        put_bytes(out, self.user.as_bytes());
+        put_texts(out, &self.services);
     }
 
     pub(super) fn decode(fields: &mut Fields<'_>) -> Result<Self, WireError> {
@@ -71,6 +78,11 @@ impl Wake {
             host_name: fields.text()?,
             names: fields.texts()?,
             network: if fields.flag()? { Some(Network::decode(fields)?) } else { None },
+            user: fields.text()?,
+            services: match fields.texts()? {
+                services if services.len() <= MOST_SERVICES => services,
+                _ => return Err(WireError::Invalid("services")),
+            },
         })
     }
 }

@@ -38,7 +38,7 @@ pub fn wake_at(time: Duration, entropy: u8) -> ToInit {
         entropy: vec![entropy; 64],
         host_name: "m1".to_owned(),
         names: vec!["database".to_owned()],
-        network: None,
+        ..Wake::default()
     })
 }
 

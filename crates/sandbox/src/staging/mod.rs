@@ -37,6 +37,8 @@ use std::path::{Path, PathBuf};
 pub use self::accounts::{User, UserError};
 pub use self::copying::copy_image;
 pub use self::stack::{ImageProbe, look};
+use sealci_guest::accounts::COMPLAINT;
+
 use crate::spec::{IDS_PER_SANDBOX, NetworkSpec, RootSpec, SandboxSpec};
 use crate::sys;
 
@@ -45,9 +47,6 @@ use crate::sys;
 const STAGE: &str = "/run/sealci";
 
 const NO_SETUID_NO_DEVICES: u64 = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
-
-/// What is said first where it is the image, or what is asked of it, that stands in the way.
-pub const USER_COMPLAINT: &str = "nobody can be run as the user asked for";
 
 /// What could not be staged.
 #[derive(Debug, thiserror::Error)]
@@ -59,7 +58,7 @@ pub enum StagingError {
         #[source]
         source: io::Error,
     },
-    #[error("{USER_COMPLAINT}: {0}")]
+    #[error("{COMPLAINT}: {0}")]
     User(#[from] UserError),
 }
 

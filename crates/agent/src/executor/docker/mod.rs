@@ -38,8 +38,8 @@ use limits::LimitWatch;
 use networks::AgentNetwork;
 use recipe::{Ingredients, Net};
 use sealci_core::plan::{Container, ExecutorKind, Network};
+use sealci_guest::accounts::Account;
 use sealci_guest::wire;
-use sealci_sandbox::User;
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
@@ -304,7 +304,7 @@ impl Making {
             "" | "root" | "0" | "0:0" => Owner { uid: 0, gid: 0 },
             user => {
                 let [passwd, group] = [self.read(id, "/etc/passwd").await, self.read(id, "/etc/group").await];
-                let found = User::find_in(user, &passwd, &group)
+                let found = Account::find(user, &passwd, &group)
                     .map_err(|error| ExecutorError::Unsupported(error.to_string()))?;
                 Owner { uid: found.uid, gid: found.gid }
             }

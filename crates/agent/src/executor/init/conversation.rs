@@ -164,7 +164,8 @@ impl<'a> Conversation<'a> {
             () = self.leave.cancelled(), if self.phase == Phase::Staying => Step::Leave,
             () = self.outgoing.write(), if !self.outgoing.is_empty() => Step::Written,
             permit = events.reserve(), if self.waiting.is_some() => Step::Permit(permit.ok()),
-            frame = self.incoming.next(), if !is_held_up && (!stands || self.sleeps || self.errands.has_files()) => {
+            // Of one that stands nothing is heard but what was asked for, and that a machine is over.
+            frame = self.incoming.next(), if !is_held_up && (!stands || self.machine.is_some() || self.errands.has_files()) => {
                 Step::Frame(frame)
             }
             request = self.requests.recv(), if !self.sleeps && !self.errands.has_files() => Step::Request(request),

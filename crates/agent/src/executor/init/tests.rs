@@ -128,7 +128,14 @@ impl Environment for Nowhere {
 
     fn machine(&self) -> Option<Machine> {
         let names = vec!["db".to_owned()];
-        Some(Machine { host_name: "sealci".to_owned(), names, network: None, workspace: self.0.clone() })
+        Some(Machine {
+            host_name: "sealci".to_owned(),
+            names,
+            network: None,
+            workspace: self.0.clone(),
+            user: "build".to_owned(),
+            services: vec!["postgres".to_owned()],
+        })
     }
 
     fn kill(&mut self) {}
@@ -213,6 +220,7 @@ async fn a_machine_is_woken_when_it_calls_and_gets_the_workspace_first() {
         (wake.host_name.as_str(), &wake.names[..], wake.entropy.len()),
         ("sealci", &["db".to_owned()][..], 32)
     );
+    assert_eq!((wake.user.as_str(), &wake.services[..]), ("build", &["postgres".to_owned()][..]));
     assert!(wake.host_boot_ms > 0 && wake.unix_time_us > 0, "{wake:?}");
 
     let ToInit::Put(put_in) = hear_message(&mut init).await else { panic!("the workspace goes in") };
@@ -245,6 +253,22 @@ async fn a_machine_that_does_not_come_up_is_waited_for_so_long() {
             assert_eq!(cause, Cause::Executor);
             assert!(message.contains("did not come up in time"), "{message}");
         }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_machine_that_ends_while_it_stands_by_is_noticed() {
+    let (standby, mut init) = machine("/nowhere/at/all".into());
+    assert_eq!(hear_message(&mut init).await, ToInit::Hello { version: wire::VERSION });
+    say(&mut init, FromInit::Hello { version: wire::VERSION }).await;
+    assert!(matches!(hear_message(&mut init).await, ToInit::Wake(_)));
+    let ending = Ending::Error("there is no disk".to_owned());
+    say(&mut init, FromInit::Finished { ending, survivors: 0 }).await;
+    // Its channel is let go before anybody wants it to begin, or gives it up.
+    assert_eq!(init.read(&mut [0]).await.unwrap(), 0);
+    match standby.abandon().await {
+        (Outcome::Errored { message, .. }, None) => assert_eq!(message, "there is no disk"),
         other => panic!("{other:?}"),
     }
 }

@@ -20,10 +20,11 @@ use sealci_microvm::template::Template;
 use sealci_vmm::machine::MAX_VCPUS;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Means;
 use super::network::Link;
+use super::services::Berth;
 use super::template::{Templates, Wish};
 use crate::executor::cgroup::Limits;
 use crate::executor::environment::{Group, HostEnvironment, blocking};
@@ -136,10 +137,7 @@ impl Recipe {
 
     /// The disks of a machine that writes to this one.
     fn disks(&self, written: &Path) -> Vec<OsString> {
-        let Some(root) = &self.root else { return Vec::new() };
-        let mut root = root.path().to_owned().into_os_string();
-        root.push(":ro");
-        vec![root, written.into()]
+        self.root.as_ref().map_or(Vec::new(), |root| vec![read_only(root.path()), written.into()])
     }
 
     /// Starts the monitor in a control group of this name. Its machine comes up by itself. Blocks.
@@ -172,7 +170,9 @@ struct Order {
     /// Takes its disk.
     scratch: PathBuf,
     link: Option<Link>,
+    /// None where it boots in any case.
     templates: Option<Arc<Templates>>,
+    services: Arc<[Berth]>,
 }
 
 /// A machine that was started.
@@ -195,8 +195,14 @@ impl Order {
         let snapshot = template.as_ref().map(Template::snapshot);
         let begin = snapshot.as_deref().map_or(Begin::Boot, Begin::Restore);
         let made_of = self.templates.as_ref().map(|templates| templates.made_of(&self.kind));
-        let disks = self.recipe.disks(&written);
-        let arguments = self.recipe.arguments(&self.kind, begin, &made_of.unwrap_or_default(), &disks);
+        let mut disks = self.recipe.disks(&written);
+        disks.extend(self.services.iter().map(|berth| read_only(&berth.root)));
+        let mut arguments = self.recipe.arguments(&self.kind, begin, &made_of.unwrap_or_default(), &disks);
+        for (service, berth) in self.services.iter().enumerate() {
+            let mut end = OsString::from(format!("{}=", inside::service_port(PORT, service)));
+            end.push(&berth.socket);
+            arguments.extend(["--vsock".into(), end]);
+        }
         let limits = self.kind.limits(self.cpu_millis);
         let (channel, host) = self.recipe.start(&self.name, &limits, arguments, self.link.as_ref())?;
         Ok(Started { channel, host, template })
@@ -242,14 +248,26 @@ impl Order {
     }
 }
 
+/// What is asked of one machine.
+pub(super) struct Wanted {
+    pub request: ExecutionRequest,
+    pub start: Opening,
+    /// Whom the action runs as, in the words of images.
+    pub user: String,
+    pub link: Option<Link>,
+    /// What is beside the action.
+    pub services: Vec<Berth>,
+    /// Cancelled when it is over.
+    pub over: DropGuard,
+}
+
 /// Starts an action's machine, with a disk of its own to write to.
 pub(super) async fn prepare(
     recipe: Recipe,
     templates: Option<Arc<Templates>>,
-    request: ExecutionRequest,
-    start: Opening,
-    link: Option<Link>,
+    wanted: Wanted,
 ) -> Result<Prepared, ExecutorError> {
+    let Wanted { request, start, user, link, services, over } = wanted;
     let (timeout, grace) = (request.timeout, request.grace);
     let order = Order {
         kind: Kind::of(&recipe, &request.resources, link.is_some()),
@@ -258,7 +276,9 @@ pub(super) async fn prepare(
         cpu_millis: request.resources.cpu_millis,
         scratch: request.scratch.clone(),
         link,
-        templates,
+        // What is saved has no disks for services.
+        templates: templates.filter(|_| services.is_empty()),
+        services: services.into(),
     };
     let restored = order.restore(&request.stop).await?;
     let Started { channel, host, template } = match restored {
@@ -267,11 +287,34 @@ pub(super) async fn prepare(
     };
     let behind = if template.is_none() { order.wish() } else { None };
     let link = order.link.clone();
-    let (record, notes) = (link.as_ref().and_then(|link| link.spec.gate.clone()), request.notes.clone());
-    let environment =
-        MachineEnvironment { host, request, link, behind, ran_out_of_memory: false, _template: template };
-    let environment = gate::told(Box::new(environment), record.as_ref(), &notes);
+    let machine = Machine {
+        host_name: "sealci".to_owned(),
+        names: request.names,
+        network: link.as_ref().map(Link::inside),
+        workspace: request.workspace,
+        user,
+        services: order.services.iter().map(|berth| berth.user.clone()).collect(),
+    };
+    let record = link.as_ref().and_then(|link| link.spec.gate.clone());
+    let environment = MachineEnvironment {
+        host,
+        machine,
+        link,
+        behind,
+        ran_out_of_memory: false,
+        _template: template,
+        _recipe: order.recipe,
+        _over: over,
+    };
+    let environment = gate::told(Box::new(environment), record.as_ref(), &request.notes);
     Ok(Prepared { channel, start, environment, timeout, grace })
+}
+
+/// A disk that nobody can write.
+fn read_only(root: &Path) -> OsString {
+    let mut disk = root.to_owned().into_os_string();
+    disk.push(":ro");
+    disk
 }
 
 /// Whether a machine that goes on calls in time. What it says stays to be heard.
@@ -367,7 +410,7 @@ pub(super) fn probe(recipe: &Recipe, patience: Duration) -> Result<(), ExecutorE
 struct MachineEnvironment {
     /// The monitor, or the helper around it.
     host: HostEnvironment,
-    request: ExecutionRequest,
+    machine: Machine,
     /// None: it reaches nothing.
     link: Option<Link>,
     /// None where it went on from another.
@@ -375,6 +418,9 @@ struct MachineEnvironment {
     ran_out_of_memory: bool,
     /// What it has mapped.
     _template: Option<Template>,
+    /// Its root stays while it runs.
+    _recipe: Recipe,
+    _over: DropGuard,
 }
 
 #[async_trait]
@@ -388,12 +434,7 @@ impl Environment for MachineEnvironment {
     }
 
     fn machine(&self) -> Option<Machine> {
-        Some(Machine {
-            host_name: "sealci".to_owned(),
-            names: self.request.names.clone(),
-            network: self.link.as_ref().map(Link::inside),
-            workspace: self.request.workspace.clone(),
-        })
+        Some(self.machine.clone())
     }
 
     fn kill(&mut self) {

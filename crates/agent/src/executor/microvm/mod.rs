@@ -8,10 +8,12 @@
 //!
 //! The channel is the monitor's standard input: it joins the port that the machine's init calls with that, and ends when the
 //! channel does, also when this process is killed. The workspace goes in through the channel, and what is wanted of it comes
-//! out the same way. What an action with a network reaches is what it would reach in a sandbox (see `network`).
+//! out the same way. What an action with a network reaches is what it would reach in a sandbox (see `network`). An action's
+//! services live in its machine (see `services`). Whom programs run as is looked up by the machine's init, in the image.
 
 mod machine;
 mod network;
+mod services;
 mod template;
 
 use std::fmt;
@@ -24,23 +26,28 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use machine::{Recipe, prepare};
+use machine::{Recipe, Wanted, prepare};
 use network::Link;
 use sealci_core::plan::{Container, ExecutorKind, Network};
 use sealci_guest::wire::{self, machine as inside};
-use sealci_image::{Image, StoreOptions};
+use sealci_image::{Image, ImageConfig, StoreOptions};
 use sealci_microvm::initramfs::{Initramfs, InitramfsStore};
 use sealci_microvm::kernel::{FOR_MACHINE, Kernel, KernelError, KernelStore, UnpackError, Unpacked};
 use sealci_microvm::root::{Root, RootError, RootStore};
 use sealci_microvm::scratch::Blank;
+use services::{Companion, Share, check_room};
 use template::Templates;
 use tokio_util::task::TaskTracker;
 
 use super::cgroup::Cgroups;
 use super::container::wrapper;
 use super::environment::{Running, blocking, stand_by};
+use super::init::Prepared;
+use super::neighbourhood::{Home, Neighbourhood};
 use super::sealed::{Place, Sealer};
-use super::{ExecutionRequest, Executor, ExecutorError, Images, Standby, init, programs};
+use super::{ExecutionRequest, Executor, ExecutorError, Images, ServiceRole, Standby, init, programs};
+
+pub(super) use services::Company;
 
 /// What a machine may write, where nothing else is said. It takes room as it is written.
 pub const DEFAULT_DISK_BYTES: u64 = 16 << 30;
@@ -174,19 +181,52 @@ impl MicrovmExecutor {
         Ok(Some((place, link)))
     }
 
-    /// The image's files as a disk.
-    async fn root(&self, request: &ExecutionRequest, image: Image) -> Result<(Root, Image), ExecutorError> {
+    /// An image's files as a disk, and what the image says.
+    async fn obtain(
+        &self,
+        request: &ExecutionRequest,
+        container: &Container,
+    ) -> Result<(Root, ImageConfig), ExecutorError> {
+        let obtaining = self.images.obtain(container, &request.notes);
+        let image = request.stop.run_until_cancelled(obtaining).await.ok_or(ExecutorError::Stopped)??;
         let (means, stop) = (self.means.clone(), Arc::new(AtomicBool::new(false)));
         let making = {
             let stop = stop.clone();
             blocking(move || {
                 let root = obtain(&means.roots, means.roots_budget_bytes, &image, &stop);
-                root.map(|root| (root, image)).map_err(unusable_root)
+                root.map(|root| (root, image.config)).map_err(unusable_root)
             })
         };
         // It goes on until it has seen that, and leaves nothing.
         let _stopping = Stopping(stop);
         request.stop.run_until_cancelled(making).await.ok_or(ExecutorError::Stopped)?
+    }
+
+    /// What is to be beside the action, in the order of the request.
+    async fn companions(&self, request: &ExecutionRequest) -> Result<Vec<Companion>, ExecutorError> {
+        let obtaining = request.services.iter().map(|service| async move {
+            let (root, config) = self.obtain(request, &service.container).await?;
+            let user = user_of(&service.container, &config);
+            Ok(Companion { name: service.name.clone(), root, config, user })
+        });
+        futures_util::future::try_join_all(obtaining).await
+    }
+
+    /// Has a service stand by in its action's machine.
+    async fn join(&self, request: ExecutionRequest, role: &ServiceRole) -> Result<Standby, ExecutorError> {
+        let home = request.neighbourhood.as_ref().and_then(Neighbourhood::home);
+        let (Some(Home::Machine(company)), Some(container)) = (home, &request.container) else {
+            return Err(ExecutorError::Unsupported(format!(
+                "the service `{}` has no machine of an action to be in",
+                role.name
+            )));
+        };
+        let seat = company.take(&role.name)?;
+        let start = seat.start(&request, role, container)?;
+        let channel = seat.called(&request.stop).await?;
+        let (timeout, grace) = (request.timeout, request.grace);
+        let prepared = Prepared { channel, start, environment: Box::new(Share::default()), timeout, grace };
+        stand_by(&self.tasks, std::future::ready(Ok(prepared)), ()).await
     }
 }
 
@@ -222,23 +262,31 @@ impl Executor for MicrovmExecutor {
     }
 
     async fn prepare(&self, request: ExecutionRequest) -> Result<Standby, ExecutorError> {
-        request.refuse_service(self.kind())?;
+        if let Some(role) = request.service.clone() {
+            return self.join(request, &role).await;
+        }
         let container = request.container.clone().ok_or_else(|| {
             ExecutorError::Unsupported(
                 "the action names no image: it says `executor: microvm` and has no `container`".to_owned(),
             )
         })?;
+        check_room(&request)?;
         let network = self.network(&request)?;
         let guard = self.running.enter(request.attempt)?;
-        let obtaining = self.images.obtain(&container, &request.notes);
-        let image = request.stop.run_until_cancelled(obtaining).await.ok_or(ExecutorError::Stopped)??;
-        refuse_user(container.user.as_deref().unwrap_or(&image.config.user))?;
-        let (root, image) = self.root(&request, image).await?;
-        let start = init::encoded(start_message(&request, &container, &image))?;
+        let ((root, config), companions) =
+            tokio::try_join!(self.obtain(&request, &container), self.companions(&request))?;
+        let start = start_message(&request, &config, wrapper(&container, &config.entrypoint));
+        let (company, services) = Company::gather(&request.scratch, &companions)?;
+        let over = company.machine_is_over().clone().drop_guard();
+        if let Some(neighbourhood) = &request.neighbourhood {
+            neighbourhood.found(Home::Machine(company));
+        }
         let recipe = self.recipe(Some(root));
         let (place, link) = network.unzip();
-        let making = prepare(recipe, self.templates.clone(), request, start, link);
-        stand_by(&self.tasks, making, (guard, place)).await
+        let (start, user) = (init::encoded(start)?, user_of(&container, &config));
+        let wanted = Wanted { request, start, user, link, services, over };
+        let making = prepare(recipe, self.templates.clone(), wanted);
+        stand_by(&self.tasks, making, (guard, place, companions)).await
     }
 
     async fn sweep(&self) -> Result<(), ExecutorError> {
@@ -261,15 +309,20 @@ impl Executor for MicrovmExecutor {
     }
 }
 
-fn start_message(request: &ExecutionRequest, container: &Container, image: &Image) -> wire::Start {
-    let mut env = image.config.env.clone();
+/// Whom an image's programs run as, in its own words.
+fn user_of(container: &Container, config: &ImageConfig) -> String {
+    container.user.clone().unwrap_or_else(|| config.user.clone())
+}
+
+fn start_message(request: &ExecutionRequest, config: &ImageConfig, wrapper: Vec<String>) -> wire::Start {
+    let mut env = config.env.clone();
     env.extend(request.env.clone());
     env.entry("TMPDIR".to_owned()).or_insert_with(|| "/tmp".to_owned());
     env.insert("SEALCI_ATTEMPT".to_owned(), request.attempt.to_string());
     env.insert("SEALCI_WORKSPACE".to_owned(), inside::WORKSPACE.to_owned());
     wire::Start {
         commands: request.commands.clone(),
-        wrapper: wrapper(container, &image.config.entrypoint),
+        wrapper,
         shell: request.shell.as_str().to_owned(),
         env: env.into_iter().collect(),
         workdir: inside::WORKSPACE.into(),
@@ -302,15 +355,6 @@ fn unpack(folder: &Path, image: &Path, vmm: &Path) -> Result<Option<Unpacked>, E
             Ok(None)
         }
         Err(error) => Err(failed("keep the machines' kernel", error)),
-    }
-}
-
-fn refuse_user(user: &str) -> Result<(), ExecutorError> {
-    match user {
-        "" | "root" | "0" | "0:0" | "root:root" => Ok(()),
-        other => Err(ExecutorError::Unsupported(format!(
-            "machines run actions as root only yet, and the image or the action asks for the user `{other}`; say `user: root`"
-        ))),
     }
 }
 
