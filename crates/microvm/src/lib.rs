@@ -1,5 +1,6 @@
 //! Makes what a microVM is started with out of what a host has: an image's root file system, a disk to write to, a kernel with
-//! the modules that are needed, and the initial RAM disk that brings them together. Knows nothing of CI.
+//! the modules that are needed, and the initial RAM disk that brings them together; and keeps machines that were saved. Knows
+//! nothing of CI.
 //!
 //! ```text
 //! image's layers ──▶ root: one squashfs per digest ─────────────────────────┐
@@ -12,3 +13,4 @@ pub mod kernel;
 pub mod root;
 pub mod scratch;
 mod shelf;
+pub mod template;

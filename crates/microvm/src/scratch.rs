@@ -1,12 +1,16 @@
 //! Makes the disk that a machine writes to.
 //!
 //! It is made on the host, where e2fsprogs is never missing: an image need not have it. The file is sparse and holds no journal,
-//! since nothing of it outlives its machine; so a large one costs no more time or room than a small one, at first.
+//! since nothing of it outlives its machine; so a large one costs no more time or room than a small one, at first. One is made
+//! ahead, and each machine gets a copy: no machine waits for a program to run.
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+use rustix::fs::{SeekFrom, seek};
 
 /// What to install where the program is missing.
 pub const PACKAGE: &str = "e2fsprogs";
@@ -32,6 +36,63 @@ pub enum ScratchError {
     },
     #[error("mkfs.ext4 could not make the disk {}: {told}", path.display())]
     Refused { path: PathBuf, told: String },
+}
+
+/// An empty disk, to be copied.
+#[derive(Debug)]
+pub struct Blank {
+    path: PathBuf,
+    bytes: u64,
+}
+
+impl Blank {
+    /// Makes it anew in this folder, which is one process's: what is there may be half of one. Blocks for a moment.
+    pub fn make(folder: &Path, bytes: u64) -> Result<Self, ScratchError> {
+        let path = folder.join("blank");
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(ScratchError::Io { path, source });
+            }
+            _ => {}
+        }
+        make(&path, bytes)?;
+        Ok(Self { path, bytes })
+    }
+
+    /// The size of the disk.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Makes a new file at `path` that is the same. An error may leave a part of it. Blocks for a moment.
+    pub fn copy(&self, path: &Path) -> Result<(), ScratchError> {
+        let copy = || {
+            let mut options = File::options();
+            let to = options.write(true).create_new(true).mode(0o600).open(path)?;
+            to.set_len(self.bytes)?;
+            copy_data(&File::open(&self.path)?, &to)
+        };
+        copy().map_err(|source| ScratchError::Io { path: path.to_owned(), source })
+    }
+}
+
+/// Copies what is no hole: of an empty file system some hundred KiB, however large it is.
+fn copy_data(from: &File, to: &File) -> io::Result<()> {
+    let mut piece = vec![0; 64 << 10];
+    let mut at = 0;
+    loop {
+        at = match seek(from, SeekFrom::Data(at)) {
+            Err(rustix::io::Errno::NXIO) => return Ok(()),
+            data => data?,
+        };
+        let end = seek(from, SeekFrom::Hole(at))?;
+        while at < end {
+            let length = (end - at).min(piece.len() as u64) as usize;
+            from.read_exact_at(&mut piece[..length], at)?;
+            to.write_all_at(&piece[..length], at)?;
+            at += length as u64;
+        }
+    }
 }
 
 /// Makes a new file at `path` with an empty ext4 file system of so many bytes. An error leaves nothing there. Blocks for a moment.

@@ -184,6 +184,12 @@ impl HostEnvironment {
         birth::id(self.child.get_ref())
     }
 
+    /// Waits for the end of the init, or the helper around it.
+    pub async fn ended(&self) {
+        // An error would be the end of what tells of it.
+        let _ = self.child.readable().await;
+    }
+
     /// Sends TERM to the init, or the helper around it.
     pub fn terminate(&self) {
         // An error means that it is gone.

@@ -175,8 +175,28 @@ impl Lab {
         Some(Self::of(Box::new(executor), folder, Some(groups)))
     }
 
-    /// `microvm`, where machines run, with a network for those who ask for it.
+    /// `microvm`, where machines run, with a network for those who ask for it. Each machine boots.
     pub fn microvm() -> Option<Self> {
+        // An image's root is made once for all tests.
+        Self::microvm_with(|_| (shared_roots(), 0))
+    }
+
+    /// `microvm` whose machines go on from others, and which has seen none yet.
+    pub fn microvm_with_templates() -> Option<Self> {
+        Self::microvm_with(|folder| {
+            let roots = roots_of(folder);
+            std::fs::create_dir(&roots).unwrap();
+            for entry in std::fs::read_dir(shared_roots()).into_iter().flatten().flatten() {
+                if entry.path().extension().is_some_and(|extension| extension == "squashfs") {
+                    std::fs::copy(entry.path(), roots.join(entry.file_name())).unwrap();
+                }
+            }
+            (roots, 1 << 30)
+        })
+    }
+
+    /// With where roots and templates are, and how much the templates may take.
+    fn microvm_with(places: impl FnOnce(&Path) -> (PathBuf, u64)) -> Option<Self> {
         let name = std::thread::current().name().unwrap_or_default().to_owned();
         let Some(kernel) = std::env::var_os("SEALCI_TEST_KERNEL") else {
             skip("kvm", &name, "`cargo xtask vm-test` runs it, in a guest that runs machines");
@@ -185,11 +205,12 @@ impl Lab {
         let folder = TempDir::new().unwrap();
         let (cgroups, cgroup_folders, instance) = cgroups("root")?;
         let sealer = sealer_of(&folder, cgroups.clone(), true, PIDS);
+        let (roots, templates_budget_bytes) = places(folder.path());
         let options = MicrovmOptions {
             kernel: Some(kernel.into()),
             modules: std::env::var_os("SEALCI_TEST_MODULES").map(PathBuf::from),
-            // An image's is made once for all tests.
-            roots: Some(std::env::temp_dir().join("sealci-test-roots")),
+            roots: Some(roots),
+            templates_budget_bytes,
             disk_bytes: 256 << 20,
             ..MicrovmOptions::default()
         };
@@ -242,6 +263,15 @@ impl Drop for Lab {
         // An error unless something is mounted there.
         let _ = nix::mount::umount2(self.folder.path(), nix::mount::MntFlags::MNT_DETACH);
     }
+}
+
+fn shared_roots() -> PathBuf {
+    std::env::temp_dir().join("sealci-test-roots")
+}
+
+/// Where a lab of its own has machines' roots and templates.
+pub fn roots_of(folder: &Path) -> PathBuf {
+    folder.join("roots")
 }
 
 /// A folder on a file system that knows no mapped owners.

@@ -84,7 +84,7 @@ pub async fn a_dropped_machine_is_gone(lab: &Lab) {
     eventually("the monitor is gone", || monitors(lab).is_empty());
 }
 
-/// The lab's monitors that live.
+/// The command lines of the lab's monitors that live.
 pub fn monitors(lab: &Lab) -> Vec<String> {
     let program = lab.folder.path().join("bin/sealci-vmm-");
     let words = |entry: std::fs::DirEntry| std::fs::read(entry.path().join("cmdline")).ok();

@@ -16,6 +16,7 @@ mod lab;
 mod machines;
 mod network;
 mod sealing;
+mod templates;
 mod volume;
 
 use lab::Lab;
@@ -108,6 +109,15 @@ executors! {
     crate::network::the_outside_is_reached_and_nothing_else as the_outside_is_reached_and_nothing_else,
     crate::network::a_machine_speaks_for_itself_alone as a_machine_speaks_for_itself_alone,
     crate::allowed::a_machine_is_held_to_its_list as a_machine_is_held_to_its_list,
+}
+
+// Where machines go on from others. What is in no core of these tests are the many.
+executors! {
+    microvm_with_templates;
+    crate::templates::the_second_of_a_kind_goes_on_from_another as the_second_of_a_kind_goes_on_from_another,
+    crate::templates::no_action_fails_by_a_template as no_action_fails_by_a_template,
+    crate::templates::a_machine_that_goes_on_has_its_network as a_machine_that_goes_on_has_its_network,
+    crate::templates::two_hundred_actions_leave_nothing as two_hundred_actions_leave_nothing,
 }
 
 executors! {

@@ -25,8 +25,8 @@ const MACHINE_PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Debug, Default, Clone, Args)]
 #[command(next_help_heading = "Images")]
 pub struct ImageArgs {
-    /// The disk that unpacked images may take, and machines' root file systems as much again; those used longest ago go first
-    /// [default: 20 GiB]
+    /// The disk that unpacked images may take, machines' root file systems as much again, and saved machines, from which others
+    /// go on, as much again; those used longest ago go first [default: 20 GiB]
     #[arg(long, value_name = "BYTES")]
     pub images_budget_bytes: Option<u64>,
     /// The folder below which `oci:NAME` and `docker-archive:NAME` are found [default: there are none]
@@ -110,6 +110,7 @@ impl ImageArgs {
             modules: self.microvm_modules.clone(),
             roots: Some(folder.join("machines")),
             roots_budget_bytes: store.budget_bytes,
+            templates_budget_bytes: store.budget_bytes,
             ..MicrovmOptions::default()
         });
         Ok(ImageOffer { folder, store, capabilities: self.container_capability.clone(), machines })

@@ -14,6 +14,7 @@
 mod machine;
 mod network;
 mod services;
+mod template;
 
 use std::fmt;
 use std::fs::File;
@@ -33,7 +34,9 @@ use sealci_image::{Image, ImageConfig, StoreOptions};
 use sealci_microvm::initramfs::{Initramfs, InitramfsStore};
 use sealci_microvm::kernel::{FOR_MACHINE, Kernel, KernelError, KernelStore, UnpackError, Unpacked};
 use sealci_microvm::root::{Root, RootError, RootStore};
+use sealci_microvm::scratch::Blank;
 use services::{Companion, Share, check_room};
+use template::Templates;
 use tokio_util::task::TaskTracker;
 
 use super::cgroup::Cgroups;
@@ -60,6 +63,8 @@ pub struct MicrovmOptions {
     pub roots: Option<PathBuf>,
     /// How much of the disk these may take; those used longest ago go first.
     pub roots_budget_bytes: u64,
+    /// How much of the same disk machines may take that were saved for others to go on from; 0: each machine boots.
+    pub templates_budget_bytes: u64,
     /// What a machine may write to its disk.
     pub disk_bytes: u64,
 }
@@ -71,6 +76,7 @@ impl Default for MicrovmOptions {
             modules: None,
             roots: None,
             roots_budget_bytes: StoreOptions::default().budget_bytes,
+            templates_budget_bytes: StoreOptions::default().budget_bytes,
             disk_bytes: DEFAULT_DISK_BYTES,
         }
     }
@@ -82,6 +88,8 @@ pub struct MicrovmExecutor {
     means: Arc<Means>,
     images: Arc<dyn Images>,
     sealer: Option<Sealer>,
+    /// None: each machine boots.
+    templates: Option<Arc<Templates>>,
     running: Running,
     tasks: TaskTracker,
 }
@@ -96,8 +104,15 @@ struct Means {
     initramfs: Initramfs,
     roots: RootStore,
     roots_budget_bytes: u64,
-    disk_bytes: u64,
+    /// What each machine's disk is a copy of.
+    blank: Blank,
     cgroups: Option<Cgroups>,
+}
+
+impl Means {
+    fn kernel_file(&self) -> &Path {
+        self.unpacked.as_ref().map_or(&*self.kernel.image, Unpacked::path)
+    }
 }
 
 impl MicrovmExecutor {
@@ -128,12 +143,16 @@ impl MicrovmExecutor {
                 Ok(initramfs)
             })
             .map_err(|error| failed("make the machines' initial RAM disk", error))?;
-        let roots = RootStore::open(options.roots.as_deref().unwrap_or(&folder)).map_err(unusable_root)?;
-        let MicrovmOptions { roots_budget_bytes, disk_bytes, .. } = *options;
-        let means =
-            Means { vmm, kernel, unpacked, initramfs, roots, roots_budget_bytes, disk_bytes, cgroups };
-        let means = Arc::new(means);
-        Ok(Self { means, images, sealer, running: Running::default(), tasks: TaskTracker::new() })
+        let shared = options.roots.as_deref().unwrap_or(&folder);
+        let roots = RootStore::open(shared).map_err(unusable_root)?;
+        let MicrovmOptions { roots_budget_bytes, templates_budget_bytes, disk_bytes, .. } = *options;
+        let blank =
+            Blank::make(&folder, disk_bytes).map_err(|error| failed("make machines' disks", error))?;
+        let means = Means { vmm, kernel, unpacked, initramfs, roots, roots_budget_bytes, blank, cgroups };
+        let templates = (templates_budget_bytes > 0)
+            .then(|| Templates::open(shared, &folder, &means, templates_budget_bytes).map(Arc::new));
+        let (means, templates) = (Arc::new(means), templates.transpose()?);
+        Ok(Self { means, images, sealer, templates, running: Running::default(), tasks: TaskTracker::new() })
     }
 
     /// Runs a small machine until its init calls: whether machines run here at all. Blocks.
@@ -141,16 +160,8 @@ impl MicrovmExecutor {
         machine::probe(&self.recipe(None), patience)
     }
 
-    fn recipe(&self, root: Option<&Root>) -> Recipe {
-        let means = &self.means;
-        Recipe {
-            vmm: means.vmm.clone(),
-            kernel: means.unpacked.as_ref().map_or(&*means.kernel.image, Unpacked::path).to_owned(),
-            initramfs: means.initramfs.path().to_owned(),
-            root: root.map(|root| root.path().to_owned()),
-            disk_bytes: means.disk_bytes,
-            cgroups: means.cgroups.clone(),
-        }
+    fn recipe(&self, root: Option<Root>) -> Recipe {
+        Recipe { means: self.means.clone(), root: root.map(Arc::new) }
     }
 
     /// What an action that reaches outwards has for that.
@@ -270,12 +281,12 @@ impl Executor for MicrovmExecutor {
         if let Some(neighbourhood) = &request.neighbourhood {
             neighbourhood.found(Home::Machine(company));
         }
-        let recipe = self.recipe(Some(&root));
+        let recipe = self.recipe(Some(root));
         let (place, link) = network.unzip();
         let (start, user) = (init::encoded(start)?, user_of(&container, &config));
         let wanted = Wanted { request, start, user, link, services, over };
-        let kept = (guard, place, root, companions, self.means.clone());
-        stand_by(&self.tasks, blocking(move || prepare(&recipe, wanted)), kept).await
+        let making = prepare(recipe, self.templates.clone(), wanted);
+        stand_by(&self.tasks, making, (guard, place, companions)).await
     }
 
     async fn sweep(&self) -> Result<(), ExecutorError> {
@@ -286,8 +297,14 @@ impl Executor for MicrovmExecutor {
     }
 
     async fn close(&self) {
+        if let Some(templates) = &self.templates {
+            templates.stop();
+        }
         self.tasks.close();
         self.tasks.wait().await;
+        if let Some(templates) = &self.templates {
+            templates.close().await;
+        }
         self.images.close().await;
     }
 }

@@ -8,18 +8,26 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use sealci_guest::wire;
-use sealci_sandbox::{MACHINE_ARGUMENT, MachineSpec, machine};
+use sealci_sandbox::{MACHINE_ARGUMENT, MachineSpec, NetworkSpec, machine};
 
 use crate::executor::ExecutorError;
 use crate::executor::helper::HelperCommand;
 
 /// What the helper makes of it.
+#[derive(Debug, Clone)]
 pub(super) struct Link {
     pub helper: HelperCommand,
     pub spec: MachineSpec,
 }
 
 impl Link {
+    /// A network that leads nowhere, with the same card. `scratch` is an empty folder.
+    pub fn apart(&self, scratch: &Path) -> Self {
+        let spec =
+            MachineSpec { network: NetworkSpec::Off, scratch: scratch.to_owned(), ..self.spec.clone() };
+        Self { helper: self.helper.clone(), spec }
+    }
+
     /// What starts this program and its arguments in the network, with the card's tap.
     pub fn around(
         &self,
